@@ -1,0 +1,1 @@
+"""SEEKR continual learning for Hugging Face causal language models."""

@@ -1,0 +1,29 @@
+"""Errors a user can cause and mend.
+
+Every message is one line that names the file, row or key and says what to do. The command line prints it
+without a traceback and exits with code 2.
+"""
+
+
+class SeekrError(ValueError):
+    """Base of every error raised for bad input; catching ``ValueError`` catches all of them."""
+
+
+class ConfigError(SeekrError):
+    """A key, value or combination of settings that cannot be honoured."""
+
+
+class DataError(SeekrError):
+    """A task's files are missing, unreadable, empty or of the wrong shape."""
+
+
+class MemoryFormatError(SeekrError):
+    """A replay memory is damaged, of a newer format, or belongs to another model or tokenizer."""
+
+
+class ModelError(SeekrError):
+    """A model or tokenizer that cannot be loaded or cannot be used by the chosen method."""
+
+
+class OutputError(SeekrError):
+    """An output folder that already holds something, or that cannot be written."""
