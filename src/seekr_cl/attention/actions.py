@@ -1,0 +1,133 @@
+"""The three things SEEKR does at an attention layer: record rows, distil rows, measure sensitivity.
+
+Shapes as in ``rows``: B batch, H query heads, L sequence length, D head size, P (sample, head) pairs, R rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekr_cl.attention.rows import AttentionCall, RowIndex, attention_rows, row_kl
+from seekr_cl.attention.sensitivity import OutputGradientTap, squared_norm_all, squared_norm_valid
+
+
+class RecordRows:
+    """Keeps the attention rows of the layers in ``wanted``.
+
+    Attributes:
+        rows: after a forward pass, ``{layer: [P, R, L]}``.
+    """
+
+    def __init__(self, wanted: dict[int, RowIndex]) -> None:
+        self.wanted = wanted
+        self.rows: dict[int, Tensor] = {}
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Records without touching the output."""
+        if call.layer in self.wanted:
+            self.rows[call.layer] = attention_rows(call, self.wanted[call.layer])
+        return output_BLHD
+
+
+@dataclass(frozen=True, slots=True)
+class RowTarget:
+    """What one layer's rows should be.
+
+    Attributes:
+        index: which rows.
+        teacher_PRL: the teacher's probabilities.
+        weight_PR: each row's weight in the layer's loss.
+    """
+
+    index: RowIndex
+    teacher_PRL: Tensor
+    weight_PR: Tensor
+
+
+class DistillRows:
+    """Computes each layer's weighted row divergence and injects its gradient where q and k are used.
+
+    After the forward pass ``losses()`` gives one scalar per layer to put into the loss. These are leaves: the factor
+    that the loss puts on a layer arrives at its leaf at the very start of the backward pass, and the layer's own
+    backward then adds factor times the divergence's gradient. That makes the gradient exact with no checkpointing and
+    with both kinds of it, the reentrant one included, where a scalar carried out of the layer would silently lose it.
+    """
+
+    def __init__(self, targets: dict[int, RowTarget], eps: float = 0.0) -> None:
+        self.targets = targets
+        self.eps = eps
+        self._values: dict[int, Tensor] = {}
+        self._factors: dict[int, Tensor] = {}
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Returns the output, through the injector if gradients are on."""
+        target = self.targets.get(call.layer)
+        if target is None:
+            return output_BLHD
+        value = row_kl(call, target.index, target.teacher_PRL, target.weight_PR, self.eps)
+        self._values[call.layer] = value.detach()
+        if not value.requires_grad:
+            return output_BLHD
+        return _Inject.apply(output_BLHD, value, self._factors, call.layer)
+
+    def losses(self) -> dict[int, Tensor]:
+        """One leaf per layer, to be called once after each forward pass and used in the loss.
+
+        Returns:
+            ``{layer: scalar}`` in the layers' order.
+        """
+        return {layer: self._leaf(layer) for layer in sorted(self._values)}
+
+    def _leaf(self, layer: int) -> Tensor:
+        leaf = self._values[layer].clone().requires_grad_()
+
+        def note(grad: Tensor) -> None:
+            self._factors[layer] = grad
+
+        leaf.register_hook(note)
+        return leaf
+
+
+class _Inject(torch.autograd.Function):
+    """The identity on an attention output whose backward also feeds a factor into an auxiliary scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, output_BLHD: Tensor, value: Tensor, factors: dict[int, Tensor], layer: int) -> Tensor:
+        ctx.factors, ctx.layer, ctx.dtype = factors, layer, value.dtype
+        return output_BLHD.view_as(output_BLHD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        factor = ctx.factors.get(ctx.layer)
+        return grads[0], None if factor is None else factor.to(ctx.dtype), None, None
+
+
+class MeasureSensitivity:
+    """Collects ||dL/dA||_F^2 of every layer, sample and head during the backward pass.
+
+    Args:
+        real_BL: true where a token is real; ``None`` measures all L x L entries as the official code does.
+
+    Attributes:
+        squared: after the backward pass, ``{layer: [B, H]}``.
+    """
+
+    def __init__(self, real_BL: Tensor | None) -> None:
+        self.real_BL = real_BL
+        self.squared: dict[int, Tensor] = {}
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Returns the output with the gradient tap on it."""
+        if not output_BLHD.requires_grad:
+            return output_BLHD
+        window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
+
+        def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:
+            if self.real_BL is None:
+                self.squared[call.layer] = squared_norm_all(dO_BLHD, v_BKLD)
+            else:
+                self.squared[call.layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
+
+        return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)
