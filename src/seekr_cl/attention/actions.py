@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.rows import AttentionCall, RowIndex, attention_rows, row_kl
-from seekr_cl.attention.sensitivity import OutputGradientTap, squared_norm_all, squared_norm_valid
+from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
 
 
 class RecordRows:
@@ -44,6 +44,13 @@ class RowTarget:
     index: RowIndex
     teacher_PRL: Tensor
     weight_PR: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowTarget":
+        """The same on another device; data loaders call this."""
+        move = [tensor.to(device, non_blocking=non_blocking) for tensor in (
+            self.index.sample_P, self.index.head_P, self.index.query_PR, self.teacher_PRL, self.weight_PR
+        )]
+        return RowTarget(RowIndex(*move[:3]), *move[3:])
 
 
 class DistillRows:
@@ -112,11 +119,13 @@ class MeasureSensitivity:
 
     Attributes:
         squared: after the backward pass, ``{layer: [B, H]}``.
+        entries: ``{layer: [B]}``, how many entries of A each norm runs over.
     """
 
     def __init__(self, real_BL: Tensor | None) -> None:
         self.real_BL = real_BL
         self.squared: dict[int, Tensor] = {}
+        self.entries: dict[int, Tensor] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output with the gradient tap on it."""
@@ -125,9 +134,12 @@ class MeasureSensitivity:
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
 
         def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:
+            batch, length = dO_BLHD.shape[:2]
             if self.real_BL is None:
                 self.squared[call.layer] = squared_norm_all(dO_BLHD, v_BKLD)
+                self.entries[call.layer] = torch.full((batch,), length * length)
             else:
                 self.squared[call.layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
+                self.entries[call.layer] = count_valid(self.real_BL, window)
 
         return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)

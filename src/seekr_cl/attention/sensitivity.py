@@ -67,6 +67,15 @@ def squared_norm_valid(
     return total_BKG.flatten(1)
 
 
+def count_valid(real_BL: Tensor, window: int | None = None) -> Tensor:
+    """How many entries ``squared_norm_valid`` runs over, int64 [B] on the CPU."""
+    length_B = real_BL.sum(1).cpu()
+    if window is None:
+        return length_B * (length_B + 1) // 2
+    inside_B = length_B.clamp(max=window)
+    return inside_B * (inside_B + 1) // 2 + (length_B - inside_B) * window
+
+
 def _grouped(dO_BLHD: Tensor, v_BKLD: Tensor) -> tuple[Tensor, Tensor]:
     """dO as [B, K, G, L, D] beside v [B, K, L, D], both at least float32."""
     dtype = torch.promote_types(dO_BLHD.dtype, torch.float32)

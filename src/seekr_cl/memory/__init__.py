@@ -1,0 +1,15 @@
+"""The replay memory: old samples, their teachers' signals, head importance, in one portable directory."""
+
+from seekr_cl.memory.hashing import model_hash, tokenizer_hash
+from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.memory.store import ReplayMemory
+
+__all__ = [
+    "AttentionSignal",
+    "LogitSignal",
+    "MemoryTask",
+    "ReplayMemory",
+    "ReplaySample",
+    "model_hash",
+    "tokenizer_hash",
+]

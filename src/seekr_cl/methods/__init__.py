@@ -1,0 +1,26 @@
+"""Continual-learning methods by name; a new one is a file here and a line in ``METHODS``."""
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
+from seekr_cl.methods.derpp import DERpp
+from seekr_cl.methods.multitask import MultiTask
+from seekr_cl.methods.replay import Replay
+from seekr_cl.methods.seekr import Seekr
+from seekr_cl.methods.seqft import SeqFT
+from seekr_cl.suggest import nearest
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr)}
+
+
+def get_method(name: str) -> type[Method]:
+    """The method of that name.
+
+    Raises:
+        ConfigError: naming the nearest known one.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method: '{name}' is unknown{nearest(str(name), METHODS)} (known: {', '.join(METHODS)})")
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "Context", "Layout", "LossTerm", "Method", "Paper", "get_method"]

@@ -1,0 +1,7 @@
+"""Training: settings, the schedule of new and old batches, the Trainer, learning a task, running a stream."""
+
+from seekr_cl.training.config import ReplaySettings, SeekrConfig, config_from
+from seekr_cl.training.learn import Learnt, learn
+from seekr_cl.training.trainer import SeekrTrainer
+
+__all__ = ["Learnt", "ReplaySettings", "SeekrConfig", "SeekrTrainer", "config_from", "learn"]

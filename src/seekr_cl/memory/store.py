@@ -1,0 +1,230 @@
+"""ReplayMemory: a directory of old samples with their teachers' signals that outlives the process, the run and the
+machine.
+
+    memory/
+      manifest.json                what makes a generation exist; written last, by rename
+      0001-<task>.json             texts of the samples kept from the first task
+      0001-<task>.safetensors      their token ids, logits, attention rows
+      importance-0001.safetensors  head importance after the first task
+
+Files are never changed once written; the next generation's manifest lists the old ones again and one task more.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from seekr_cl.errors import MemoryFormatError
+from seekr_cl.heads import HeadImportance
+from seekr_cl.memory.files import checked_path, file_record, write_json, write_tensors
+from seekr_cl.memory.samples import MemoryTask, ReplaySample, pack, unpack
+from seekr_cl.tasks.task import safe_name
+
+FORMAT = "seekr-memory"
+VERSION = 1
+MANIFEST = "manifest.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(slots=True)
+class ReplayMemory:
+    """The memory of one model; open it with ``ReplayMemory.open``.
+
+    Attributes:
+        path: its directory.
+        generation: how many tasks have been committed to it; 0 is a memory that does not exist on disk yet.
+        tasks: what is kept from each task, oldest first.
+        importance: head importance so far, if the method keeps it.
+        model_sha256: hash of the model that goes with this generation.
+        tokenizer_sha256: hash of the tokenizer its token ids come from.
+    """
+
+    path: Path
+    generation: int = 0
+    tasks: list[MemoryTask] = field(default_factory=list)
+    importance: HeadImportance | None = None
+    model_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    _records: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> Self:
+        """Opens a memory and checks every file of it.
+
+        Args:
+            path: the directory.
+            create: a directory that is missing or empty is an empty memory instead of an error.
+
+        Raises:
+            MemoryFormatError: naming the file that is missing, truncated, altered, unreadable or of a newer format.
+        """
+        folder = Path(path)
+        manifest_path = folder / MANIFEST
+        if not manifest_path.exists():
+            if create and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
+                return cls(folder)
+            raise MemoryFormatError(
+                f"{folder}: holds no {MANIFEST}, so it is not a replay memory; name an existing memory or a new folder"
+            )
+        manifest = _read_manifest(manifest_path)
+        try:
+            memory = cls(
+                folder,
+                manifest["generation"],
+                [_load_task(folder, record, manifest_path) for record in manifest["tasks"]],
+                _load_importance(folder, manifest["importance"], manifest_path),
+                manifest["model_sha256"],
+                manifest["tokenizer_sha256"],
+                manifest["tasks"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, IndexError) as error:
+            if isinstance(error, MemoryFormatError):
+                raise
+            raise MemoryFormatError(
+                f"{manifest_path}: damaged ({type(error).__name__}: {error}); restore the folder from a copy"
+            ) from error
+        return memory
+
+    @property
+    def samples(self) -> list[tuple[MemoryTask, ReplaySample]]:
+        """Every sample with its task, oldest task first."""
+        return [(task, sample) for task in self.tasks for sample in task.samples]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the current generation's files, the manifest included."""
+        if not self.generation:
+            return 0
+        files = [file["bytes"] for record in self._records for file in record["files"]]
+        extra = sum(path.stat().st_size for path in self.path.glob(f"importance-{self.generation:04d}.safetensors"))
+        return sum(files) + extra + (self.path / MANIFEST).stat().st_size
+
+    def check_belongs(self, model_sha256: str, tokenizer_sha256: str) -> None:
+        """Makes sure that the memory goes with this model and tokenizer.
+
+        Raises:
+            MemoryFormatError: if either differs from what the memory was committed with.
+        """
+        if self.tokenizer_sha256 not in (None, tokenizer_sha256):
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: its token ids come from another tokenizer; use the tokenizer of the model "
+                "this memory was made with"
+            )
+        if self.model_sha256 not in (None, model_sha256):
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: generation {self.generation} belongs to another model (the one written with "
+                f"it, after task '{self.tasks[-1].name if self.tasks else '-'}'); pass that model, or a new memory folder"
+            )
+
+    def commit(
+        self,
+        new_tasks: list[MemoryTask],
+        *,
+        importance: HeadImportance | None,
+        model_sha256: str,
+        tokenizer_sha256: str,
+        method: dict[str, Any],
+        signal_dtype: str = "float16",
+    ) -> None:
+        """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
+
+        Args:
+            new_tasks: usually one; two when general data went in as task 0.
+            importance: head importance after these tasks.
+            model_sha256: the model that was written with it.
+            tokenizer_sha256: its tokenizer.
+            method: name and settings, for people and for later checks.
+            signal_dtype: ``float16``, ``bfloat16`` or ``float32``.
+
+        Raises:
+            OutputError: if something cannot be written; the former generation stays what it was.
+        """
+        generation = self.generation + 1
+        records = list(self._records)
+        for task in new_tasks:
+            records.append(self._write_task(task, len(records) + 1, signal_dtype))
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generation": generation,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model_sha256": model_sha256,
+            "tokenizer_sha256": tokenizer_sha256,
+            "method": method,
+            "importance": self._write_importance(importance, generation),
+            "tasks": records,
+        }
+        write_json(self.path / MANIFEST, manifest)
+        self.generation, self.importance, self._records = generation, importance, records
+        self.model_sha256, self.tokenizer_sha256 = model_sha256, tokenizer_sha256
+        # What was just written is read back, so that this process and a later one see the same rounded signals.
+        self.tasks += [_load_task(self.path, record, self.path / MANIFEST) for record in records[-len(new_tasks) :]]
+
+    def _write_task(self, task: MemoryTask, number: int, signal_dtype: str) -> dict[str, Any]:
+        stem = f"{number:04d}-{safe_name(task.name)}"
+        texts, tensors = self.path / f"{stem}.json", self.path / f"{stem}.safetensors"
+        write_json(texts, [{"prompt": sample.prompt, "completion": sample.completion} for sample in task.samples])
+        write_tensors(tensors, pack(task.samples, DTYPES[signal_dtype]))
+        return {
+            "name": task.name,
+            "samples": len(task.samples),
+            "heads": {str(layer): heads for layer, heads in task.heads.items()},
+            "info": task.info,
+            "files": [file_record(texts), file_record(tensors)],
+        }
+
+    def _write_importance(self, importance: HeadImportance | None, generation: int) -> dict[str, Any] | None:
+        if importance is None:
+            return None
+        path = self.path / f"importance-{generation:04d}.safetensors"
+        fields = {
+            "sensitivity": importance.sensitivity_NH,
+            "forgettability": importance.forgettability_NH,
+            "product": importance.product_NH,
+        }
+        write_tensors(path, fields)
+        return {**file_record(path), "layers": list(importance.layers)}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise MemoryFormatError(f"{path}: not the manifest of a replay memory ('format' is not '{FORMAT}')")
+    if manifest.get("version") != VERSION:
+        raise MemoryFormatError(
+            f"{path}: format version {manifest.get('version')!r}, this release reads {VERSION}; install a newer seekr-cl"
+        )
+    return manifest
+
+
+def _load_task(folder: Path, record: dict[str, Any], source: Path) -> MemoryTask:
+    texts_path, tensors_path = (checked_path(folder, file, source) for file in record["files"])
+    samples = unpack(load_file(tensors_path), json.loads(texts_path.read_text(encoding="utf-8")))
+    if len(samples) != record["samples"]:
+        raise MemoryFormatError(f"{texts_path}: {len(samples)} samples where the manifest says {record['samples']}")
+    heads = {int(layer): heads for layer, heads in record["heads"].items()}
+    return MemoryTask(record["name"], samples, heads, record["info"])
+
+
+def _load_importance(folder: Path, record: dict[str, Any] | None, source: Path) -> HeadImportance | None:
+    if record is None:
+        return None
+    tensors = load_file(checked_path(folder, record, source))
+    return HeadImportance(
+        tuple(record["layers"]), tensors["sensitivity"], tensors["forgettability"], tensors["product"]
+    )
+
+
+def with_signals(sample: ReplaySample, **signals: Any) -> ReplaySample:
+    """A sample with its teacher's signals put in."""
+    return replace(sample, **signals)

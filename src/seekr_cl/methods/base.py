@@ -1,0 +1,154 @@
+"""What a continual-learning method is: the terms it adds to a step and what it does at a task's ends.
+
+A new method is one file in this folder: a ``Method`` subclass with its paper and its settings, imported in
+``methods/__init__.py``. ``docs/adding_a_method.md`` walks through one.
+
+Shapes: B batch, L padded length, V vocabulary.
+"""
+
+from abc import ABC
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from seekr_cl.heads import HeadImportance
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.losses import causal_lm_loss
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    authors: str
+    url: str
+
+
+@dataclass(slots=True)
+class LossTerm:
+    """One named part of a loss: ``weight * value`` is what is minimised."""
+
+    value: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How samples of different lengths become one rectangle.
+
+    Attributes:
+        pad_id: token in the padding.
+        side: ``right`` or ``left``.
+        multiple: the length is rounded up to a multiple of this.
+    """
+
+    pad_id: int
+    side: str = "right"
+    multiple: int = 1
+
+    def length(self, lengths: Sequence[int]) -> int:
+        """Padded length of a batch."""
+        return -(-max(lengths) // self.multiple) * self.multiple
+
+    def offset(self, length: int, padded: int) -> int:
+        """Where a sample's first token stands."""
+        return padded - length if self.side == "left" else 0
+
+
+@dataclass(slots=True)
+class Context:
+    """What a method may work with while one task is learnt.
+
+    Attributes:
+        model: the model being trained.
+        layout: how batches are padded.
+        importance: head importance from the memory, if any.
+        seed: for everything the method draws; differs from task to task.
+        warn: for sentences the user should read.
+    """
+
+    model: PreTrainedModel
+    layout: Layout
+    importance: HeadImportance | None
+    seed: int
+    warn: Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoSettings:
+    """Settings of a method that has none."""
+
+
+class Method(ABC):
+    """Base of all methods; what is here is plain fine-tuning on the new task.
+
+    Attributes:
+        name: what the config and the command line call it.
+        paper: its source.
+        Settings: dataclass of its settings; an unknown key is refused.
+        replays: whether it trains on samples from the memory.
+        joint: whether it needs all tasks at once (the multi-task upper bound).
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    Settings: ClassVar[type] = NoSettings
+    replays: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        self.settings = settings
+        self.context = context
+
+    @property
+    def importance(self) -> HeadImportance | None:
+        """Head importance to write into the memory."""
+        return self.context.importance
+
+    def before_task(self, samples: list[ReplaySample]) -> None:
+        """Called before training with the samples of the new task that will be kept."""
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Loss terms of a batch of new examples (eq. 1); ``task`` must be among them.
+
+        Args:
+            model: the model, possibly wrapped for distributed training.
+            batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L].
+        """
+        return {"task": LossTerm(causal_lm_loss(forward(model, batch), batch["labels"]))}
+
+    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+        """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""
+        return {}
+
+    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Loss terms of a batch of old samples."""
+        raise TypeError(f"method {self.name} does not replay")
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Called after training; returns what the memory keeps of the task, with this model's signals as teacher."""
+        return MemoryTask(name, samples)
+
+    def share_target(self) -> tuple[str, float] | None:
+        """Term whose weight is to be steered and the share of the gradient norm it should have, if any."""
+        return None
+
+    def close(self) -> None:
+        """Gives back whatever was attached to the model."""
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+
+
+def task_generator(seed: int) -> torch.Generator:
+    """A generator of a method's own, so that its draws disturb no other and no other disturbs them."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,46 @@
+"""DER++: old samples are trained on with their labels and with the outputs the earlier model gave."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
+from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, take_logits
+from seekr_cl.methods.losses import causal_lm_loss
+
+
+class DERpp(Method):
+    """L = L_task + lambda1 L_replay + (1 - lambda1) L_ld (eq. 13 without attention)."""
+
+    name = "derpp"
+    paper = Paper(
+        "Dark Experience for General Continual Learning: a Strong, Simple Baseline",
+        "Buzzega et al., 2020",
+        "https://arxiv.org/abs/2004.07211",
+    )
+    Settings = LogitSettings
+    replays = True
+
+    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+        """The stored logits of the batch."""
+        return {"logits": pad_logits([sample for _, sample in picked], self.context.layout, padded)}
+
+    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Labels and logits of the old samples."""
+        logits_BLV = forward(model, batch)
+        return {
+            "replay": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), self.settings.lambda1),
+            "logits": LossTerm(distil_logits(logits_BLV, batch["logits"], self.settings), 1 - self.settings.lambda1),
+        }
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Stores this model's answer-position logits with the samples."""
+        kept = []
+        for sample in samples:
+            ids_1L = sample.ids_L[None].to(self.context.model.device)
+            with torch.no_grad():
+                logits_1LV = self.context.model(input_ids=ids_1L, use_cache=False).logits
+            kept.append(replace(sample, logits=take_logits(logits_1LV[0], sample, self.settings)))
+        return MemoryTask(name, kept)

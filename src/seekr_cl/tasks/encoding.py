@@ -1,0 +1,240 @@
+"""Examples become tokens, with an exact border between what is shown and what is learnt."""
+
+from typing import Any
+
+from seekr_cl.errors import ConfigError, DataError, ModelError
+from seekr_cl.suggest import nearest
+from seekr_cl.tasks.batches import Encoded, collate
+from seekr_cl.tasks.records import Example
+
+__all__ = ["BOUNDARIES", "Encoded", "Encoder", "collate"]
+
+BOUNDARIES = ("exact", "joint")
+
+
+class Encoder:
+    """Turns examples into tokens for training and prompts into tokens for generation.
+
+    ``boundary="exact"`` tokenises prompt and completion apart, so that no merge crosses the border, and cuts only the
+    prompt. ``boundary="joint"`` repeats the arithmetic of the official SEEKR code: prompt and answer are tokenised as
+    one text, the label length is counted on the answer alone, and a text that is too long loses its left, BOS and EOS.
+
+    Attributes:
+        max_length: The most tokens one training example may have.
+        boundary: ``"exact"`` or ``"joint"``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        boundary: str = "exact",
+        max_prompt_length: int | None = None,
+        max_answer_length: int | None = None,
+    ) -> None:
+        """Prepare the encoder.
+
+        Args:
+            tokenizer: A Hugging Face tokenizer.
+            max_length: The most tokens of one example.
+            boundary: ``"exact"`` or ``"joint"``.
+            max_prompt_length: The most tokens of the prompt; by default whatever ``max_length`` leaves.
+            max_answer_length: The most tokens of the completion without EOS. ``"joint"`` only adds it to
+                ``max_prompt_length``: together they are the most tokens of one example.
+
+        Raises:
+            ConfigError: An unknown boundary, or lengths that are no whole numbers above zero or contradict each other.
+            ModelError: The tokenizer has no end-of-text token.
+        """
+        lengths = {
+            "max_length": max_length, "max_prompt_length": max_prompt_length, "max_answer_length": max_answer_length,
+        }  # fmt: skip
+        for key, value in lengths.items():
+            if key != "max_length" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{key} must be a whole number above 0, not {value!r}")
+        if boundary not in BOUNDARIES:
+            hint = nearest(str(boundary), BOUNDARIES)
+            raise ConfigError(f"boundary must be one of {', '.join(BOUNDARIES)}, not {boundary!r}{hint}")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has no end-of-text token, so a model cannot learn to stop; set tokenizer.eos_token"
+            )
+        self.max_length = max_length
+        self.boundary = boundary
+        self._tokenizer = tokenizer
+        self._max_prompt = max_prompt_length
+        self._max_answer = max_answer_length
+        self._joint_length = max_length
+        if max_prompt_length is not None and max_answer_length is not None and boundary == "joint":
+            self._joint_length = max_prompt_length + max_answer_length
+            if self._joint_length > max_length:
+                raise ConfigError(
+                    f"max_prompt_length + max_answer_length = {self._joint_length} is above max_length {max_length}; "
+                    "raise max_length or lower one of the two"
+                )
+        self._front = self._probe_front()
+        self._cut: set[int] = set()
+
+    @property
+    def cut_count(self) -> int:
+        """How many different examples have lost their left so far, in training or before generation."""
+        return len(self._cut)
+
+    def render(self, example: Example) -> tuple[str, str]:
+        """Return the prompt and completion as text.
+
+        Args:
+            example: Any example; ``messages`` go through the tokenizer's chat template.
+
+        Returns:
+            Prompt and completion.
+
+        Raises:
+            DataError: The tokenizer has no chat template, or its template refuses the messages.
+        """
+        if example.messages is None:
+            return example.prompt, example.completion
+        where = example.source or "an example"
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise DataError(
+                f"{where}: has 'messages' but the tokenizer has no chat template; "
+                "use records with prompt and completion, or set tokenizer.chat_template"
+            )
+        try:
+            prompt = self._tokenizer.apply_chat_template(
+                [dict(turn) for turn in example.messages[:-1]], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are programs of their own and raise what they like
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{where}: the chat template refuses the messages ({reason}); change their order") from None
+        return prompt, str(example.messages[-1]["content"])
+
+    def encode(self, example: Example) -> Encoded:
+        """Encode an example for training.
+
+        Args:
+            example: The example.
+
+        Returns:
+            Its tokens.
+
+        Raises:
+            DataError: The completion alone does not fit (``"exact"`` only), or ``messages`` cannot be rendered.
+        """
+        prompt, completion = self.render(example)
+        if self.boundary == "joint":
+            encoded = self._encode_joint(prompt, completion)
+        else:
+            encoded = self._encode_exact(example, prompt, completion)
+        if encoded.prompt_tokens_cut:
+            self._note_cut(example, prompt)
+        return encoded
+
+    def encode_prompt(self, example: Example, reserve: int = 0) -> list[int]:
+        """Encode what comes before the completion, for generation.
+
+        Args:
+            example: The example; its completion is not looked at.
+            reserve: Leave room for so many new tokens within ``max_length``.
+
+        Returns:
+            The prompt's tokens, cut from the left to fit; never empty.
+
+        Raises:
+            ConfigError: ``reserve`` leaves no room for a prompt.
+            DataError: ``messages`` cannot be rendered.
+        """
+        if reserve >= self.max_length:
+            raise ConfigError(
+                f"{reserve} new tokens leave no room in max_length {self.max_length}; lower max_new_tokens"
+            )
+        room = self.max_length - reserve
+        if self._max_prompt is not None:
+            room = min(room, self._max_prompt)
+        prompt, _ = self.render(example)
+        if self.boundary == "joint":
+            full = self._ids(prompt)
+            ids = full[-room:]
+            cut = len(full) - len(ids)
+            if len(ids) < room:
+                ids = self._with_bos(ids)
+            ids = ids or [self._start_id()]
+        else:
+            ids, cut = self._exact_prompt(example, prompt, room)
+        if cut:
+            self._note_cut(example, prompt)
+        return ids
+
+    def _encode_exact(self, example: Example, prompt: str, completion: str) -> Encoded:
+        eos = self._tokenizer.eos_token_id
+        answer = self._ids(completion)
+        where = example.source or "an example"
+        if self._max_answer is not None and len(answer) > self._max_answer:
+            raise DataError(
+                f"{where}: the completion has {len(answer)} tokens, above max_answer_length {self._max_answer}; "
+                "raise it or shorten the completion"
+            )
+        if answer[-1:] != [eos]:
+            answer.append(eos)
+        # One token must come before the completion: the model predicts every token from the one to its left.
+        lead = max(1, len(self._front))
+        if len(answer) + lead > self.max_length:
+            raise DataError(
+                f"{where}: the completion needs {len(answer)} tokens with EOS and {lead} before it, "
+                f"above max_length {self.max_length}; raise max_length or shorten the completion"
+            )
+        room = self.max_length - len(answer)
+        if self._max_prompt is not None:
+            room = min(room, self._max_prompt)
+        ids, cut = self._exact_prompt(example, prompt, room)
+        return Encoded(ids + answer, len(ids), cut)
+
+    def _exact_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
+        body = self._ids(prompt)
+        front = self._front
+        if example.messages is not None:
+            # A chat template writes its own special tokens; adding the tokenizer's would double the BOS.
+            bos = self._tokenizer.bos_token_id
+            front = body[:1] if bos is not None and body[:1] == [bos] else []
+            body = body[len(front) :]
+        keep = max(0, room - len(front))
+        cut = max(0, len(body) - keep)
+        return (front + body[cut:]) or [self._start_id()], cut
+
+    def _encode_joint(self, prompt: str, completion: str) -> Encoded:
+        full = self._ids(prompt + completion)
+        ids = full[-self._joint_length :]
+        cut = len(full) - len(ids)
+        if len(ids) < self._joint_length:
+            ids.append(self._tokenizer.eos_token_id)
+        if len(ids) < self._joint_length:
+            ids = self._with_bos(ids)
+        # The official labels are the last so many tokens, counted on the answer alone with its EOS, whatever these are.
+        label_length = min(len(self._ids(completion)) + 1, self._joint_length, len(ids))
+        return Encoded(ids, len(ids) - label_length, cut)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self._tokenizer.bos_token_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _ids(self, text: str) -> list[int]:
+        # verbose=False: a prompt longer than the model is cut here on purpose, which needs no warning.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _start_id(self) -> int:
+        """Return the token that stands before a completion that nothing else stands before."""
+        bos = self._tokenizer.bos_token_id
+        return int(self._tokenizer.eos_token_id if bos is None else bos)
+
+    def _probe_front(self) -> list[int]:
+        """Find which special tokens this tokenizer puts in front of a text; what it puts behind is dropped."""
+        bare, full = self._ids("a"), list(self._tokenizer("a")["input_ids"])
+        for start in range(len(full) - len(bare) + 1):
+            if bare and full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
+
+    def _note_cut(self, example: Example, prompt: str) -> None:
+        self._cut.add(hash((example.source, prompt)))

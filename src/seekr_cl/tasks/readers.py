@@ -1,0 +1,227 @@
+"""Rows of JSON, JSONL, CSV and Parquet files, exactly as written, with errors that name file and line.
+
+CSV, Parquet and the Hub go through the ``datasets`` library. JSON does not: its type inference silently turns
+the answer "2020-01-01" into a date, "2" into a number when another row holds one, and half a surrogate pair into
+nothing (measured with datasets 5.2), and a library that trains on text must read the text that is there.
+"""
+
+import csv
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.errors import DataError
+from seekr_cl.suggest import nearest
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+class _Repeated(dict[str, Any]):
+    """A JSON object in which a key stands twice; kept as a type so that the caller can name its row."""
+
+    key = ""
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Read every row of one data file.
+
+    Args:
+        path: A ``.json`` (list of records), ``.jsonl``, ``.csv`` or ``.parquet`` file.
+
+    Returns:
+        The rows in file order; what they hold is not checked yet.
+
+    Raises:
+        DataError: The file is missing, unreadable, empty, broken, or of an unknown kind.
+    """
+    require_exists(path)
+    readers: dict[str, Callable[[Path], list[Any]]] = {
+        ".json": read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet,
+    }  # fmt: skip
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; use one of {', '.join(SUFFIXES)}")
+    rows = reader(path)
+    if not rows:
+        raise DataError(f"{path}: holds no rows; add examples or remove the file")
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, _Repeated):
+            raise DataError(f"{path} row {number}: key {row.key!r} stands twice; keep one")
+    return rows
+
+
+def require_exists(path: Path) -> None:
+    """Complain about a path that is not there, naming what is.
+
+    Args:
+        path: A file or folder.
+
+    Raises:
+        DataError: Nothing exists at ``path``.
+    """
+    if path.exists():
+        return
+    if path.parent.is_dir():
+        hint = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+        raise DataError(f"{path}: no such file or folder{hint or '; check the path'}")
+    raise DataError(f"{path}: no such file or folder; the folder {path.parent} does not exist either, check the path")
+
+
+def read_json(path: Path) -> list[Any]:
+    """Read a JSON list; a file of one object per line is taken as well, since many such files end in ``.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The items of the list.
+
+    Raises:
+        DataError: The file is not UTF-8, is empty, is broken JSON, or its top level is neither list nor object.
+    """
+    text = _read_text(path)
+    try:
+        data = _loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            return _lines(path, text)
+        raise DataError(
+            f"{path} line {error.lineno}: broken JSON ({error.msg}, column {error.colno}); mend it"
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: JSON that cannot be read ({_brief(error)}); mend it") from None
+    if isinstance(data, dict):
+        return [data]
+    if not isinstance(data, list):
+        raise DataError(f"{path}: the top level must be a list of records; wrap the records in [ ]")
+    return data
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+    return _lines(path, _read_text(path))
+
+
+def _lines(path: Path, text: str) -> list[Any]:
+    rows = []
+    # Not splitlines(): U+2028 and its like may stand inside a JSON string and end no line.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_loads(line))
+        except (RecursionError, ValueError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else _brief(error)
+            raise DataError(f"{path} line {number}: broken JSON ({reason}); each line must be one record") from None
+    return rows
+
+
+def _loads(text: str) -> Any:
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(data := dict(pairs)) == len(pairs):
+            return data
+        names = [key for key, _ in pairs]
+        repeated = _Repeated(data)
+        repeated.key = next(key for key in names if names.count(key) > 1)
+        return repeated
+
+    return json.loads(text, object_pairs_hook=collect)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The decoder counts from behind a byte order mark, and looking the byte up there would name the wrong line.
+        start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
+        line = raw.count(b"\n", 0, start) + 1
+        raise DataError(
+            f"{path} line {line}: byte {start} (0x{raw[start]:02x}) is not UTF-8; save the file as UTF-8"
+        ) from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; add examples or remove it")
+    return text
+
+
+def _read_csv(path: Path) -> list[Any]:
+    text = _read_text(path)
+    try:
+        header = next(csv.reader(io.StringIO(text, newline="")))
+    except (csv.Error, StopIteration) as error:
+        raise DataError(f"{path} line 1: no header could be read ({_brief(error)}); name the columns there") from None
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{path} line 1: column {repeated[0]!r} stands twice; keep one")
+    from datasets import Features, Value
+
+    # Every column is text: left to guess, the reader makes 7 of "007" and nothing of "NA".
+    features = Features({name: Value("string") for name in header})
+    rows = _load(path, "csv", features=features, keep_default_na=False, index_col=False)
+    for number, row in enumerate(rows, 1):
+        for key in ("messages", "references"):
+            if isinstance(cell := row.get(key), str):
+                try:
+                    row[key] = _loads(cell) if cell else None
+                except ValueError as error:
+                    raise DataError(f"{path} row {number}: {key!r} must hold a JSON list ({_brief(error)})") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    return _load(path, "parquet")
+
+
+def _load(path: Path, kind: str, **options: Any) -> list[Any]:
+    """Read one file through ``datasets``, leaving nothing behind and reusing nothing from an earlier read."""
+    from datasets import load_dataset
+
+    # A cache of its own, thrown away: an edited file with an unchanged time stamp would otherwise be served stale.
+    with quiet_bars(), tempfile.TemporaryDirectory(prefix="seekr-") as cache, warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Length of header or names")
+        try:
+            table = load_dataset(
+                kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
+        except Exception as error:  # whatever csv, parquet or arrow raise, the user needs the file and the reason
+            reason = _brief(error.__cause__ or error)
+            if "no data" in reason:
+                return []
+            if "Length of header" in reason:
+                reason = "rows have more fields than the header names"
+            raise DataError(f"{path}: cannot be read as {kind} ({reason}); mend or export it again") from None
+        try:
+            return table.to_list()
+        except UnicodeDecodeError:
+            for number in range(len(table)):
+                try:
+                    table[number]
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path} row {number + 1}: text is not UTF-8 ({_brief(error)}); mend it") from None
+            raise
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Hide the progress bars of ``datasets`` while a small local file is read, and put them back."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _brief(error: BaseException) -> str:
+    """Put an error of another library on one line."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -1,0 +1,264 @@
+"""SeekrConfig: transformers' TrainingArguments and what continual learning adds, from Python, YAML or the command line."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.methods import Method, get_method
+from seekr_cl.suggest import nearest
+from seekr_cl.training.presets import PRESETS
+from seekr_cl.training.schedule import Cadence
+
+# Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
+_OWN_BUSINESS = {
+    "output_dir": "name the folder on the command line (--output)",
+    "eval_strategy": "evaluation follows each task (seekr run)",
+    "eval_steps": "evaluation follows each task (seekr run)",
+    "eval_delay": "evaluation follows each task (seekr run)",
+    "eval_on_start": "the base model is always evaluated (seekr run)",
+    "save_strategy": "model and memory are saved after each task",
+    "save_steps": "model and memory are saved after each task",
+    "save_total_limit": "use keep_models",
+    "load_best_model_at_end": "the model after the last step is the one whose signals are kept",
+    "remove_unused_columns": "batches are made by the schedule",
+    "train_sampling_strategy": "the order is made by the schedule",
+    "data_seed": "use seed",
+    "dataloader_drop_last": "every example is seen in every epoch",
+    "resume_from_checkpoint": "use seekr run --resume",
+    "max_steps": "use num_train_epochs or a task's epochs",
+    "do_train": "learning is what the command does",
+    "do_eval": "evaluation follows each task (seekr run)",
+    "do_predict": "use seekr evaluate",
+    "label_names": "labels are the completion's tokens",
+    "label_smoothing_factor": "the task's loss is plain cross entropy",
+    "push_to_hub": "push the written folder with the hf command",
+    "disable_tqdm": "use progress",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplaySettings:
+    """What is kept of each task and how often it comes back.
+
+    Attributes:
+        ratio: share of a task's training examples that is kept; at least one, unless the ratio is 0.
+        samples: how many examples to keep instead of a ratio.
+        every: a replay batch after every so many new batches.
+        share: replay batches as a share of all batches.
+        cadence: without ``every`` and ``share``: ``volume`` interleaves by the ratio of the volumes; ``official`` uses
+            the official code's quotient of batch counts.
+        batch_size: samples in a replay batch; default the training batch size.
+        choice: ``random`` (seeded) or ``first`` (official code).
+        step: ``separate`` steps for replay (official code) or ``joint`` ones with the new batch (eq. 13).
+    """
+
+    ratio: float = 0.01
+    samples: int | None = None
+    every: int | None = None
+    share: float | None = None
+    cadence: str = "volume"
+    batch_size: int | None = None
+    choice: str = "random"
+    step: str = "separate"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 1:
+            raise ConfigError(f"replay.ratio: {self.ratio} must lie between 0 and 1 (0.01 keeps one example in a hundred)")
+        if self.samples is not None and self.samples < 0:
+            raise ConfigError(f"replay.samples: {self.samples} is negative; 0 keeps nothing")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"replay.batch_size: {self.batch_size} must be at least 1")
+        for key, known in (
+            ("cadence", ("volume", "official")),
+            ("choice", ("random", "first")),
+            ("step", ("separate", "joint")),
+        ):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"replay.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+        if self.cadence == "official" and (self.every or self.share or self.step == "joint"):
+            raise ConfigError("replay.cadence: 'official' fixes when replay comes; drop every, share and step: joint")
+        self.schedule_cadence()
+
+    def schedule_cadence(self) -> Cadence:
+        """The schedule's view of ``every``, ``share`` and ``cadence``."""
+        return Cadence(every=self.every, share=self.share, official=self.cadence == "official")
+
+    def count(self, num_examples: int) -> int:
+        """How many of a task's examples are kept."""
+        if self.samples is not None:
+            return min(self.samples, num_examples)
+        return min(num_examples, max(1, int(num_examples * self.ratio))) if self.ratio else 0
+
+
+@dataclass
+class SeekrConfig(TrainingArguments):
+    """All settings of learning one task after another.
+
+    Everything of ``TrainingArguments`` is here too; the defaults that differ are the paper's. Fields left at ``None``
+    take the preset's value.
+
+    Attributes:
+        preset: ``default``, ``paper`` or ``official``.
+        method: a method's name, or a mapping with ``name`` and its settings.
+        replay: a mapping of ``ReplaySettings``.
+        general: examples of general data that go into the memory, with the base model's own signals, before the
+            first task.
+        general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
+        dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        trust_remote_code: run code that comes with the model.
+        max_length: tokens of an example; default 1024 or the model's context if that is shorter.
+        max_prompt_length: tokens of a prompt.
+        max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
+        boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        padding_side: ``right`` or ``left``, in training; generation always pads on the left.
+        pad_multiple: batches are padded to a multiple of this.
+        order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
+        loss_average: ``tokens`` weighs all answer tokens of an optimizer step alike; ``micro_batches`` all batches.
+        carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
+        signal_dtype: how teacher signals are stored.
+        measure_every: gradient norms of the loss terms are measured on every so many batches of each kind; 0 never.
+        keep_models: ``all`` models of a run or only the ``last``.
+        progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
+    """
+
+    learning_rate: float = 1e-5
+    adam_beta2: float = 0.95
+    per_device_train_batch_size: int = 8
+    report_to: None | str | list[str] = "none"
+    lr_scheduler_type: Any = None
+    logging_steps: float = 10
+    preset: str = "default"
+    method: Any = "seekr"
+    replay: Any = field(default_factory=dict)
+    general: str | None = None
+    general_samples: int | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    max_answer_length: int | None = None
+    boundary: str | None = None
+    padding_side: str | None = None
+    pad_multiple: int | None = None
+    order: str | None = None
+    loss_average: str | None = None
+    carry_optimizer: bool | None = None
+    signal_dtype: str | None = None
+    measure_every: int = 20
+    keep_models: str = "all"
+    progress: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"preset: '{self.preset}' is unknown{nearest(self.preset, PRESETS)} ({', '.join(PRESETS)})")
+        preset = PRESETS[self.preset]
+        for key, value in (_DEFAULTS | {k: v for k, v in preset.items() if k in _DEFAULTS}).items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        given = {"name": self.method} if isinstance(self.method, str) else dict(self.method or {})
+        self.method_class: type[Method] = get_method(given.pop("name", "seekr"))
+        self.method_settings = build_settings(
+            self.method_class.Settings, preset.get(self.method_class.name, {}) | given, "method"
+        )
+        self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | dict(self.replay or {}), "replay")
+        for key, known in _CHOICES.items():
+            if getattr(self, key) not in known:
+                raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+        if self.method_class.replays is False and dict(self.replay or {}):
+            raise ConfigError(f"replay: method {self.method_class.name} does not replay; drop the key or change the method")
+        if self.general is not None and not self.method_class.replays:
+            raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
+        if self.measure_every == 0 and getattr(self.method_settings, "lambda2", None) == "auto":
+            raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
+        # The library's own bar and its own saving take the place of the Trainer's.
+        self.disable_tqdm = True
+        self.save_strategy = "no"
+        self.eval_strategy = "no"
+        self.remove_unused_columns = False
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"training settings: {error}") from error
+
+
+_DEFAULTS: dict[str, Any] = {
+    "boundary": "exact",
+    "padding_side": "right",
+    "pad_multiple": 1,
+    "order": "shuffled",
+    "loss_average": "tokens",
+    "carry_optimizer": False,
+    "signal_dtype": "float16",
+    "lr_scheduler_type": "cosine",
+}
+
+_CHOICES = {
+    "boundary": ("exact", "joint"),
+    "padding_side": ("right", "left"),
+    "order": ("shuffled", "official"),
+    "loss_average": ("tokens", "micro_batches"),
+    "signal_dtype": ("float16", "bfloat16", "float32"),
+    "dtype": ("float32", "bfloat16", "float16", "auto"),
+    "keep_models": ("all", "last"),
+    "progress": ("auto", "bar", "lines", "none"),
+}
+
+
+def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:
+    """A config from a mapping such as a YAML file's top level.
+
+    Args:
+        settings: keys are ``SeekrConfig`` fields.
+        output_dir: where the Trainer may put its own files.
+        source: the file's name, for messages.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), one that would be ignored, or a value of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(SeekrConfig) if f.init}
+    hints = typing.get_type_hints(SeekrConfig)
+    values = {}
+    for key, value in settings.items():
+        if key in _OWN_BUSINESS:
+            raise ConfigError(f"{source}: '{key}' would be ignored: {_OWN_BUSINESS[key]}; remove it")
+        if key not in fields:
+            known = [name for name in fields if name not in _OWN_BUSINESS]
+            raise ConfigError(f"{source}: unknown key '{key}'{nearest(str(key), known)}")
+        values[key] = _typed(value, hints[key], f"{source}: {key}")
+    return SeekrConfig(output_dir=output_dir, **values)
+
+
+def build_settings(kind: type, given: Mapping[str, Any], where: str) -> Any:
+    """A settings dataclass from a mapping.
+
+    Raises:
+        ConfigError: for an unknown key, naming the nearest, or a value of the wrong type.
+    """
+    fields = [f.name for f in dataclasses.fields(kind)]
+    hints = typing.get_type_hints(kind)
+    for key in given:
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise ConfigError(f"{where}: unknown key '{key}'{nearest(str(key), fields)} (known: {known})")
+    return kind(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in given.items()})
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """The value as its field's type; YAML reads 1e-4 as a string, and 1 may stand for 1.0."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
+    plain = [kind for kind in kinds if kind in (bool, int, float, str, type(None))]
+    if len(plain) < len(kinds) or not plain or type(value) in plain:
+        return value
+    if float in plain and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in plain)
+    raise ConfigError(f"{where}: {value!r} is not a {names}")

@@ -1,0 +1,76 @@
+"""Which loss term owns the update: each term's gradient norm, its share, and weights that keep a share.
+
+Clipping hides a term that dwarfs the others (the official code's replay gradients are 30 to 100 times the new task's at
+lambda2 = 1e3), so the norms are measured term by term.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from seekr_cl.methods import LossTerm
+
+MEMORY = 0.7
+"""How much of the former estimate a new measurement leaves: single batches are noisy."""
+
+
+class GradientShares:
+    """Running gradient norms of all loss terms.
+
+    Attributes:
+        norms: ``{term: norm}`` of each weighted term's gradient, smoothed over measurements.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.norms: dict[str, float] = {}
+        self._unweighted: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
+
+    def due(self, kind: str) -> bool:
+        """Whether this batch of that kind is one to measure; the first always is."""
+        count = self._seen.get(kind, 0)
+        self._seen[kind] = count + 1
+        return self.every > 0 and count % self.every == 0
+
+    def measure(self, terms: dict[str, LossTerm], parameters: Iterable[nn.Parameter]) -> None:
+        """Takes each term's gradient by itself; ``.grad`` is what it was afterwards, and the graph is kept."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        kept = [parameter.grad for parameter in trained]
+        for name in terms:
+            for parameter in trained:
+                parameter.grad = None
+            # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
+            alone = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
+            _total(alone).backward(retain_graph=True)
+            squares = [parameter.grad.float().square().sum() for parameter in trained if parameter.grad is not None]
+            norm = float(_total(squares).sqrt()) if squares else 0.0
+            former = self._unweighted.get(name)
+            self._unweighted[name] = norm if former is None else MEMORY * former + (1 - MEMORY) * norm
+            self.norms[name] = self._unweighted[name] * abs(terms[name].weight)
+        for parameter, grad in zip(trained, kept):
+            parameter.grad = grad
+
+    def reweigh(self, name: str, weight: float) -> None:
+        """Says that a term now has another weight than when it was measured."""
+        self.norms[name] = self._unweighted.get(name, 0.0) * weight
+
+    def shares(self) -> dict[str, float]:
+        """Each term's part of the sum of all norms."""
+        total = sum(self.norms.values())
+        return {name: norm / total for name, norm in self.norms.items()} if total else {}
+
+    def weight_for(self, name: str, share: float, others: Iterable[str]) -> float | None:
+        """The weight that gives a term this share of the summed norms of itself and ``others``.
+
+        Returns:
+            ``None`` as long as the term has no gradient to weigh.
+        """
+        own = self._unweighted.get(name, 0.0)
+        rest = sum(self.norms.get(other, 0.0) for other in others)
+        return share / (1 - share) * rest / own if own > 0 and rest > 0 else None
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack([part.reshape(()) for part in parts]).sum()

@@ -1,0 +1,260 @@
+"""Learning one task: model and memory in, model and next generation of the memory out."""
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, model_hash, tokenizer_hash
+from seekr_cl.memory.files import write_json
+from seekr_cl.methods import Context, Layout, Method
+from seekr_cl.methods.base import task_generator
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training.batches import ScheduledBatches
+from seekr_cl.training.carry import Carry
+from seekr_cl.training.config import SeekrConfig
+from seekr_cl.training.models import context_length, load_model, pad_id, require_free, save_model
+from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.schedule import build_schedule
+from seekr_cl.training.trainer import SeekrTrainer
+
+GENERAL = "general"
+DEFAULT_LENGTH = 1024
+_SEED_STEP = 1_000_003
+"""Distance between two tasks' seeds: far more than any epoch count added to a seed."""
+
+
+class InertWarning(UserWarning):
+    """Something that was asked for will have no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What learning a task gave.
+
+    Attributes:
+        model: the model, in memory.
+        tokenizer: its tokenizer.
+        seconds: training and scoring, without loading.
+        steps: optimizer steps.
+        log: the Trainer's log lines: loss terms, gradient shares.
+        cut: how many prompts lost tokens on their left.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    seconds: float
+    steps: int
+    log: list[dict[str, Any]]
+    cut: int
+
+
+def learn(
+    model: str | Path,
+    task: Task | list[Task],
+    memory: str | Path | ReplayMemory,
+    output: str | Path,
+    config: SeekrConfig,
+) -> Learnt:
+    """Teaches a model one task without forgetting the earlier ones.
+
+    Reads model and memory, trains, writes the new model to ``output`` and the next generation of the memory. Nothing
+    but these two folders connects one call to the next: two calls on two days equal one run of two tasks.
+
+    Args:
+        model: model folder or Hub name.
+        task: the task; several only for a method that trains on all at once.
+        memory: memory folder (missing: a new one) or an opened memory.
+        output: folder for the new model; must be missing or empty.
+        config: all settings.
+
+    Raises:
+        SeekrError: for bad input; the output is not written and the memory stays as it was.
+    """
+    tasks = task if isinstance(task, list) else [task]
+    if len(tasks) > 1 and not config.method_class.joint:
+        raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
+    output = Path(output)
+    require_free(output)
+    store = memory if isinstance(memory, ReplayMemory) else ReplayMemory.open(memory, create=True)
+    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
+    tokens_sha = tokenizer_hash(tokenizer)
+    store.check_belongs(model_hash(network), tokens_sha)
+    network.to(config.device)
+
+    number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
+    context = Context(
+        model=network.eval(),
+        layout=Layout(pad_id(tokenizer), config.padding_side or "right", config.pad_multiple or 1),
+        importance=store.importance,
+        seed=config.seed + number * _SEED_STEP,
+        warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
+    )
+    encoder = make_encoder(config, network, tokenizer)
+    encoded = [[encoder.encode(example) for example in one.train] for one in tasks]
+    general = _general_examples(config, store, encoder)
+    method = config.method_class(config.method_settings, context)
+    started = time.perf_counter()
+    try:
+        new_tasks = []
+        if general:
+            method.before_task(general)
+            new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
+        kept = _choose_samples(config, tasks[0].train, encoded[0], encoder, context) if method.replays else []
+        trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model))
+        network.eval()
+        info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
+        name = tasks[0].name if len(tasks) == 1 else "+".join(one.name for one in tasks)
+        new_tasks.append(_described(method.after_task(name, kept), info=info))
+        seconds = time.perf_counter() - started
+        importance = method.importance
+    finally:
+        method.close()
+
+    carry = None
+    if config.carry_optimizer:
+        leak = getattr(config.method_settings, "gradient_leak", False)
+        carry = Carry.take(network, trainer.optimizer, gradients=leak)
+    network.zero_grad(set_to_none=True)
+    log = trainer.state.log_history
+
+    def add_files(folder: Path) -> None:
+        write_json(folder / "training_log.json", log)
+        if carry is not None:
+            carry.save(folder)
+
+    save_model(output, network, tokenizer, add_files)
+    store.commit(
+        new_tasks,
+        importance=importance,
+        model_sha256=model_hash(network),
+        tokenizer_sha256=tokens_sha,
+        method=describe_method(config),
+        signal_dtype=config.signal_dtype or "float16",
+    )
+    return Learnt(network, tokenizer, seconds, trainer.state.global_step, log, encoder.cut_count)
+
+
+def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder for a model: as long as asked for, never longer than the model's context."""
+    context = context_length(model)
+    asked = config.max_length
+    if asked is not None and context is not None and asked > context:
+        warnings.warn(f"max_length: {asked} is more than the model's context, using {context}", stacklevel=2)
+    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
+    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
+
+
+def describe_method(config: SeekrConfig) -> dict[str, Any]:
+    """Name and settings of the method and of replay, as JSON."""
+    from dataclasses import asdict
+
+    return {
+        "name": config.method_class.name,
+        "preset": config.preset,
+        "settings": asdict(config.method_settings),
+        "replay": asdict(config.replay_settings) if config.method_class.replays else None,
+    }
+
+
+def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
+    return MemoryTask(task.name, task.samples, task.heads, info)
+
+
+def _train(
+    config: SeekrConfig,
+    tasks: list[Task],
+    encoded: list[list[Encoded]],
+    kept: list[ReplaySample],
+    store: ReplayMemory,
+    new_tasks: list[MemoryTask],
+    method: Method,
+    context: Context,
+    source: Path,
+) -> SeekrTrainer:
+    replay = [(old, sample) for old in [*store.tasks, *new_tasks] for sample in old.samples] if method.replays else []
+    settings = config.replay_settings
+    official = config.order == "official"
+    schedule = build_schedule(
+        epochs_of=[
+            float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part
+        ],
+        num_replay=len(replay),
+        batch_size=config.per_device_train_batch_size,
+        replay_batch_size=settings.batch_size or config.per_device_train_batch_size,
+        cadence=settings.schedule_cadence(),
+        seed=0 if official else context.seed,
+        joint=settings.step == "joint",
+        reshuffle=not official,
+    )
+    _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
+    method.before_task(kept)
+    args = copy.copy(config)
+    args.num_train_epochs = 1
+    args.seed = context.seed % (1 << 32)
+    trainer = SeekrTrainer(
+        context.model,
+        args,
+        ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout),
+        method,
+        Carry.load(source) if config.carry_optimizer else None,
+        callbacks=[TrainingProgress("+".join(one.name for one in tasks), config.progress)],
+    )
+    _drop_printers(trainer)
+    trainer.train()
+    return trainer
+
+
+def _drop_printers(trainer: SeekrTrainer) -> None:
+    """The Trainer's own printer would write every log line a second time."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+
+
+def _warn_if_inert(
+    method: Method, store: ReplayMemory, replay: list[Any], scheduled: bool, kept: list[Any], context: Context
+) -> None:
+    if not method.replays:
+        return
+    if store.generation and not replay:
+        context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
+    elif replay and not scheduled:
+        context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
+    if not kept:
+        context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
+
+
+def _choose_samples(
+    config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
+) -> list[ReplaySample]:
+    count = config.replay_settings.count(len(examples))
+    if config.replay_settings.choice == "first":
+        chosen = list(range(count))
+    else:
+        order = torch.randperm(len(examples), generator=task_generator(context.seed))
+        chosen = sorted(order[:count].tolist())
+    return [as_sample(examples[i], encoded[i], encoder) for i in chosen]
+
+
+def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
+    """Task 0: general data for a memory that is new; later generations have it already."""
+    if config.general is None or store.generation:
+        return []
+    examples = Task.load(config.general, name=GENERAL).train
+    count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
+    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
+    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]
+
+
+def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySample:
+    """An encoded example as the memory keeps it."""
+    prompt, completion = encoder.render(example)
+    return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)

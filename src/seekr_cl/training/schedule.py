@@ -1,0 +1,137 @@
+"""When old samples are replayed among new ones: the whole task's order of micro-batches, made before training.
+
+The list covers all epochs, so a cadence counts across epoch borders and a task of two batches still replays. It
+depends on nothing but its arguments; resuming a run rebuilds the same list.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from seekr_cl.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Indices of new examples, of replay samples, or both when a step is joint."""
+
+    new: tuple[int, ...] = ()
+    replay: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """How often a replay batch comes.
+
+    At most one of the three is set; with none, replay is interleaved by the ratio of the two volumes, so that every
+    kept sample is seen about once in each epoch.
+
+    Attributes:
+        every: one replay batch after every so many new batches.
+        share: replay batches as a share of all batches, in (0, 1).
+        official: the official code's arithmetic: before every ``len(new) // len(replay)``-th new batch of an epoch,
+            which is never when the quotient is zero.
+    """
+
+    every: int | None = None
+    share: float | None = None
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.share is not None:
+            raise ConfigError("replay: 'every' and 'share' are two ways to say the same; keep one of them")
+        if self.every is not None and self.every < 1:
+            raise ConfigError(f"replay.every: {self.every} must be at least 1 (one replay batch after each new batch)")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ConfigError(f"replay.share: {self.share} must lie between 0 and 1 (0.25: every fourth batch)")
+
+    def per_new_batch(self, num_new: int, num_replay: int) -> float:
+        """Replay batches for each new batch, given the number of batches of both kinds in an epoch."""
+        if self.every is not None:
+            return 1 / self.every
+        if self.share is not None:
+            return self.share / (1 - self.share)
+        return num_replay / num_new
+
+
+def build_schedule(
+    *,
+    epochs_of: Sequence[float],
+    num_replay: int,
+    batch_size: int,
+    replay_batch_size: int,
+    cadence: Cadence,
+    seed: int,
+    joint: bool = False,
+    reshuffle: bool = True,
+) -> list[MicroBatch]:
+    """The micro-batches of one task in order.
+
+    Args:
+        epochs_of: for each new example, for how many epochs it is trained on (all alike but under multi-task
+            training); a fraction takes that part of the last epoch.
+        num_replay: samples in the memory; 0 gives a schedule without replay.
+        batch_size: new examples in a micro-batch.
+        replay_batch_size: replay samples in a micro-batch.
+        cadence: how often replay comes.
+        seed: of the order of both.
+        joint: put a replay batch into the step of the new batch it follows (eq. 13) instead of a step of its own.
+        reshuffle: draw a new order each epoch; the official code keeps the first one.
+
+    Returns:
+        Micro-batches; every new example appears once in each of its epochs.
+    """
+    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle)
+    batches_per_replay_epoch = math.ceil(num_replay / replay_batch_size)
+    schedule: list[MicroBatch] = []
+    due, given = 0.0, 0
+    for epoch in range(math.ceil(max(epochs_of, default=0))):
+        order = [
+            index for index in _permutation(len(epochs_of), seed, epoch if reshuffle else 0) if epochs_of[index] > epoch
+        ]
+        left = max(epochs_of) - epoch
+        if left < 1:
+            order = order[: max(1, round(left * len(order)))]
+        batches = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+        if cadence.official:
+            quotient = len(batches) // batches_per_replay_epoch if num_replay else 0
+            _official_epoch(schedule, batches, quotient, replay)
+            continue
+        rate = cadence.per_new_batch(len(batches), batches_per_replay_epoch) if num_replay else 0.0
+        for batch in batches:
+            due += rate
+            # The slack absorbs rounding, so that a rate of 1/3 comes on every third batch.
+            count = int(due + 1e-9) - given
+            given += count
+            replays = [next(replay) for _ in range(count)]
+            if joint and replays:
+                schedule.append(MicroBatch(new=batch, replay=sum(replays, ())))
+            else:
+                schedule.append(MicroBatch(new=batch))
+                schedule.extend(MicroBatch(replay=indices) for indices in replays)
+    return schedule
+
+
+def _official_epoch(
+    schedule: list[MicroBatch], batches: list[tuple[int, ...]], quotient: int, replay: Iterator[tuple[int, ...]]
+) -> None:
+    for position, batch in enumerate(batches, start=1):
+        if quotient and position % quotient == 0:
+            schedule.append(MicroBatch(replay=next(replay)))
+        schedule.append(MicroBatch(new=batch))
+
+
+def _permutation(length: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
+
+def _cycle(length: int, batch_size: int, seed: int, reshuffle: bool) -> Iterator[tuple[int, ...]]:
+    """Batches over the replay samples, round after round; a round's last batch may be smaller."""
+    round_number = 0
+    while length:
+        order = _permutation(length, seed, round_number if reshuffle else 0)
+        for start in range(0, length, batch_size):
+            yield tuple(order[start : start + batch_size])
+        round_number += 1
