@@ -1,1 +1,45 @@
-"""SEEKR continual learning for Hugging Face causal language models."""
+"""SEEKR continual learning for Hugging Face causal language models.
+
+The API in the shape the ecosystem knows: ``SeekrConfig`` is a ``TrainingArguments``, ``SeekrTrainer`` a ``Trainer``;
+``learn`` teaches one ``Task``, ``run`` a ``Stream`` of them, and a ``ReplayMemory`` lives on between them.
+
+The heavy parts are imported on first use, so that ``seekr --help`` answers at once.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from seekr_cl.errors import SeekrError
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "SeekrConfig": "seekr_cl.training",
+    "SeekrTrainer": "seekr_cl.training",
+    "learn": "seekr_cl.training",
+    "run": "seekr_cl.training.run",
+    "ReplayMemory": "seekr_cl.memory",
+    "Task": "seekr_cl.tasks",
+    "Stream": "seekr_cl.tasks",
+    "ScoreMatrix": "seekr_cl.evaluation",
+    "METHODS": "seekr_cl.methods",
+}
+
+__all__ = [  # noqa: RUF022
+    "METHODS",
+    "ReplayMemory",
+    "ScoreMatrix",
+    "SeekrConfig",
+    "SeekrError",
+    "SeekrTrainer",
+    "Stream",
+    "Task",
+    "learn",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'seekr_cl' has no attribute '{name}'")
+    return getattr(import_module(_PLACES[name]), name)

@@ -95,9 +95,9 @@ class StreamSpec:
         tasks: list[TaskSpec] = []
         taken: dict[str, str] = {}
         for number, entry in enumerate(entries, 1):
-            spec = _task_spec(entry, f"{path}: task {number}", path.parent)
+            spec = task_spec(entry, f"{path}: task {number}", path.parent)
             # Folders that differ only in capitals are one folder on some file systems.
-            slug = safe_name(spec.name).casefold()  # _task_spec has checked that it is one
+            slug = safe_name(spec.name).casefold()  # task_spec has checked that it is one
             if slug in taken:
                 raise ConfigError(
                     f"{path}: task {number} {spec.name!r} has the name of {taken[slug]}; give one another 'name'"
@@ -176,7 +176,7 @@ class Stream:
         return len(self.tasks)
 
 
-def _task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
+def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
     """Check one entry of the ``tasks`` list."""
     if isinstance(entry, str):
         entry = {"data": entry}

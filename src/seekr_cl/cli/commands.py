@@ -1,0 +1,188 @@
+"""What each command does: turn options into calls of the library and print the result."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from seekr_cl.cli.settings import apply_overrides, read_settings
+from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation import evaluate_task, write_predictions
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory.files import write_json
+from seekr_cl.report import score_table
+from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.tasks.stream import task_spec
+from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.models import context_length, load_model, require_free
+from seekr_cl.training.run import run
+
+
+def learn_command(given: Any) -> None:
+    """``seekr learn``."""
+    settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    config = _config(settings, given.config or "settings")
+    task = Task.load(given.task, name=given.name)
+    learnt = learn(given.model, task, given.memory, given.output, config)
+    if learnt.cut:
+        _out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
+    memory = ReplayMemory.open(given.memory)
+    _out().print(
+        f"learnt {task.name} in {learnt.steps} steps, {learnt.seconds:.0f} s; model in {given.output}; "
+        f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
+        f"{_size(memory.num_bytes)}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def run_command(given: Any) -> None:
+    """``seekr run``."""
+    spec = StreamSpec.from_yaml(given.stream)
+    settings = apply_overrides(spec.settings, given.overrides, given.method)
+    model = given.model or settings.get("model")
+    settings.pop("model", None)
+    probes = settings.pop("probes", None) or []
+    if not model:
+        raise ConfigError(f"{given.stream}: no model; add 'model: FOLDER' or pass --model")
+    if not isinstance(probes, list):
+        raise ConfigError(f"{given.stream}: probes must be a list of tasks")
+    config = _config(settings, given.stream)
+    folder = spec.path.parent
+    probe_tasks = [
+        task_spec(entry, f"{given.stream}: probe {number}", folder).load(require_test=True)
+        for number, entry in enumerate(probes, 1)
+    ]
+    tasks = spec.load_tasks(require_test=True)
+    matrix = run(_beside(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume)
+    _out().print(score_table(matrix))
+    _out().print(f"scores, plot and predictions in {given.output}", markup=False, soft_wrap=True)
+
+
+def evaluate_command(given: Any) -> None:
+    """``seekr evaluate``."""
+    output = Path(given.output)
+    require_free(output)
+    tasks = [task for source in given.task for task in _test_tasks(source, given)]
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--task: two tasks are called '{name}'; rename a file or folder")
+    model, tokenizer = load_model(given.model, given.dtype)
+    length = given.max_length or context_length(model) or 1024
+    encoder = Encoder(tokenizer, length)
+    table = Table("task", "metric", "score", "examples")
+    scores = {}
+    for task in tasks:
+        score = evaluate_task(model, tokenizer, task, encoder, given.batch_size)
+        write_predictions(output, score)
+        scores[task.name] = {"metric": task.metric, "score": score.score, "examples": score.count}
+        table.add_row(task.name, task.metric, f"{score.score:.1f}", str(score.count))
+    conventions = {
+        "engine": "transformers generate, greedy",
+        "dtype": given.dtype,
+        "batch_size": given.batch_size,
+        "prompts_cut": encoder.cut_count,
+    }
+    write_json(output / "scores.json", {"model": given.model, "tasks": scores, **conventions})
+    _out().print(table)
+    _out().print(f"scores and predictions in {output}", markup=False, soft_wrap=True)
+
+
+def demo_command(given: Any) -> None:
+    """``seekr demo``."""
+    from seekr_cl.demo.run import demo
+
+    demo(
+        Path(given.output),
+        methods=given.methods,
+        seed=given.seed,
+        general=given.general,
+        quick=given.quick,
+        settings=apply_overrides({}, given.overrides, None),
+    )
+
+
+def memory_command(given: Any) -> None:
+    """``seekr memory show``."""
+    memory = ReplayMemory.open(given.folder)
+    manifest = json.loads((memory.path / "manifest.json").read_text(encoding="utf-8"))
+    out = _out()
+    method = manifest["method"]
+    out.print(
+        f"{memory.path}: generation {memory.generation}, {_size(memory.num_bytes)}, method {method['name']} "
+        f"(preset {method['preset']}), written {manifest['written']}",
+        soft_wrap=True,
+        markup=False,
+    )
+    out.print(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}", soft_wrap=True)
+    table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
+    for task, record in zip(memory.tasks, manifest["tasks"]):
+        logits = [len(s.logits.position_A) for s in task.samples if s.logits is not None]
+        queries = [len(s.attention.query_R) for s in task.samples if s.attention is not None]
+        table.add_row(
+            task.name,
+            str(len(task.samples)),
+            str(task.info.get("examples", "-")),
+            str(sum(len(s.ids_L) for s in task.samples)),
+            str(sum(logits)),
+            str(sum(len(heads) for heads in task.heads.values())),
+            str(len(task.heads)),
+            str(sum(queries)),
+            _size(sum(file["bytes"] for file in record["files"])),
+        )
+    out.print(table)
+
+
+COMMANDS = {
+    "learn": learn_command,
+    "run": run_command,
+    "evaluate": evaluate_command,
+    "demo": demo_command,
+    "memory": memory_command,
+}
+
+
+def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
+    # The Trainer wants a folder of its own although nothing is saved through it.
+    return config_from(settings, str(Path(tempfile.gettempdir()) / "seekr-trainer"), source)
+
+
+def _test_tasks(source: str, given: Any) -> list[Task]:
+    if source.endswith((".yaml", ".yml")):
+        return StreamSpec.from_yaml(source).load_tasks(require_test=True)
+    # A single file is what is to be tested, whatever it is called.
+    data: Any = {"train": source, "test": source} if Path(source).is_file() else source
+    return [
+        Task.load(
+            data,
+            name=Path(source).stem if Path(source).is_file() else None,
+            metric=given.metric or "exact_match",
+            max_new_tokens=given.max_new_tokens,
+            require_test=True,
+        )
+    ]
+
+
+def _beside(folder: Path, model: str) -> str:
+    """A model path is relative to the stream's file, if that is where it exists."""
+    beside = folder / model
+    return str(beside) if not Path(model).is_absolute() and beside.is_dir() else model
+
+
+def _size(num_bytes: int) -> str:
+    size = float(num_bytes)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _out() -> Console:
+    return Console(highlight=False)
+
+

@@ -1,0 +1,101 @@
+"""The command ``seekr``."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from seekr_cl.errors import SeekrError
+
+_PIPE_CLOSED = 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="seekr", description="Teach a causal language model one task after another without forgetting."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    learn = commands.add_parser("learn", help="learn one task: model and memory in, model and memory out")
+    learn.add_argument("--model", required=True, help="model folder or Hub name")
+    learn.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
+    learn.add_argument("--memory", required=True, help="memory folder; made if it is missing")
+    learn.add_argument("--output", required=True, help="folder for the new model; must not hold anything")
+    learn.add_argument("--name", help="the task's name; default the file's or folder's")
+    _config_options(learn)
+
+    run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
+    run.add_argument("stream", help="YAML file with model, tasks and settings")
+    run.add_argument("--output", required=True, help="the run's folder")
+    run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
+    run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    _config_options(run, config_file=False)
+
+    evaluate = commands.add_parser("evaluate", help="generate and score")
+    evaluate.add_argument("--model", required=True, help="model folder or Hub name")
+    evaluate.add_argument("--task", required=True, nargs="+", help="files, folders, or a stream's YAML")
+    evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
+    evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
+    evaluate.add_argument("--max-new-tokens", type=int, default=64)
+    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")
+    evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+
+    demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
+    demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
+    demo.add_argument("--methods", nargs="+", help="default: seqft replay derpp seekr")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--general", action="store_true", help="put samples of the base skills into the memory (task 0)")
+    demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
+    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for the methods that know them")
+
+    memory = commands.add_parser("memory", help="look into a memory").add_subparsers(
+        dest="memory_command", required=True, metavar="WHAT"
+    )
+    show = memory.add_parser("show", help="what a memory holds")
+    show.add_argument("folder")
+    return parser
+
+
+def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:
+    if config_file:
+        parser.add_argument("--config", help="YAML file with settings")
+    parser.add_argument("--method", help="seqft, multitask, replay, derpp or seekr")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. learning_rate=1e-4 replay.ratio=0.02"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    warnings.showwarning = _show_warning
+    given: Any = build_parser().parse_args(arguments)
+    # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from seekr_cl.cli import commands
+
+    try:
+        commands.COMMANDS[given.command](given)
+    except SeekrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return _PIPE_CLOSED
+    return 0
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    from seekr_cl.training.learn import InertWarning
+
+    if issubclass(category, InertWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

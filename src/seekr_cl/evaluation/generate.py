@@ -1,0 +1,65 @@
+"""Greedy answers in batches: padded on the left, sorted by length, the same for any batch size."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The model's answer to each prompt, in the prompts' order.
+
+    Args:
+        model: any causal language model; its training mode and generation settings are left as they were.
+        tokenizer: the end-of-text token stops an answer; it also pads where no padding token is set.
+        prompts: token ids; the caller has made room for the answer.
+        max_new_tokens: longest answer.
+        batch_size: prompts at a time.
+        on_batch: called with the number of prompts done since the last call.
+
+    Returns:
+        Texts without special tokens.
+    """
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    answers = [""] * len(prompts)
+    # Longest first: a batch that does not fit into memory fails at once and not after an hour.
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    training, settings = model.training, model.generation_config
+    greedy = copy.deepcopy(settings)
+    greedy.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
+    greedy.update(max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=eos, use_cache=True)
+    model.eval()
+    model.generation_config = greedy
+    try:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            width = max(1, max(len(prompts[index]) for index in indices))
+            ids_BL = torch.full((len(indices), width), pad)
+            mask_BL = torch.zeros_like(ids_BL)
+            for row, index in enumerate(indices):
+                # A model needs one token to start from, even where prompt and tokenizer give none.
+                prompt = list(prompts[index]) or [eos]
+                ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
+                mask_BL[row, width - len(prompt) :] = 1
+            with torch.inference_mode():
+                out_BL = model.generate(
+                    input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=greedy
+                )
+            texts = tokenizer.batch_decode(out_BL[:, width:], skip_special_tokens=True)
+            for index, text in zip(indices, texts):
+                answers[index] = text
+            if on_batch is not None:
+                on_batch(len(indices))
+    finally:
+        model.generation_config = settings
+        model.train(training)
+    return answers

@@ -1,0 +1,109 @@
+"""How an answer is scored: every metric gives each example 0 to 100, and a task the mean.
+
+An empty prediction scores 0 everywhere.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rapidfuzz import fuzz
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.sari import sari
+from seekr_cl.evaluation.text import UnicodeTokenizer, words
+from seekr_cl.suggest import nearest
+
+ExampleScore = Callable[[str, Sequence[str], str], float]
+_ANSWER_MARK = re.compile(r"\n(?:Answer|回答|答案)\s*[:：]")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A way to score.
+
+    Attributes:
+        name: what configs call it.
+        about: one sentence.
+        score_one: (prediction, references, prompt) to 0..100.
+    """
+
+    name: str
+    about: str
+    score_one: ExampleScore
+
+    def score(
+        self, predictions: Sequence[str], references: Sequence[Sequence[str]], prompts: Sequence[str]
+    ) -> list[float]:
+        """Each example's score, 0 to 100."""
+        return [
+            self.score_one(prediction, accepted, prompt) if prediction.strip() else 0.0
+            for prediction, accepted, prompt in zip(predictions, references, prompts, strict=True)
+        ]
+
+
+def _best(compare: Callable[[str, str], float]) -> ExampleScore:
+    return lambda prediction, references, _: max(compare(prediction, reference) for reference in references)
+
+
+def _same(reduce: Callable[[str], str]) -> ExampleScore:
+    return _best(lambda prediction, reference: 100.0 * (reduce(prediction) == reduce(reference)))
+
+
+def _first_word(text: str) -> str:
+    parts = text.split()
+    return parts[0].strip(".,;:!?\"'()").casefold() if parts else ""
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+
+
+def _rouge_l(prediction: str, reference: str) -> float:
+    return 100 * _rouge().score(reference, prediction)["rougeL"].fmeasure
+
+
+def _f1(prediction: str, reference: str) -> float:
+    ours, theirs = Counter(words(prediction)), Counter(words(reference))
+    common = (ours & theirs).total()
+    return 200 * common / (ours.total() + theirs.total()) if common else 0.0
+
+
+def _sari(prediction: str, references: Sequence[str], prompt: str) -> float:
+    return sari(words(prompt), words(prediction), [words(reference) for reference in references])
+
+
+_ALL = (
+    Metric("exact_match", "100 if the answer equals a reference, spaces around it aside", _same(str.strip)),
+    Metric("first_character", "100 if the first character equals a reference's (TRACE's ScienceQA)", _same(lambda t: t.strip()[:1])),
+    Metric("first_word", "100 if the first word equals a reference's, whatever its case (SEEKR's SuperNI)", _same(_first_word)),
+    Metric("rouge_l", "ROUGE-L F1 by rouge-score over Unicode words, best reference (TRACE's MeetingBank)", _best(_rouge_l)),
+    Metric("edit_similarity", "rapidfuzz ratio of characters, best reference (TRACE's Py150)", _best(fuzz.ratio)),
+    Metric("sari", "SARI with the whole prompt as source (TRACE's 20Minuten)", _sari),
+    Metric("f1", "F1 of words, best reference", _best(_f1)),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+METRICS["accuracy"] = METRICS["exact_match"]
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ConfigError: naming the nearest known one.
+    """
+    if name not in METRICS:
+        raise ConfigError(f"metric: '{name}' is unknown{nearest(name, METRICS)} (known: {', '.join(METRICS)})")
+    return METRICS[name]
+
+
+def after_mark(text: str) -> str:
+    """The part of a reasoning answer after its last ``Answer:`` line (also 回答, 答案), or all of it."""
+    return _ANSWER_MARK.split(text)[-1].strip()

@@ -1,0 +1,139 @@
+"""ScoreMatrix: what a model scores on every task after every task, and the numbers the field makes of it.
+
+``rows[i][j]`` is the score on task j after learning task i, R_ij; ``base[j]`` the base model's.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from seekr_cl.errors import DataError
+
+CONVENTIONS = {
+    "op": "overall performance: mean over the learnt tasks j of the last row, R_Nj",
+    "bwt": "backward transfer: mean over the first N-1 tasks of R_Nj - R_jj",
+    "bwt_over_n": "the same sum divided by N, as the official SEEKR and TRACE-style scripts print it",
+    "forgetting": "mean over the first N-1 tasks of the best earlier score from R_jj on, minus R_Nj",
+    "fwt": "forward transfer: mean over the tasks from the second on of R_(j-1)j - base_j",
+}
+
+
+@dataclass(slots=True)
+class ScoreMatrix:
+    """Scores of a run, complete or still going.
+
+    Attributes:
+        tasks: names in order.
+        metrics: the metric of each.
+        base: the base model's scores.
+        rows: a row after each task; under multi-task training one row after all of them.
+        extra: ``{probe: scores}`` of what is never trained on, the base model's first, then one a row.
+        joint: the only row came from training on all tasks at once.
+    """
+
+    tasks: list[str]
+    metrics: list[str]
+    base: list[float] | None = None
+    rows: list[list[float]] = field(default_factory=list)
+    extra: dict[str, list[float]] = field(default_factory=dict)
+    joint: bool = False
+
+    @property
+    def learnt(self) -> int:
+        """How many tasks the last row has behind it."""
+        return len(self.tasks) if self.joint and self.rows else len(self.rows)
+
+    @property
+    def op(self) -> float | None:
+        """Overall performance over the tasks learnt so far."""
+        return _mean(self.rows[-1][: self.learnt]) if self.rows else None
+
+    def _changes(self) -> list[float]:
+        return [self.rows[-1][j] - self.rows[j][j] for j in range(len(self.rows) - 1)]
+
+    @property
+    def bwt(self) -> float | None:
+        """Backward transfer over N-1; None before the second task."""
+        return _mean(self._changes())
+
+    @property
+    def bwt_over_n(self) -> float | None:
+        """Backward transfer divided by N."""
+        return sum(self._changes()) / len(self.rows) if len(self.rows) > 1 else None
+
+    @property
+    def forgetting(self) -> float | None:
+        """Mean drop from the best earlier score."""
+        last = len(self.rows) - 1
+        return _mean([max(self.rows[i][j] for i in range(j, last)) - self.rows[last][j] for j in range(last)])
+
+    @property
+    def fwt(self) -> float | None:
+        """Forward transfer; None without a base row or before the second task."""
+        base = self.base
+        if base is None:
+            return None
+        return _mean([self.rows[j - 1][j] - base[j] for j in range(1, len(self.rows))])
+
+    @property
+    def base_kept(self) -> float | None:
+        """Mean of the probes in the last row: what is left of what the base model could do."""
+        return _mean([scores[-1] for scores in self.extra.values() if scores])
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``scores.json``."""
+        names = ["+".join(self.tasks)] if self.joint else self.tasks
+        matrix = [{"after": "base", "scores": self.base}] if self.base is not None else []
+        matrix += [{"after": name, "scores": row} for name, row in zip(names, self.rows)]
+        return {
+            "tasks": self.tasks,
+            "metrics": self.metrics,
+            "base": self.base,
+            "matrix": matrix,
+            "joint": self.joint,
+            "probes": self.extra,
+            "op": self.op,
+            "bwt": self.bwt,
+            "bwt_over_n": self.bwt_over_n,
+            "forgetting": self.forgetting,
+            "fwt": self.fwt,
+            "conventions": CONVENTIONS,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], source: str = "scores") -> Self:
+        """The matrix behind a ``scores.json``.
+
+        Raises:
+            DataError: naming the file, if keys are missing or sizes do not fit.
+        """
+        try:
+            rows = [row["scores"] for row in content["matrix"] if row["after"] != "base" or content["base"] is None]
+            matrix = cls(
+                list(content["tasks"]), list(content["metrics"]), content["base"], rows, dict(content.get("probes", {}))
+            )
+            matrix.joint = bool(content.get("joint", False))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{source}: not a scores.json of this library ({error!r}); run the stream again") from error
+        if any(len(row) != len(matrix.tasks) for row in [*matrix.rows, matrix.base or matrix.tasks]):
+            raise DataError(f"{source}: a row has not as many scores as there are tasks; run the stream again")
+        return matrix
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a file.
+
+        Raises:
+            DataError: if it is missing or damaged.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: not readable as JSON ({error})") from error
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

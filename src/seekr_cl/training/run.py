@@ -1,0 +1,200 @@
+"""Running a stream: a loop over ``learn`` with an evaluation after each task."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl.errors import ConfigError, OutputError
+from seekr_cl.evaluation import ScoreMatrix, evaluate_task, write_predictions
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory.files import write_json
+from seekr_cl.report import plot_matrix
+from seekr_cl.tasks import Task
+from seekr_cl.training.config import SeekrConfig
+from seekr_cl.training.learn import describe_method, learn, make_encoder
+from seekr_cl.training.models import load_model, require_free
+from seekr_cl.training.progress import console
+
+LEDGER = "run.json"
+SCORES = "scores.json"
+
+
+@dataclass(slots=True)
+class Run:
+    """One run's folder.
+
+        run.json                         what the run is: stream, method, settings, versions
+        models/01-<task>/                the model after each task (or only the last: keep_models)
+        memory/                          the replay memory
+        evaluations/00-base/             scores and predictions of each stage
+        scores.json, scores.png          the score matrix
+
+    Attributes:
+        output: the folder.
+        model: the base model's folder or Hub name.
+        tasks: in order, each with a test split.
+        config: all settings.
+        probes: tests of what the base model could do, scored at every stage and never trained on.
+    """
+
+    output: Path
+    model: str
+    tasks: Sequence[Task]
+    config: SeekrConfig
+    probes: Sequence[Task] = field(default_factory=list)
+
+    def start(self, resume: bool) -> None:
+        """Makes the folder, or checks that what is there is this run.
+
+        Raises:
+            OutputError: if the folder holds something and ``resume`` is off.
+            ConfigError: if it holds another run.
+        """
+        ledger = self.output / LEDGER
+        wanted = self._identity()
+        if not resume or not ledger.exists():
+            if self.output.is_dir() and ledger.exists():
+                raise OutputError(f"{self.output}: already holds a run; continue it with --resume or choose another --output")
+            require_free(self.output)
+            versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            return
+        former = json.loads(ledger.read_text(encoding="utf-8"))
+        for key, value in wanted.items():
+            if former.get(key) != value:
+                raise ConfigError(
+                    f"{ledger}: the run there has another '{key}'; resume with what it was started with, "
+                    "or choose another --output"
+                )
+
+    def execute(self) -> ScoreMatrix:
+        """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
+        started = time.perf_counter()
+        matrix = ScoreMatrix(
+            tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
+        )
+        matrix.extra = {probe.name: [] for probe in self.probes}
+        matrix.joint = self.config.method_class.joint
+        current = self.model
+        matrix.base = self._evaluate(0, "base", current, None, matrix)
+        seconds, learnt_model = 0.0, None
+        for number, stage in enumerate(self._stages(), start=1):
+            name = stage[0].slug if len(stage) == 1 else "all"
+            folder = self.output / "models" / f"{number:02d}-{name}"
+            memory = ReplayMemory.open(self.output / "memory", create=True)
+            if memory.generation < number:
+                # A model without its generation of the memory is what a crash between the two left behind.
+                shutil.rmtree(folder, ignore_errors=True)
+                learnt = learn(current, stage, memory, folder, self.config)
+                learnt_model = (learnt.model, learnt.tokenizer)
+                seconds += learnt.seconds
+                if learnt.cut:
+                    self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+            former, current = current, str(folder)
+            row = self._evaluate(number, name, current, learnt_model, matrix)
+            learnt_model = None
+            matrix.rows.append(list(row))
+            self._write(matrix, seconds, memory.num_bytes)
+            if self.config.keep_models == "last" and former != self.model:
+                shutil.rmtree(former, ignore_errors=True)
+        self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
+        return matrix
+
+    def _stages(self) -> list[list[Task]]:
+        return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
+
+    def _evaluate(
+        self,
+        number: int,
+        name: str,
+        folder: str,
+        loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
+        matrix: ScoreMatrix,
+    ) -> list[float]:
+        """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
+        place = self.output / "evaluations" / f"{number:02d}-{name}"
+        done = place / SCORES
+        if not done.exists():
+            model, tokenizer = loaded or load_model(folder, self.config.dtype, self.config.trust_remote_code)
+            model.to(self.config.device)
+            encoder = make_encoder(self.config, model, tokenizer)
+            scores = {}
+            for task in [*self.tasks, *self.probes]:
+                score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size)
+                write_predictions(place, score)
+                scores[task.name] = score.score
+            write_json(done, scores)
+            shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
+            self._say(f"{self.config.method_class.name}: after {name}: {shown}")
+        scores = json.loads(done.read_text(encoding="utf-8"))
+        for probe in self.probes:
+            matrix.extra[probe.name].append(scores[probe.name])
+        return [scores[task.name] for task in self.tasks]
+
+    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
+        former = self.output / SCORES
+        if former.exists():
+            seconds += json.loads(former.read_text(encoding="utf-8")).get("seconds", 0.0) if not matrix.rows[1:] else 0.0
+        content = matrix.to_json() | {
+            "method": describe_method(self.config),
+            "seed": self.config.seed,
+            "seconds": round(seconds, 2),
+            "memory_bytes": memory_bytes,
+        }
+        write_json(former, content)
+        plot_matrix(matrix, self.output / "scores.png")
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "method": describe_method(self.config),
+            "seed": self.config.seed,
+            "tasks": [
+                {"name": task.name, "metric": task.metric, "epochs": task.epochs, "fingerprint": task.fingerprint()}
+                for task in self.tasks
+            ],
+            "probes": [probe.name for probe in self.probes],
+        }
+
+    def _say(self, line: str) -> None:
+        if self.config.progress != "none":
+            console().print(line, soft_wrap=True, markup=False)
+
+
+def run(
+    model: str | Path,
+    tasks: Sequence[Task],
+    output: str | Path,
+    config: SeekrConfig,
+    *,
+    probes: Sequence[Task] = (),
+    resume: bool = False,
+) -> ScoreMatrix:
+    """Learns a stream of tasks and evaluates after each.
+
+    Args:
+        model: base model, folder or Hub name.
+        tasks: in order; each needs a test split.
+        output: the run's folder.
+        config: all settings.
+        probes: scored at every stage and never trained on.
+        resume: continue the run in ``output`` at the first task that is not committed.
+
+    Returns:
+        The score matrix, also written to ``scores.json``.
+
+    Raises:
+        SeekrError: for bad input; what is on disk stays.
+    """
+    one = Run(Path(output), str(model), tasks, config, probes)
+    one.start(resume)
+    return one.execute()
