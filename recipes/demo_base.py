@@ -166,6 +166,8 @@ def train(folder: Path, steps: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # The weights are written readable by their owner alone, which an installed package must not be.
+    (folder / "model.safetensors").chmod(0o644)
     record = {
         "command": "OMP_NUM_THREADS=1 python recipes/demo_base.py",
         "seed": seed,

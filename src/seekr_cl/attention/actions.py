@@ -47,9 +47,16 @@ class RowTarget:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowTarget":
         """The same on another device; data loaders call this."""
-        move = [tensor.to(device, non_blocking=non_blocking) for tensor in (
-            self.index.sample_P, self.index.head_P, self.index.query_PR, self.teacher_PRL, self.weight_PR
-        )]
+        move = [
+            tensor.to(device, non_blocking=non_blocking)
+            for tensor in (
+                self.index.sample_P,
+                self.index.head_P,
+                self.index.query_PR,
+                self.teacher_PRL,
+                self.weight_PR,
+            )
+        ]
         return RowTarget(RowIndex(*move[:3]), *move[3:])
 
 

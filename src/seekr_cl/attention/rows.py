@@ -159,9 +159,7 @@ class RowKL(torch.autograd.Function):
         return dq_BHLD, dk_BKLD, None, None, None, None, None
 
 
-def row_kl(
-    call: AttentionCall, index: RowIndex, teacher_PRL: Tensor, weight_PR: Tensor, eps: float = 0.0
-) -> Tensor:
+def row_kl(call: AttentionCall, index: RowIndex, teacher_PRL: Tensor, weight_PR: Tensor, eps: float = 0.0) -> Tensor:
     """Weighted divergence between stored teacher rows and the rows the model computes now.
 
     Args:

@@ -100,7 +100,6 @@ def demo_command(given: Any) -> None:
         Path(given.output),
         methods=given.methods,
         seed=given.seed,
-        general=given.general,
         quick=given.quick,
         settings=apply_overrides({}, given.overrides, None),
     )
@@ -183,6 +182,6 @@ def _size(num_bytes: int) -> str:
 
 
 def _out() -> Console:
-    return Console(highlight=False)
-
-
+    out = Console(highlight=False)
+    # A pipe has no width; a table squeezed into 80 columns is of no use to whoever reads the file.
+    return out if out.is_terminal else Console(highlight=False, width=160)

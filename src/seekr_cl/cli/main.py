@@ -46,11 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
-    demo.add_argument("--methods", nargs="+", help="default: seqft replay derpp seekr")
+    demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--general", action="store_true", help="put samples of the base skills into the memory (task 0)")
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
-    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for the methods that know them")
+    demo.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings")
 
     memory = commands.add_parser("memory", help="look into a memory").add_subparsers(
         dest="memory_command", required=True, metavar="WHAT"

@@ -81,9 +81,19 @@ def _sari(prediction: str, references: Sequence[str], prompt: str) -> float:
 
 _ALL = (
     Metric("exact_match", "100 if the answer equals a reference, spaces around it aside", _same(str.strip)),
-    Metric("first_character", "100 if the first character equals a reference's (TRACE's ScienceQA)", _same(lambda t: t.strip()[:1])),
-    Metric("first_word", "100 if the first word equals a reference's, whatever its case (SEEKR's SuperNI)", _same(_first_word)),
-    Metric("rouge_l", "ROUGE-L F1 by rouge-score over Unicode words, best reference (TRACE's MeetingBank)", _best(_rouge_l)),
+    Metric(
+        "first_character",
+        "100 if the first character equals a reference's (TRACE's ScienceQA)",
+        _same(lambda t: t.strip()[:1]),
+    ),
+    Metric(
+        "first_word",
+        "100 if the first word equals a reference's, whatever its case (SEEKR's SuperNI)",
+        _same(_first_word),
+    ),
+    Metric(
+        "rouge_l", "ROUGE-L F1 by rouge-score over Unicode words, best reference (TRACE's MeetingBank)", _best(_rouge_l)
+    ),
     Metric("edit_similarity", "rapidfuzz ratio of characters, best reference (TRACE's Py150)", _best(fuzz.ratio)),
     Metric("sari", "SARI with the whole prompt as source (TRACE's 20Minuten)", _sari),
     Metric("f1", "F1 of words, best reference", _best(_f1)),

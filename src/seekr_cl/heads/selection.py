@@ -42,7 +42,9 @@ def resolve_budget(name: str, budget: Budget, available: int, warn: Warn) -> int
     return budget
 
 
-def select_heads(importance_NH: Tensor, layers: tuple[int, ...], layer_budget: int, head_budget: int) -> dict[int, list[int]]:
+def select_heads(
+    importance_NH: Tensor, layers: tuple[int, ...], layer_budget: int, head_budget: int
+) -> dict[int, list[int]]:
     """The most important heads of the most important layers.
 
     First the ``layer_budget`` layers with the largest sum over their heads, then the ``head_budget`` largest heads
@@ -63,7 +65,9 @@ def select_heads(importance_NH: Tensor, layers: tuple[int, ...], layer_budget: i
     return _as_dict(rows[flat // inside_MH.shape[1]], flat % inside_MH.shape[1], layers)
 
 
-def random_heads(heads: dict[int, int], layer_budget: int, head_budget: int, generator: torch.Generator) -> dict[int, list[int]]:
+def random_heads(
+    heads: dict[int, int], layer_budget: int, head_budget: int, generator: torch.Generator
+) -> dict[int, list[int]]:
     """Random heads of random layers under the same budgets, the paper's ablation."""
     scores = torch.rand((len(heads), max(heads.values())), generator=generator)
     present = torch.arange(scores.shape[1]) < torch.tensor(list(heads.values()))[:, None]

@@ -12,9 +12,7 @@ IGNORE = -100
 
 def causal_lm_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     """Mean cross entropy of the labelled tokens, each predicted from the position before it (eq. 1 and 2)."""
-    return F.cross_entropy(
-        logits_BLV[:, :-1].flatten(0, 1).float(), labels_BL[:, 1:].flatten(), ignore_index=IGNORE
-    )
+    return F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1).float(), labels_BL[:, 1:].flatten(), ignore_index=IGNORE)
 
 
 def logit_distillation(

@@ -163,8 +163,9 @@ class Seekr(Method):
                     continue
                 rows_MRL, query_R = sample.attention.rows[layer], sample.attention.query_R
                 start, length, given = self.context.layout.offset(len(sample.ids_L), padded), *rows_MRL.shape[:0:-1]
-                room_R, room_MRL = torch.zeros(num_queries, dtype=torch.long), torch.zeros(
-                    len(rows_MRL), num_queries, padded
+                room_R, room_MRL = (
+                    torch.zeros(num_queries, dtype=torch.long),
+                    torch.zeros(len(rows_MRL), num_queries, padded),
                 )
                 # Rows that only fill the rectangle point at a real query and weigh nothing.
                 room_R[:] = start

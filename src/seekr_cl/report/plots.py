@@ -26,7 +26,9 @@ def _label(name: str) -> str:
 def plot_matrix(matrix: ScoreMatrix, path: Path) -> None:
     """A heat map of the scores, the base row first."""
     rows = ([matrix.base] if matrix.base is not None else []) + matrix.rows
-    names = (["base"] if matrix.base is not None else []) + (["all"] if matrix.joint else matrix.tasks)[: len(matrix.rows)]
+    names = (["base"] if matrix.base is not None else []) + (["all"] if matrix.joint else matrix.tasks)[
+        : len(matrix.rows)
+    ]
     values = np.array(rows, dtype=float)
     figure, axes = plt.subplots(figsize=(2.5 + 0.9 * len(matrix.tasks), 1.8 + 0.45 * len(rows)), layout="constrained")
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
@@ -37,7 +39,9 @@ def plot_matrix(matrix: ScoreMatrix, path: Path) -> None:
     axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.set_ylabel("after learning")
     op, bwt = matrix.op, matrix.bwt
-    axes.set_title("score on" + ("" if op is None else f"   (OP {op:.1f}" + ("" if bwt is None else f", BWT {bwt:.1f}") + ")"))
+    axes.set_title(
+        "score on" + ("" if op is None else f"   (OP {op:.1f}" + ("" if bwt is None else f", BWT {bwt:.1f}") + ")")
+    )
     figure.colorbar(image, label="score")
     _save(figure, path)
 
@@ -45,9 +49,7 @@ def plot_matrix(matrix: ScoreMatrix, path: Path) -> None:
 def plot_comparison(runs: dict[str, ScoreMatrix], path: Path) -> None:
     """Left: mean score on the tasks learnt so far; right: each task's final score; a colour a method."""
     tasks = next(iter(runs.values())).tasks
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 4.8), layout="constrained", width_ratios=(1, 1.5)
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", width_ratios=(1, 1.5))
     for number, (method, matrix) in enumerate(runs.items()):
         colour = COLOURS[number % len(COLOURS)]
         if matrix.joint:

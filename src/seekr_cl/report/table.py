@@ -31,7 +31,9 @@ def score_table(matrix: ScoreMatrix) -> Table:
         table.add_row(escape(name), *[_number(score) for score in row])
     for probe, scores in matrix.extra.items():
         if scores:
-            table.caption = f"{table.caption or 'probes, base to last:'} {escape(probe)} " + " ".join(map(_number, scores))
+            table.caption = f"{table.caption or 'probes, base to last:'} {escape(probe)} " + " ".join(
+                map(_number, scores)
+            )
     return table
 
 

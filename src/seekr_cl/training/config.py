@@ -1,4 +1,4 @@
-"""SeekrConfig: transformers' TrainingArguments and what continual learning adds, from Python, YAML or the command line."""
+"""SeekrConfig: transformers' TrainingArguments plus continual learning, from Python, YAML or the command line."""
 
 import dataclasses
 import types
@@ -69,7 +69,9 @@ class ReplaySettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
-            raise ConfigError(f"replay.ratio: {self.ratio} must lie between 0 and 1 (0.01 keeps one example in a hundred)")
+            raise ConfigError(
+                f"replay.ratio: {self.ratio} must lie between 0 and 1 (0.01 keeps one example in a hundred)"
+            )
         if self.samples is not None and self.samples < 0:
             raise ConfigError(f"replay.samples: {self.samples} is negative; 0 keeps nothing")
         if self.batch_size is not None and self.batch_size < 1:
@@ -115,6 +117,7 @@ class SeekrConfig(TrainingArguments):
         max_length: tokens of an example; default 1024 or the model's context if that is shorter.
         max_prompt_length: tokens of a prompt.
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
+        long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
         boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
         padding_side: ``right`` or ``left``, in training; generation always pads on the left.
         pad_multiple: batches are padded to a multiple of this.
@@ -130,7 +133,7 @@ class SeekrConfig(TrainingArguments):
     learning_rate: float = 1e-5
     adam_beta2: float = 0.95
     per_device_train_batch_size: int = 8
-    report_to: None | str | list[str] = "none"
+    report_to: str | list[str] | None = "none"
     lr_scheduler_type: Any = None
     logging_steps: float = 10
     preset: str = "default"
@@ -143,6 +146,7 @@ class SeekrConfig(TrainingArguments):
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_answer_length: int | None = None
+    long_completions: str = "refuse"
     boundary: str | None = None
     padding_side: str | None = None
     pad_multiple: int | None = None
@@ -156,7 +160,9 @@ class SeekrConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ConfigError(f"preset: '{self.preset}' is unknown{nearest(self.preset, PRESETS)} ({', '.join(PRESETS)})")
+            raise ConfigError(
+                f"preset: '{self.preset}' is unknown{nearest(self.preset, PRESETS)} ({', '.join(PRESETS)})"
+            )
         preset = PRESETS[self.preset]
         for key, value in (_DEFAULTS | {k: v for k, v in preset.items() if k in _DEFAULTS}).items():
             if getattr(self, key) is None:
@@ -166,12 +172,16 @@ class SeekrConfig(TrainingArguments):
         self.method_settings = build_settings(
             self.method_class.Settings, preset.get(self.method_class.name, {}) | given, "method"
         )
-        self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | dict(self.replay or {}), "replay")
+        self.replay_settings = build_settings(
+            ReplaySettings, preset.get("replay", {}) | dict(self.replay or {}), "replay"
+        )
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
         if self.method_class.replays is False and dict(self.replay or {}):
-            raise ConfigError(f"replay: method {self.method_class.name} does not replay; drop the key or change the method")
+            raise ConfigError(
+                f"replay: method {self.method_class.name} does not replay; drop the key or change the method"
+            )
         if self.general is not None and not self.method_class.replays:
             raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
         if self.measure_every == 0 and getattr(self.method_settings, "lambda2", None) == "auto":
@@ -200,6 +210,7 @@ _DEFAULTS: dict[str, Any] = {
 
 _CHOICES = {
     "boundary": ("exact", "joint"),
+    "long_completions": ("refuse", "skip"),
     "padding_side": ("right", "left"),
     "order": ("shuffled", "official"),
     "loss_average": ("tokens", "micro_batches"),

@@ -3,14 +3,15 @@
 import copy
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from seekr_cl.errors import ConfigError
+from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
@@ -61,6 +62,7 @@ def learn(
     memory: str | Path | ReplayMemory,
     output: str | Path,
     config: SeekrConfig,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Learnt:
     """Teaches a model one task without forgetting the earlier ones.
 
@@ -73,6 +75,7 @@ def learn(
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
         config: all settings.
+        callbacks: the Trainer's, beside the library's own progress.
 
     Raises:
         SeekrError: for bad input; the output is not written and the memory stays as it was.
@@ -97,7 +100,8 @@ def learn(
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
     )
     encoder = make_encoder(config, network, tokenizer)
-    encoded = [[encoder.encode(example) for example in one.train] for one in tasks]
+    trained = [fitting(one, encoder, config) for one in tasks]
+    encoded = [part for _, part in trained]
     general = _general_examples(config, store, encoder)
     method = config.method_class(config.method_settings, context)
     started = time.perf_counter()
@@ -106,8 +110,8 @@ def learn(
         if general:
             method.before_task(general)
             new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
-        kept = _choose_samples(config, tasks[0].train, encoded[0], encoder, context) if method.replays else []
-        trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model))
+        kept = _choose_samples(config, trained[0][0], encoded[0], encoder, context) if method.replays else []
+        trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model), callbacks)
         network.eval()
         info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
         name = tasks[0].name if len(tasks) == 1 else "+".join(one.name for one in tasks)
@@ -151,10 +155,33 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
     return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
 
 
+def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
+    """The training examples and their tokens; those whose completion does not fit are refused or left out.
+
+    Raises:
+        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
+    """
+    kept: list[tuple[Example, Encoded]] = []
+    for example in task.train:
+        try:
+            kept.append((example, encoder.encode(example)))
+        except DataError:
+            if config.long_completions == "refuse":
+                raise
+    left_out = len(task.train) - len(kept)
+    if not kept:
+        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
+    if left_out:
+        warnings.warn(
+            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
+            InertWarning,
+            stacklevel=2,
+        )
+    return [example for example, _ in kept], [encoded for _, encoded in kept]
+
+
 def describe_method(config: SeekrConfig) -> dict[str, Any]:
     """Name and settings of the method and of replay, as JSON."""
-    from dataclasses import asdict
-
     return {
         "name": config.method_class.name,
         "preset": config.preset,
@@ -177,14 +204,13 @@ def _train(
     method: Method,
     context: Context,
     source: Path,
+    callbacks: Sequence[TrainerCallback],
 ) -> SeekrTrainer:
     replay = [(old, sample) for old in [*store.tasks, *new_tasks] for sample in old.samples] if method.replays else []
     settings = config.replay_settings
     official = config.order == "official"
     schedule = build_schedule(
-        epochs_of=[
-            float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part
-        ],
+        epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
         num_replay=len(replay),
         batch_size=config.per_device_train_batch_size,
         replay_batch_size=settings.batch_size or config.per_device_train_batch_size,
@@ -204,7 +230,7 @@ def _train(
         ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout),
         method,
         Carry.load(source) if config.carry_optimizer else None,
-        callbacks=[TrainingProgress("+".join(one.name for one in tasks), config.progress)],
+        callbacks=[TrainingProgress("+".join(one.name for one in tasks), config.progress), *callbacks],
     )
     _drop_printers(trainer)
     trainer.train()

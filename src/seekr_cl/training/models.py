@@ -93,6 +93,8 @@ def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise OutputError(f"{path}: the model cannot be written ({error}); free space or choose another folder") from error
+        raise OutputError(
+            f"{path}: the model cannot be written ({error}); free space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

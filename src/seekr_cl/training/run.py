@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import ScoreMatrix, evaluate_task, write_predictions
@@ -20,7 +20,7 @@ from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
 from seekr_cl.tasks import Task
 from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.learn import describe_method, learn, make_encoder
+from seekr_cl.training.learn import describe_method, fitting, learn, make_encoder
 from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.progress import console
 
@@ -44,6 +44,7 @@ class Run:
         tasks: in order, each with a test split.
         config: all settings.
         probes: tests of what the base model could do, scored at every stage and never trained on.
+        callbacks: the Trainer's.
     """
 
     output: Path
@@ -51,6 +52,7 @@ class Run:
     tasks: Sequence[Task]
     config: SeekrConfig
     probes: Sequence[Task] = field(default_factory=list)
+    callbacks: Sequence[TrainerCallback] = ()
 
     def start(self, resume: bool) -> None:
         """Makes the folder, or checks that what is there is this run.
@@ -63,7 +65,9 @@ class Run:
         wanted = self._identity()
         if not resume or not ledger.exists():
             if self.output.is_dir() and ledger.exists():
-                raise OutputError(f"{self.output}: already holds a run; continue it with --resume or choose another --output")
+                raise OutputError(
+                    f"{self.output}: already holds a run; continue it with --resume or choose another --output"
+                )
             require_free(self.output)
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
             write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
@@ -85,6 +89,7 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method_class.joint
         current = self.model
+        self._check_examples()
         matrix.base = self._evaluate(0, "base", current, None, matrix)
         seconds, learnt_model = 0.0, None
         for number, stage in enumerate(self._stages(), start=1):
@@ -94,7 +99,7 @@ class Run:
             if memory.generation < number:
                 # A model without its generation of the memory is what a crash between the two left behind.
                 shutil.rmtree(folder, ignore_errors=True)
-                learnt = learn(current, stage, memory, folder, self.config)
+                learnt = learn(current, stage, memory, folder, self.config, self.callbacks)
                 learnt_model = (learnt.model, learnt.tokenizer)
                 seconds += learnt.seconds
                 if learnt.cut:
@@ -108,6 +113,12 @@ class Run:
                 shutil.rmtree(former, ignore_errors=True)
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
+
+    def _check_examples(self) -> None:
+        """Tokenises every task once, so that a bad row in the last one is not found after days of training."""
+        model, tokenizer = load_model(self.model, self.config.dtype, self.config.trust_remote_code)
+        for task in self.tasks:
+            fitting(task, make_encoder(self.config, model, tokenizer), self.config)
 
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
@@ -143,7 +154,9 @@ class Run:
     def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
         former = self.output / SCORES
         if former.exists():
-            seconds += json.loads(former.read_text(encoding="utf-8")).get("seconds", 0.0) if not matrix.rows[1:] else 0.0
+            seconds += (
+                json.loads(former.read_text(encoding="utf-8")).get("seconds", 0.0) if not matrix.rows[1:] else 0.0
+            )
         content = matrix.to_json() | {
             "method": describe_method(self.config),
             "seed": self.config.seed,
@@ -178,6 +191,7 @@ def run(
     *,
     probes: Sequence[Task] = (),
     resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> ScoreMatrix:
     """Learns a stream of tasks and evaluates after each.
 
@@ -188,6 +202,7 @@ def run(
         config: all settings.
         probes: scored at every stage and never trained on.
         resume: continue the run in ``output`` at the first task that is not committed.
+        callbacks: the Trainer's, for every task.
 
     Returns:
         The score matrix, also written to ``scores.json``.
@@ -195,6 +210,6 @@ def run(
     Raises:
         SeekrError: for bad input; what is on disk stays.
     """
-    one = Run(Path(output), str(model), tasks, config, probes)
+    one = Run(Path(output), str(model), tasks, config, probes, callbacks)
     one.start(resume)
     return one.execute()

@@ -44,7 +44,9 @@ class SeekrTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         if args.n_gpu > 1:
-            raise ModelError("several GPUs are visible without a launcher; set CUDA_VISIBLE_DEVICES=0 or use accelerate")
+            raise ModelError(
+                "several GPUs are visible without a launcher; set CUDA_VISIBLE_DEVICES=0 or use accelerate"
+            )
         self.method = method
         self.carry = carry
         self.shares = GradientShares(args.measure_every)
