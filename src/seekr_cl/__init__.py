@@ -25,7 +25,7 @@ _PLACES = {
     "METHODS": "seekr_cl.methods",
 }
 
-__all__ = [  # noqa: RUF022
+__all__ = [
     "METHODS",
     "ReplayMemory",
     "ScoreMatrix",

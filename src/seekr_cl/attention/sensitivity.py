@@ -77,7 +77,7 @@ def count_valid(real_BL: Tensor, window: int | None = None) -> Tensor:
 
 
 def _grouped(dO_BLHD: Tensor, v_BKLD: Tensor) -> tuple[Tensor, Tensor]:
-    """dO as [B, K, G, L, D] beside v [B, K, L, D], both at least float32."""
+    """Gradients as [B, K, G, L, D] beside v [B, K, L, D], both at least float32."""
     dtype = torch.promote_types(dO_BLHD.dtype, torch.float32)
     batch, length, heads, size = dO_BLHD.shape
     kv_heads = v_BKLD.shape[1]

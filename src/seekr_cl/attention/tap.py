@@ -138,7 +138,7 @@ def _uninstall(name: str) -> None:
 
 
 def _tapped(original: AttentionFunction | None) -> AttentionFunction:
-    """The wrapper; without ``original`` (the name "eager") each modelling file's own eager function is the inner one."""
+    """The wrapper; without ``original`` (the name "eager") the modelling file's own eager function is the inner one."""
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any

@@ -72,7 +72,7 @@ def demo(
     out.print(score_table(matrices[names[-1]]))
     out.print(comparison_table(results))
     out.print(
-        f"{len(names)} runs of {len(next(iter(matrices.values())).tasks)} tasks in {time.perf_counter() - started:.0f} s. "
+        f"{len(names)} runs in {time.perf_counter() - started:.0f} s. "
         "'base skills kept' is the mean exact match on the eight skills the base model mastered before the stream; "
         f"'+general' runs put {len(BASE_SKILLS)} skills' samples into the memory first.\n"
         f"Runs, plots (comparison.png, base_skills.png) and comparison.json are in {output}",

@@ -51,7 +51,7 @@ def generate_answers(
                 ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
                 mask_BL[row, width - len(prompt) :] = 1
             with torch.inference_mode():
-                out_BL = model.generate(
+                out_BL = model.generate(  # type: ignore[operator]
                     input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=greedy
                 )
             texts = tokenizer.batch_decode(out_BL[:, width:], skip_special_tokens=True)

@@ -11,7 +11,7 @@ ORDERS = 4
 
 
 def sari(source: Sequence[str], prediction: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """SARI of one prediction, 0 to 100: the mean over n-gram orders 1 to 4 of (F1 keep + precision delete + F1 add) / 3.
+    """SARI of one prediction, 0 to 100: mean over n-gram orders 1 to 4 of (F1 keep + precision delete + F1 add) / 3.
 
     Keep and delete weigh each source n-gram by the number of references that keep or drop it; add looks at distinct
     n-grams that are not in the source.

@@ -14,7 +14,7 @@ def model_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.named_parameters(), key=lambda item: item[0]):
         content = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {content.dtype} {tuple(content.shape)}\n".encode())
-        digest.update(memoryview(content.view(-1).view(torch.uint8).numpy()))
+        digest.update(content.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -133,7 +133,7 @@ def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
 
 
 def _renormalised(rows_MRL: Tensor) -> Tensor:
-    """Rows as float32; half-precision ones are made to sum to one again, since rounding shifts the divergence's zero."""
+    """Rows as float32; half-precision ones are made to sum to one again, for rounding shifts the divergence's zero."""
     if rows_MRL.dtype == torch.float32:
         return rows_MRL
     rows_MRL = rows_MRL.float()

@@ -1,5 +1,4 @@
-"""ReplayMemory: a directory of old samples with their teachers' signals that outlives the process, the run and the
-machine.
+"""ReplayMemory: a directory of old samples with their teachers' signals that outlives process, run and machine.
 
     memory/
       manifest.json                what makes a generation exist; written last, by rename
@@ -120,7 +119,7 @@ class ReplayMemory:
         if self.model_sha256 not in (None, model_sha256):
             raise MemoryFormatError(
                 f"{self.path / MANIFEST}: generation {self.generation} belongs to another model (the one written with "
-                f"it, after task '{self.tasks[-1].name if self.tasks else '-'}'); pass that model, or a new memory folder"
+                f"it, after task '{self.tasks[-1].name if self.tasks else '-'}'); pass that one, or a new memory folder"
             )
 
     def commit(
@@ -202,7 +201,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise MemoryFormatError(f"{path}: not the manifest of a replay memory ('format' is not '{FORMAT}')")
     if manifest.get("version") != VERSION:
         raise MemoryFormatError(
-            f"{path}: format version {manifest.get('version')!r}, this release reads {VERSION}; install a newer seekr-cl"
+            f"{path}: format version {manifest.get('version')!r}, this release reads {VERSION}; update seekr-cl"
         )
     return manifest
 

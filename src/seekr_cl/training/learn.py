@@ -89,7 +89,7 @@ def learn(
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
     tokens_sha = tokenizer_hash(tokenizer)
     store.check_belongs(model_hash(network), tokens_sha)
-    network.to(config.device)
+    network.to(config.device)  # type: ignore[arg-type]
 
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
     context = Context(

@@ -136,7 +136,7 @@ class Run:
         done = place / SCORES
         if not done.exists():
             model, tokenizer = loaded or load_model(folder, self.config.dtype, self.config.trust_remote_code)
-            model.to(self.config.device)
+            model.to(self.config.device)  # type: ignore[arg-type]
             encoder = make_encoder(self.config, model, tokenizer)
             scores = {}
             for task in [*self.tasks, *self.probes]:

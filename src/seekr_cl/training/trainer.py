@@ -43,6 +43,8 @@ class SeekrTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self._batches = train_dataset
+        self._network = model
         if args.n_gpu > 1:
             raise ModelError(
                 "several GPUs are visible without a launcher; set CUDA_VISIBLE_DEVICES=0 or use accelerate"
@@ -60,7 +62,7 @@ class SeekrTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """The schedule in its order; an item already is a batch."""
         loader = DataLoader(
-            self.train_dataset,
+            self._batches,
             batch_size=1,
             collate_fn=lambda items: items[0],
             num_workers=self.args.dataloader_num_workers,
@@ -78,7 +80,7 @@ class SeekrTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward for each part; the parts of a joint step add up to eq. 13."""
         if self.carry is not None:
-            self.carry.put_gradients(self.model)
+            self.carry.put_gradients(self._network)
         losses = [super(SeekrTrainer, self).training_step(model, {kind: part}) for kind, part in inputs.items()]
         return torch.stack(losses).sum()
 
@@ -137,7 +139,7 @@ class SeekrTrainer(Trainer):
         """The optimizer asked for, with the former task's state if that is carried over."""
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
-            self.carry.put_state(self.model, optimizer)
+            self.carry.put_state(self._network, optimizer)
         return optimizer
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
