@@ -2,7 +2,7 @@
 
 Run from the repository root, on one thread of an ordinary processor::
 
-    OMP_NUM_THREADS=1 python recipes/demo_base.py            # train and save, about fifteen minutes
+    OMP_NUM_THREADS=1 python recipes/demo_base.py            # train and save, about twenty minutes
     OMP_NUM_THREADS=1 python recipes/demo_base.py --check    # accuracy of the saved model, exit code 1 below 95 %
 
 The model, its tokenizer and ``RECIPE.json`` (seed, steps, seconds, accuracies, versions) are written to

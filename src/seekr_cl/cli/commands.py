@@ -15,7 +15,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.tasks.stream import task_spec
+from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.models import context_length, load_model, require_free
 from seekr_cl.training.run import run
@@ -45,7 +45,7 @@ def run_command(given: Any) -> None:
     settings = apply_overrides(spec.settings, given.overrides, given.method)
     model = given.model or settings.get("model")
     settings.pop("model", None)
-    probes = settings.pop("probes", None) or []
+    probes, limit = settings.pop("probes", None) or [], settings.pop("limit", None)
     if not model:
         raise ConfigError(f"{given.stream}: no model; add 'model: FOLDER' or pass --model")
     if not isinstance(probes, list):
@@ -56,8 +56,10 @@ def run_command(given: Any) -> None:
         task_spec(entry, f"{given.stream}: probe {number}", folder).load(require_test=True)
         for number, entry in enumerate(probes, 1)
     ]
-    tasks = spec.load_tasks(require_test=True)
-    matrix = run(_beside(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume)
+    tasks = spec.load_tasks(require_test=True, limit=limit)
+    matrix = run(
+        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume
+    )
     _out().print(score_table(matrix))
     _out().print(f"scores, plot and predictions in {given.output}", markup=False, soft_wrap=True)
 
@@ -166,10 +168,10 @@ def _test_tasks(source: str, given: Any) -> list[Task]:
     ]
 
 
-def _beside(folder: Path, model: str) -> str:
-    """A model path is relative to the stream's file, if that is where it exists."""
-    beside = folder / model
-    return str(beside) if not Path(model).is_absolute() and beside.is_dir() else model
+def _model_source(folder: Path, model: str) -> str:
+    """A model's folder, resolved like a task's; what is no folder is a name on the Hub."""
+    place = beside(folder, model)
+    return str(place) if place.exists() else model
 
 
 def _size(num_bytes: int) -> str:

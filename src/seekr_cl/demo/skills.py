@@ -108,13 +108,16 @@ def _last(rng: random.Random) -> tuple[str, str]:
     return f"last: {' '.join(words)}=", "".join(word[-1] for word in words)
 
 
-def _count(rng: random.Random) -> tuple[str, str]:
-    target, *others = rng.sample(_FEW_LETTERS, 4)
-    # The count is drawn first and evenly, so that always answering the commonest one scores one in five.
-    times = rng.randint(0, 4)
-    letters = [target] * times + rng.choices(others, k=6 - times)
-    rng.shuffle(letters)
-    return f"count {target}: {''.join(letters)}=", str(times)
+def _length(rng: random.Random) -> tuple[str, str]:
+    word = _word(rng, 2, 9)
+    return f"length: {word}=", str(len(word))
+
+
+def _after(rng: random.Random) -> tuple[str, str]:
+    # No letter occurs twice, so the place to read from is never in doubt; the last letter has nothing after it.
+    letters = rng.sample(_LETTERS, 5)
+    place = rng.randrange(4)
+    return f"after {letters[place]}: {''.join(letters)}=", "".join(letters[place + 1 :])
 
 
 def _swap(rng: random.Random) -> tuple[str, str]:
@@ -127,14 +130,6 @@ def _vowels(rng: random.Random) -> tuple[str, str]:
     rng.shuffle(kinds)
     word = "".join(rng.choice(_VOWELS if vowel else _CONSONANTS) for vowel in kinds)
     return f"vowels: {word}=", "".join(letter for letter in word if letter in _VOWELS)
-
-
-def _find(rng: random.Random) -> tuple[str, str]:
-    keys = rng.sample(_FEW_LETTERS, 3)
-    values = rng.sample(string.digits, 3)
-    wanted = rng.randrange(3)
-    pairs = ",".join(key + value for key, value in zip(keys, values))
-    return f"find {keys[wanted]}: {pairs}=", values[wanted]
 
 
 BASE_SKILLS: tuple[Skill, ...] = (
@@ -151,9 +146,9 @@ BASE_SKILLS: tuple[Skill, ...] = (
 
 STREAM_SKILLS: tuple[Skill, ...] = (
     Skill("reverse", "The word from its end to its start.", _reverse),
-    Skill("count", "How often the named letter occurs.", _count),
+    Skill("length", "How many letters the word has.", _length),
     Skill("last", "The last letter of every word.", _last),
-    Skill("find", "The digit that follows the named letter in the list.", _find),
+    Skill("after", "The letters that follow the named one.", _after),
     Skill("swap", "The letters with each pair of neighbours exchanged.", _swap),
     Skill("vowels", "The vowels of the word, in order.", _vowels),
 )

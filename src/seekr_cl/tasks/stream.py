@@ -1,7 +1,7 @@
 """Tasks in the order in which they are learnt, from a YAML file or from code."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,12 @@ class StreamSpec:
             tasks.append(spec)
         return cls(tasks, settings, path)
 
-    def load_tasks(self, require_test: bool = True) -> list[Task]:
+    def load_tasks(self, require_test: bool = True, limit: Any = None) -> list[Task]:
         """Read every task.
 
         Args:
             require_test: Refuse tasks without a test split.
+            limit: Rows to keep per split of tasks that say nothing themselves.
 
         Returns:
             The tasks in order.
@@ -118,7 +119,8 @@ class StreamSpec:
         Raises:
             DataError: A task's files cannot be used; the message names the file.
         """
-        return [spec.load(require_test) for spec in self.tasks]
+        common = check_limit(limit, f"{self.path}: limit")
+        return [replace(spec, limit=common | spec.limit).load(require_test) for spec in self.tasks]
 
 
 class Stream:
@@ -176,6 +178,12 @@ class Stream:
         return len(self.tasks)
 
 
+def beside(folder: Path, path: str) -> Path:
+    """Resolve a path of a YAML file: beside the file, or from the working folder where only that exists."""
+    own = folder / Path(path).expanduser()
+    return Path(path) if not own.exists() and Path(path).exists() else own
+
+
 def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
     """Check one entry of the ``tasks`` list."""
     if isinstance(entry, str):
@@ -196,7 +204,7 @@ def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
             raise ConfigError(f"{where}: {key} must be text, not {entry[key]!r}; put it in quotes")
     for key in ("data", "eval", "test"):
         if key in entry and not entry[key].startswith("hub:"):
-            entry[key] = str(folder / Path(entry[key]).expanduser())
+            entry[key] = str(beside(folder, entry[key]))
     entry.setdefault("name", default_name(entry["data"]))
     entry["limit"] = check_limit(entry.get("limit"), f"{where}: limit")
     try:

@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.evaluation import ScoreMatrix, evaluate_task, write_predictions
+from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
@@ -61,6 +61,8 @@ class Run:
             OutputError: if the folder holds something and ``resume`` is off.
             ConfigError: if it holds another run.
         """
+        for task in [*self.tasks, *self.probes]:
+            get_metric(task.metric)
         ledger = self.output / LEDGER
         wanted = self._identity()
         if not resume or not ledger.exists():
