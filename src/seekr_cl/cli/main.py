@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
-    demo.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings")
+    _take_overrides(demo)
 
     memory = commands.add_parser("memory", help="look into a memory").add_subparsers(
         dest="memory_command", required=True, metavar="WHAT"
@@ -63,15 +63,31 @@ def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -
     if config_file:
         parser.add_argument("--config", help="YAML file with settings")
     parser.add_argument("--method", help="seqft, multitask, replay, derpp or seekr")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. learning_rate=1e-4 replay.ratio=0.02"
-    )
+    _take_overrides(parser)
+
+
+def _take_overrides(parser: argparse.ArgumentParser) -> None:
+    # Not a positional: argparse would take it as empty as soon as an option stands before it.
+    parser.set_defaults(overrides=[])
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [KEY=VALUE ...]"
+    parser.epilog = "KEY=VALUE sets anything a YAML file could: learning_rate=1e-4 replay.ratio=0.02 method.heads=all"
+
+
+def _parse(arguments: Sequence[str] | None) -> Any:
+    parser = build_parser()
+    given, rest = parser.parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
+            parser.error(f"unrecognized argument: {word}")
+    if rest:
+        given.overrides = rest
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     warnings.showwarning = _show_warning
-    given: Any = build_parser().parse_args(arguments)
+    given = _parse(arguments)
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from seekr_cl.cli import commands
