@@ -7,7 +7,11 @@ from typing import Any
 import yaml
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.methods import get_method
 from seekr_cl.tasks.yaml_file import expand, read_yaml
+
+
+_REPLAY_KEYS = ("replay", "general", "general_samples")
 
 
 def read_settings(path: str | None) -> dict[str, Any]:
@@ -24,6 +28,8 @@ def read_settings(path: str | None) -> dict[str, Any]:
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], method: str | None) -> dict[str, Any]:
     """The settings with ``--method`` and ``key=value`` pairs put in; a dot goes into a mapping.
 
+    Another method than the file's keeps none of the file's method settings, nor its replay if it does not replay.
+
     Raises:
         ConfigError: for a pair without ``=`` or a value that is not YAML.
     """
@@ -34,6 +40,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         former = dict(merged.get("method") or {})
         # Another method's settings would only be refused one by one.
         merged["method"] = {**former, "name": method} if former.get("name", method) == method else {"name": method}
+        if not get_method(method).replays:
+            # The file was written for another method; what it says of replay is not for this one.
+            merged = {key: value for key, value in merged.items() if key not in _REPLAY_KEYS}
     for pair in overrides:
         key, sign, text = pair.partition("=")
         if not sign or not key:

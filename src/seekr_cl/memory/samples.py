@@ -99,12 +99,17 @@ def unpack(tensors: dict[str, Tensor], texts: list[dict[str, str]]) -> list[Repl
     """The samples that ``pack`` laid out.
 
     Raises:
-        KeyError: if a tensor that every sample has is missing.
+        KeyError: if a tensor that every sample has is missing, or one is of no sample.
+        TypeError: if the texts are not what they should be.
     """
+    for text in texts:
+        if not isinstance(text["prompt"], str) or not isinstance(text["completion"], str):
+            raise TypeError("prompt and completion must be text")
     by_sample: list[dict[str, Tensor]] = [{} for _ in texts]
+    place = {f"{number:06d}": part for number, part in enumerate(by_sample)}
     for name, tensor in tensors.items():
         key, _, rest = name.partition("/")
-        by_sample[int(key)][rest] = tensor
+        place[key][rest] = tensor
     return [_unpack_one(part, text) for part, text in zip(by_sample, texts)]
 
 
@@ -130,6 +135,34 @@ def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
         logits=logits,
         attention=attention,
     )
+
+
+def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
+    """Makes sure that a sample's tensors fit each other and the task's heads.
+
+    Raises:
+        ValueError: saying what does not fit.
+    """
+    length = len(sample.ids_L)
+    fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
+    if sample.logits is not None:
+        position_A, logprob_AK, token_AK = sample.logits.position_A, sample.logits.logprob_AK, sample.logits.token_AK
+        fits["logits/position"] = _inside(position_A, length)
+        fits["logits/logprob"] = logprob_AK.dim() == 2 and len(logprob_AK) == len(position_A)
+        fits["logits/token"] = token_AK is None or token_AK.shape == logprob_AK.shape
+    if sample.attention is not None:
+        query_R, rows = sample.attention.query_R, sample.attention.rows
+        fits["attention/query"] = _inside(query_R, length)
+        fits["attention layers"] = rows.keys() == heads.keys()
+        for layer in rows.keys() & heads.keys():
+            fits[f"attention/{layer}"] = rows[layer].shape == (len(heads[layer]), len(query_R), length)
+    wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")
+
+
+def _inside(index_N: Tensor, length: int) -> bool:
+    return index_N.dim() == 1 and bool(((index_N >= 0) & (index_N < length)).all())
 
 
 def _renormalised(rows_MRL: Tensor) -> Tensor:

@@ -9,6 +9,7 @@
 Files are never changed once written; the next generation's manifest lists the old ones again and one task more.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory.files import checked_path, file_record, write_json, write_tensors
-from seekr_cl.memory.samples import MemoryTask, ReplaySample, pack, unpack
+from seekr_cl.memory.samples import MemoryTask, ReplaySample, check_sample, pack, unpack
 from seekr_cl.tasks.task import safe_name
 
 FORMAT = "seekr-memory"
@@ -76,14 +77,14 @@ class ReplayMemory:
         try:
             memory = cls(
                 folder,
-                manifest["generation"],
-                [_load_task(folder, record, manifest_path) for record in manifest["tasks"]],
+                _typed(manifest["generation"], int),
+                [_load_task(folder, record, manifest_path) for record in _typed(manifest["tasks"], list)],
                 _load_importance(folder, manifest["importance"], manifest_path),
-                manifest["model_sha256"],
-                manifest["tokenizer_sha256"],
+                _typed(manifest["model_sha256"], str),
+                _typed(manifest["tokenizer_sha256"], str),
                 manifest["tasks"],
             )
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, IndexError, OSError) as error:
             if isinstance(error, MemoryFormatError):
                 raise
             raise MemoryFormatError(
@@ -160,11 +161,12 @@ class ReplayMemory:
             "importance": self._write_importance(importance, generation),
             "tasks": records,
         }
-        write_json(self.path / MANIFEST, manifest)
+        write_json(self.path / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+        fresh = records[len(self._records) :]
         self.generation, self.importance, self._records = generation, importance, records
         self.model_sha256, self.tokenizer_sha256 = model_sha256, tokenizer_sha256
         # What was just written is read back, so that this process and a later one see the same rounded signals.
-        self.tasks += [_load_task(self.path, record, self.path / MANIFEST) for record in records[-len(new_tasks) :]]
+        self.tasks += [_load_task(self.path, record, self.path / MANIFEST) for record in fresh]
 
     def _write_task(self, task: MemoryTask, number: int, signal_dtype: str) -> dict[str, Any]:
         stem = f"{number:04d}-{safe_name(task.name)}"
@@ -195,7 +197,7 @@ class ReplayMemory:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise MemoryFormatError(f"{path}: not the manifest of a replay memory ('format' is not '{FORMAT}')")
@@ -203,25 +205,53 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise MemoryFormatError(
             f"{path}: format version {manifest.get('version')!r}, this release reads {VERSION}; update seekr-cl"
         )
+    # The other files' hashes stand in the manifest; its own keeps a flipped digit from choosing other heads.
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise MemoryFormatError(f"{path}: its content differs from its own sha256; restore the folder from a copy")
     return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _typed(value: Any, kind: type) -> Any:
+    """The value, if it is of that type and no subclass (JSON's ``true`` is not a count)."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value
 
 
 def _load_task(folder: Path, record: dict[str, Any], source: Path) -> MemoryTask:
     texts_path, tensors_path = (checked_path(folder, file, source) for file in record["files"])
-    samples = unpack(load_file(tensors_path), json.loads(texts_path.read_text(encoding="utf-8")))
-    if len(samples) != record["samples"]:
+    heads = {int(layer): [_typed(head, int) for head in heads] for layer, heads in record["heads"].items()}
+    try:
+        samples = unpack(load_file(tensors_path), json.loads(texts_path.read_text(encoding="utf-8")))
+        for sample in samples:
+            check_sample(sample, heads)
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, IndexError, RuntimeError) as error:
+        raise MemoryFormatError(
+            f"{tensors_path}: does not hold the samples of {texts_path.name} ({type(error).__name__}: {error}); "
+            "restore the folder from a copy"
+        ) from error
+    if len(samples) != _typed(record["samples"], int):
         raise MemoryFormatError(f"{texts_path}: {len(samples)} samples where the manifest says {record['samples']}")
-    heads = {int(layer): heads for layer, heads in record["heads"].items()}
-    return MemoryTask(record["name"], samples, heads, record["info"])
+    return MemoryTask(_typed(record["name"], str), samples, heads, _typed(record["info"], dict))
 
 
 def _load_importance(folder: Path, record: dict[str, Any] | None, source: Path) -> HeadImportance | None:
     if record is None:
         return None
-    tensors = load_file(checked_path(folder, record, source))
-    return HeadImportance(
-        tuple(record["layers"]), tensors["sensitivity"], tensors["forgettability"], tensors["product"]
-    )
+    path = checked_path(folder, record, source)
+    layers = tuple(_typed(layer, int) for layer in record["layers"])
+    try:
+        tensors = load_file(path)
+        sums = [tensors[name] for name in ("sensitivity", "forgettability", "product")]
+    except (KeyError, SafetensorError) as error:
+        raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error
+    if any(sum_NH.dim() != 2 or len(sum_NH) != len(layers) or sum_NH.shape != sums[0].shape for sum_NH in sums):
+        raise MemoryFormatError(f"{path}: not one row for each of {len(layers)} layers; restore it from a copy")
+    return HeadImportance(layers, *sums)
 
 
 def with_signals(sample: ReplaySample, **signals: Any) -> ReplaySample:

@@ -18,7 +18,7 @@ def get_method(name: str) -> type[Method]:
     Raises:
         ConfigError: naming the nearest known one.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method: '{name}' is unknown{nearest(str(name), METHODS)} (known: {', '.join(METHODS)})")
     return METHODS[name]
 

@@ -115,6 +115,9 @@ class Method(ABC):
     def before_task(self, samples: list[ReplaySample]) -> None:
         """Called before training with the samples of the new task that will be kept."""
 
+    def check_replay(self, samples: list[ReplaySample]) -> None:
+        """Called before training with all old samples: what lacks a signal is named now, not hours in."""
+
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Loss terms of a batch of new examples (eq. 1); ``task`` must be among them.
 

@@ -7,7 +7,7 @@ import torch
 
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
-from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, take_logits
+from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, require_logits, take_logits
 from seekr_cl.methods.losses import causal_lm_loss
 
 
@@ -22,6 +22,10 @@ class DERpp(Method):
     )
     Settings = LogitSettings
     replays = True
+
+    def check_replay(self, samples: list[ReplaySample]) -> None:
+        """Every sample needs logits."""
+        require_logits(samples)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """The stored logits of the batch."""

@@ -55,15 +55,27 @@ def take_logits(logits_LV: Tensor, sample: ReplaySample, settings: LogitSettings
     return LogitSignal(position_A, logprob_AK.cpu(), None if token_AK is None else token_AK.cpu())
 
 
-def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch as ``position`` [B, A], ``real`` [B, A], ``logprob`` [B, A, K], ``token``."""
-    signals = [(sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples]
-    kept = [(signal, offset) for signal, offset in signals if signal is not None]
-    if len(kept) < len(samples):
+def require_logits(samples: list[ReplaySample]) -> None:
+    """Makes sure that every sample has a teacher's logits.
+
+    Raises:
+        ConfigError: if some were kept by a method that stores none.
+    """
+    if any(sample.logits is None for sample in samples):
         raise ConfigError(
             "memory: some samples have no teacher logits (they were kept by another method); "
             "use that method again or begin a new memory"
         )
+
+
+def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
+    """The logit signals of a batch as ``position`` [B, A], ``real`` [B, A], ``logprob`` [B, A, K], ``token``."""
+    signals = [(sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples]
+    require_logits(samples)
+    kept = [(signal, offset) for signal, offset in signals if signal is not None]
+    widest = max(signal.logprob_AK.shape[1] for signal, _ in kept)
+    if any(signal.logprob_AK.shape[1] < widest for signal, _ in kept):
+        kept = [(_widened(signal, widest), offset) for signal, offset in kept]
     return {
         "position": pad_sequence([signal.position_A + offset for signal, offset in kept], batch_first=True),
         "real": pad_sequence([torch.ones_like(signal.position_A, dtype=torch.bool) for signal, _ in kept], True),
@@ -72,6 +84,21 @@ def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batc
         if any(signal.token_AK is None for signal, _ in kept)
         else pad_sequence([signal.token_AK for signal, _ in kept if signal.token_AK is not None], batch_first=True),
     }
+
+
+def _widened(signal: LogitSignal, widest: int) -> LogitSignal:
+    """A signal with room for as many tokens as another that was kept under a larger ``logits_top_k``.
+
+    What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
+    """
+    count, kept = signal.logprob_AK.shape
+    token_AK = torch.arange(kept).expand(count, -1) if signal.token_AK is None else signal.token_AK
+    room = widest - kept
+    return LogitSignal(
+        signal.position_A,
+        torch.cat([signal.logprob_AK, torch.full((count, room), -torch.inf)], 1),
+        torch.cat([token_AK, token_AK[:, :1].expand(-1, room)], 1),
+    )
 
 
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:

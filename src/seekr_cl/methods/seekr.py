@@ -20,7 +20,7 @@ from seekr_cl.heads.importance import RULES
 from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
-from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, take_logits
+from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, require_logits, take_logits
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.scoring import MEASURES, Scorer
 
@@ -82,6 +82,8 @@ class SeekrSettings(LogitSettings):
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
         for key in ("layer_budget", "head_budget", "query_budget"):
             resolve_budget(f"method.{key}", getattr(self, key), 1 << 30, lambda _: None)
+        if self.query_budget == 0:
+            raise ConfigError("method.query_budget: 0 leaves nothing to measure; give a count, a fraction or null")
 
 
 class Seekr(Method):
@@ -104,6 +106,8 @@ class Seekr(Method):
         if former is not None and former.layers != tuple(self.tap.heads):
             raise ConfigError("memory: its head importance is of a model with other attention layers")
         self._importance = former or HeadImportance.zeros(self.tap.heads)
+        if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
+            context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
         self._queries: list[Tensor] = []
         self._before: list[dict[int, Tensor]] = []
 
@@ -142,6 +146,16 @@ class Seekr(Method):
     def share_target(self) -> tuple[str, float] | None:
         """``lambda2: auto`` asks for a share of the gradient norm."""
         return ("attention", self.settings.attention_share) if self.settings.lambda2 == "auto" else None
+
+    def check_replay(self, samples: list[ReplaySample]) -> None:
+        """Every sample needs logits; without rows it is only left out of the attention term."""
+        require_logits(samples)
+        without = sum(sample.attention is None for sample in samples)
+        if without and self.settings.lambda2 != 0:
+            self.context.warn(
+                f"{without} of {len(samples)} samples in the memory have no attention rows (they were kept by another "
+                "method), so the attention term leaves them out"
+            )
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Stored logits, and for each layer the stored rows with their places and weights in this batch."""

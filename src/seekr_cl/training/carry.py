@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from seekr_cl.errors import ModelError
 from seekr_cl.memory.files import write_tensors
 
 FILE = "seekr_carry.safetensors"
@@ -25,7 +27,12 @@ class Carry:
     def load(cls, folder: Path) -> Self | None:
         """From a model's folder, if something was carried over into it."""
         path = folder / FILE
-        return cls(load_file(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return cls(load_file(path))
+        except SafetensorError as error:
+            raise ModelError(f"{path}: damaged ({error}); restore it from a copy or remove it") from error
 
     @classmethod
     def take(cls, model: nn.Module, optimizer: Any, gradients: bool) -> Self:

@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,29 @@ _OWN_BUSINESS = {
     "label_smoothing_factor": "the task's loss is plain cross entropy",
     "push_to_hub": "push the written folder with the hf command",
     "disable_tqdm": "use progress",
+    "auto_find_batch_size": "the schedule is made for one batch size",
+    "average_tokens_across_devices": "use loss_average",
+    "use_cache": "the cache is never wanted in training",
+    "length_column_name": "the order is made by the schedule",
+    "ignore_data_skip": "use seekr run --resume",
+    "restore_callback_states_from_checkpoint": "use seekr run --resume",
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object")
+        + ("include_for_metrics", "batch_eval_metrics", "metric_for_best_model", "greater_is_better"),
+        "evaluation generates and scores text (seekr run)",
+    ),
+    **dict.fromkeys(
+        ("save_only_model", "save_on_each_node", "enable_jit_checkpoint"), "model and memory are saved after each task"
+    ),
+    **dict.fromkeys(
+        ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        "push the written folder with the hf command",
+    ),
+    **dict.fromkeys(
+        ("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
+        + ("dataloader_multiprocessing_context", "dataloader_in_order"),
+        "only dataloader_num_workers is used",
+    ),
 }
 
 
@@ -167,23 +191,32 @@ class SeekrConfig(TrainingArguments):
         for key, value in (_DEFAULTS | {k: v for k, v in preset.items() if k in _DEFAULTS}).items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        given = {"name": self.method} if isinstance(self.method, str) else dict(self.method or {})
+        given = {"name": self.method} if isinstance(self.method, str) else _mapping(self.method, "method")
+        given_replay = _mapping(self.replay, "replay")
         self.method_class: type[Method] = get_method(given.pop("name", "seekr"))
         self.method_settings = build_settings(
             self.method_class.Settings, preset.get(self.method_class.name, {}) | given, "method"
         )
-        self.replay_settings = build_settings(
-            ReplaySettings, preset.get("replay", {}) | dict(self.replay or {}), "replay"
-        )
+        self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
+        if "ratio" in given_replay and self.replay_settings.samples is not None:
+            raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
+        if "attention_share" in given and self.method_settings.lambda2 != "auto":
+            raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
-        if self.method_class.replays is False and dict(self.replay or {}):
+        if self.method_class.replays is False and given_replay:
             raise ConfigError(
                 f"replay: method {self.method_class.name} does not replay; drop the key or change the method"
             )
         if self.general is not None and not self.method_class.replays:
             raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
+        if self.general is None and self.general_samples is not None:
+            raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
+        for key, least in (("general_samples", 1), ("pad_multiple", 1), ("measure_every", 0)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key}: {value} must be at least {least}")
         if self.measure_every == 0 and getattr(self.method_settings, "lambda2", None) == "auto":
             raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
         # The library's own bar and its own saving take the place of the Trainer's.
@@ -245,6 +278,12 @@ def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "con
     return SeekrConfig(output_dir=output_dir, **values)
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {value!r} is not a mapping of settings")
+    return dict(value or {})
+
+
 def build_settings(kind: type, given: Mapping[str, Any], where: str) -> Any:
     """A settings dataclass from a mapping.
 
@@ -264,12 +303,15 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """The value as its field's type; YAML reads 1e-4 as a string, and 1 may stand for 1.0."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
     plain = [kind for kind in kinds if kind in (bool, int, float, str, type(None))]
-    if len(plain) < len(kinds) or not plain or type(value) in plain:
+    if len(plain) < len(kinds) or not plain:
         return value
-    if float in plain and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if float in plain and (type(value) is str or (type(value) is int and int not in plain)):
+        for kind in (int, float):
+            if kind in plain:
+                with suppress(ValueError, OverflowError):
+                    value = kind(value)
+                    break
+    if type(value) in plain and value == value:  # not a number is never what a setting means
+        return value
     names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in plain)
     raise ConfigError(f"{where}: {value!r} is not a {names}")

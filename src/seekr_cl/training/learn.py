@@ -219,6 +219,7 @@ def _train(
         joint=settings.step == "joint",
         reshuffle=not official,
     )
+    method.check_replay([sample for _, sample in replay])
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
     method.before_task(kept)
     args = copy.copy(config)

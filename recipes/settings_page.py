@@ -1,0 +1,75 @@
+"""Writes docs/settings.md from the settings' own docstrings: ``python recipes/settings_page.py``.
+
+A test fails when the page is not what this prints.
+"""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.methods.logits import LogitSettings
+from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.tasks.stream import TaskSpec
+from seekr_cl.training import ReplaySettings, SeekrConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+
+HEAD = """# Settings
+
+Written by `recipes/settings_page.py` from the docstrings. A key that is unknown, or that would be ignored, is an error.
+Every field of transformers' `TrainingArguments` that is not about saving or evaluating can be set too
+(`learning_rate`, `num_train_epochs`, `per_device_train_batch_size`, `gradient_accumulation_steps`, `bf16`, ...).
+On the command line a dot goes into a mapping: `replay.ratio=0.02 method.heads=all`.
+"""
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """``{field: text}`` of a class's own Attributes section."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, flags=re.MULTILINE)
+    return {name: " ".join(words.split()).replace("``", "`") for name, words in found}
+
+
+def table(title: str, intro: str, kind: type, names: list[str]) -> str:
+    """One section."""
+    about = attributes(kind)
+    defaults = {field.name: _default(field) for field in dataclasses.fields(kind)}
+    rows = [f"| `{name}` | {defaults[name]} | {about[name]} |" for name in names]
+    return f"\n## {title}\n\n{intro}\n\n| key | default | what |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _default(field: Any) -> str:
+    if field.default is not dataclasses.MISSING:
+        return "" if field.default is None else f"`{field.default}`"
+    return "" if field.default_factory is dataclasses.MISSING else f"`{field.default_factory()}`"
+
+
+def page() -> str:
+    """The whole page."""
+    shared = list(attributes(LogitSettings))
+    parts = [
+        HEAD,
+        table(
+            "Top level",
+            "Beside `model`, `tasks`, `probes` and `limit` in a stream.",
+            SeekrConfig,
+            list(attributes(SeekrConfig)),
+        ),
+        table("replay", "Of every method that replays.", ReplaySettings, list(attributes(ReplaySettings))),
+        table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
+        table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
+        table(
+            "tasks",
+            "Entries of a stream's `tasks` and `probes`. `probes` are scored at every stage and never trained on; "
+            "a stream's `limit` holds for all tasks that say nothing themselves.",
+            TaskSpec,
+            list(attributes(TaskSpec)),
+        ),
+    ]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

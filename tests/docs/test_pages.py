@@ -1,0 +1,50 @@
+"""Pages and rules that a script can check."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def test_settings_page_is_up_to_date():
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        import settings_page
+    finally:
+        sys.path.pop(0)
+    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page(), "run recipes/settings_page.py"
+
+
+def test_files_stay_small():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert not [path for path, length in lengths.items() if length > 500]
+    assert median(lengths.values()) <= 200
+
+
+def test_nothing_is_unpickled():
+    # torch.load is a pickle unless it says weights_only.
+    found = [
+        path for path in SOURCES if re.search(r"\bimport (pickle|dill|cloudpickle)\b|torch\.load\(", path.read_text())
+    ]
+    assert found == []
+
+
+def test_pure_tensor_code_knows_no_files_or_trainers():
+    forbidden = re.compile(r"from seekr_cl\.(tasks|memory|methods|training|evaluation|report|cli)")
+    for folder in ("attention", "heads"):
+        for path in (ROOT / "src" / "seekr_cl" / folder).glob("*.py"):
+            assert not forbidden.search(path.read_text()), path
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, seekr_cl.cli.main as m; m.build_parser(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shared_data_stays_outside():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert not [name for name in tracked if "stories260K" in name or name.endswith((".npz", ".bin"))]

@@ -1,0 +1,151 @@
+"""What goes into a memory comes out of it, in this process and in the next."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import HEADS, INFO, commit, make_importance, make_sample, make_task
+
+import seekr_cl
+from seekr_cl.errors import MemoryFormatError
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+
+SOURCE = Path(seekr_cl.__file__).parent
+
+
+def same_samples(left: list[ReplaySample], right: list[ReplaySample], atol: float = 0.0) -> None:
+    def close(one: torch.Tensor | None, other: torch.Tensor | None) -> None:
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+    assert len(left) == len(right)
+    for one, other in zip(left, right):
+        assert (one.prompt, one.completion, one.completion_start) == (
+            other.prompt,
+            other.completion,
+            other.completion_start,
+        )
+        close(one.ids_L, other.ids_L)
+        assert (one.logits is None, one.attention is None) == (other.logits is None, other.attention is None)
+        if one.logits is not None:
+            for name in ("position_A", "logprob_AK", "token_AK"):
+                close(getattr(one.logits, name), getattr(other.logits, name))
+        if one.attention is not None:
+            close(one.attention.query_R, other.attention.query_R)
+            assert one.attention.rows.keys() == other.attention.rows.keys()
+            for layer, rows in one.attention.rows.items():
+                close(rows, other.attention.rows[layer])
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 0.0), ("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_what_is_committed_is_read_back(tmp_path: Path, dtype: str, atol: float) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    given = make_task("task")
+    commit(memory, given, dtype=dtype)
+    later = ReplayMemory.open(tmp_path / "memory")
+    same_samples(later.tasks[0].samples, given.samples, atol)
+    same_samples(memory.tasks[0].samples, later.tasks[0].samples)  # this process sees the same rounding, to the bit
+    if atol:
+        assert not torch.equal(later.tasks[0].samples[0].logits.logprob_AK, given.samples[0].logits.logprob_AK)
+    for _, sample in later.samples:
+        for rows in sample.attention.rows.values():
+            torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2]), rtol=0, atol=1e-6)
+    assert (later.tasks[0].name, later.tasks[0].heads, later.tasks[0].info) == ("task", HEADS, INFO)
+
+
+def test_generations_pile_up_and_old_files_never_change(tmp_path: Path) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    assert memory.generation == 0
+    assert memory.num_bytes == 0
+    assert memory.samples == []
+    before: dict[str, bytes] = {}
+    for number in (1, 2, 3):
+        commit(memory, make_task(f"task {number}", number), model=f"m{number}")
+        files = {path.name: path.read_bytes() for path in memory.path.iterdir() if path.name != "manifest.json"}
+        assert {name: files[name] for name in before} == before
+        before = files
+        later = ReplayMemory.open(memory.path)
+        assert (later.generation, later.model_sha256, later.tokenizer_sha256) == (number, f"m{number}", "t")
+        assert [task.name for task in later.tasks] == [f"task {i}" for i in range(1, number + 1)]
+        assert later.importance.layers == (0, 1, 2)
+        for name in ("sensitivity_NH", "forgettability_NH", "product_NH"):
+            assert torch.equal(getattr(later.importance, name), getattr(make_importance(number), name))
+        listed = {f["file"] for task in later._records for f in task["files"]}
+        listed |= {"manifest.json", f"importance-{number:04d}.safetensors"}
+        assert later.num_bytes == memory.num_bytes == sum((memory.path / name).stat().st_size for name in listed)
+
+
+def test_two_tasks_in_one_generation_and_none(tmp_path: Path) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    commit(memory, make_task("general"), make_task("first", 5))
+    commit(memory)
+    assert [task.name for task in memory.tasks] == ["general", "first"]
+    later = ReplayMemory.open(memory.path)
+    assert later.generation == 2
+    for one, other in zip(memory.tasks, later.tasks):
+        same_samples(one.samples, other.samples)
+
+
+def test_a_memory_without_signals_or_samples(tmp_path: Path) -> None:
+    full = make_sample(1)
+    bare = ReplaySample(full.prompt, full.completion, full.ids_L, full.completion_start)
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    commit(memory, MemoryTask("bare", [bare]), MemoryTask("nothing", []), importance=None)
+    later = ReplayMemory.open(memory.path)
+    same_samples(later.tasks[0].samples, [bare])
+    assert later.importance is None
+    assert later.tasks[1].samples == []
+
+
+@pytest.mark.parametrize(
+    "name", ["情感分析", "Schlüsselwörter & Ärger", "a/b\\c", "../../etc/passwd", "Ｆｕｌｌ", "🙂 task", "e\u0301", "x" * 150]
+)
+def test_task_names_from_unicode(tmp_path: Path, name: str) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    commit(memory, make_task(name))
+    assert [task.name for task in ReplayMemory.open(memory.path).tasks] == [name]
+    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {memory.path}
+
+
+def test_two_names_with_one_folder_form_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    commit(memory, make_task("a b", 1))
+    commit(memory, make_task("a/b", 7))
+    same_samples(ReplayMemory.open(memory.path).tasks[0].samples, make_task("", 1).samples, 2e-3)
+
+
+def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
+    memory = ReplayMemory.open(folder)
+    memory.check_belongs("m2", "t")
+    with pytest.raises(MemoryFormatError, match=r"manifest\.json: generation 2 belongs to another model.*'second'"):
+        memory.check_belongs("m1", "t")
+    with pytest.raises(MemoryFormatError, match=r"manifest\.json: its token ids come from another tokenizer"):
+        memory.check_belongs("m2", "other")
+    ReplayMemory(folder / "new").check_belongs("whatever", "whatever")
+
+
+def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert path.name == "manifest.json" or path.name in (folder / "manifest.json").read_text("utf-8") or (
+            path.name == "importance-0001.safetensors"
+        )
+    assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
+    assert "∑" in (folder / "0001-first.json").read_text("utf-8")
+
+
+def test_nothing_in_the_library_unpickles() -> None:
+    banned = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+                assert not {name.split(".")[0] for name in names} & banned, path
+            if isinstance(node, ast.Attribute):
+                called = ast.unparse(node)
+                assert called not in ("torch.load", "torch.save", "np.load", "numpy.load"), f"{path}: {called}"
+            if isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", path

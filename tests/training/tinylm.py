@@ -1,0 +1,129 @@
+"""A language model of a few thousand weights, a character tokenizer and toy tasks, for tests that really train."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+
+from seekr_cl.memory import MemoryTask, ReplayMemory
+from seekr_cl.tasks import Example, Task
+from seekr_cl.training import Learnt, SeekrConfig, config_from, learn
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 :=+-?.,äß中文"
+LAYERS, HEADS = 2, 4
+
+# Gradient descent without momentum: what differs by rounding before a step differs by rounding after it, whereas Adam
+# turns the sign of a tiny gradient into a whole step.
+PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "weight_decay": 0.0}
+
+
+def char_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each character."""
+    vocab = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *ALPHABET])}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def save_base(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+    """A random grouped-query model of that family with its tokenizer."""
+    tokenizer = char_tokenizer()
+    kind = {"llama": LlamaConfig, "qwen3": Qwen3Config}[family]
+    config = kind(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+        tie_word_embeddings=False, initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def reverse_task(name: str = "reverse", count: int = 12, seed: int = 0, length: int | None = None) -> Task:
+    """Letters to be written backwards; words of 2 to 6 letters, or all of one ``length``."""
+    draw = random.Random(f"{name}{seed}")
+    words = ["".join(draw.choices("abcdef", k=length or draw.randint(2, 6))) for _ in range(count + 4)]
+    examples = [Example(f"{word}=", word[::-1]) for word in words]
+    return Task(name, examples[:count], test=examples[count:], max_new_tokens=8)
+
+
+def constant_task(name: str, answer: str, count: int = 12, seed: int = 0) -> Task:
+    """The same answer whatever the question: learnt in a few steps."""
+    draw = random.Random(f"{name}{seed}")
+    examples = [Example("".join(draw.choices("uvwxyz", k=draw.randint(3, 5))) + "?", answer) for _ in range(count)]
+    return Task(name, examples, test=examples[:3], max_new_tokens=4)
+
+
+def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:
+    """A config for a CPU, silent, with a quarter of each task kept."""
+    name = method if isinstance(method, str) else method["name"]
+    defaults: dict[str, Any] = {
+        "use_cpu": True, "progress": "none", "learning_rate": 1e-3, "per_device_train_batch_size": 4,
+        "num_train_epochs": 1, "measure_every": 0, "logging_steps": 1, "signal_dtype": "float32",
+    }  # fmt: skip
+    if name not in ("seqft", "multitask"):
+        defaults["replay"] = {"ratio": 0.25, "every": 1}
+    return config_from(defaults | {"method": method} | settings, str(folder / "trainer"))
+
+
+def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> list[Learnt]:
+    """``learn`` once for each task; models go to ``folder/m1``, ``m2`` ..., the memory to ``folder/memory``."""
+    done = []
+    for number, task in enumerate(tasks, start=1):
+        source = base if number == 1 else folder / f"m{number - 1}"
+        done.append(learn(source, task, folder / "memory", folder / f"m{number}", config))
+    return done
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """A saved model's tensors."""
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], atol: float = 0.0) -> None:
+    """Bit for bit, or within ``atol``."""
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def differs(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether any tensor differs in any bit."""
+    return left.keys() != right.keys() or any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, Tensor]:
+    """Everything a memory holds, flat, heads included."""
+    tasks = memory if isinstance(memory, list) else _opened(memory).tasks
+    found: dict[str, Tensor] = {}
+    for place, task in enumerate(tasks):
+        for layer, heads in task.heads.items():
+            found[f"{place}/heads/{layer}"] = torch.tensor(heads)
+        for number, sample in enumerate(task.samples):
+            key = f"{place}/{number}"
+            found[f"{key}/ids"] = sample.ids_L
+            if sample.logits is not None:
+                found |= {f"{key}/position": sample.logits.position_A, f"{key}/logprob": sample.logits.logprob_AK}
+                if sample.logits.token_AK is not None:
+                    found[f"{key}/token"] = sample.logits.token_AK
+            if sample.attention is not None:
+                found[f"{key}/query"] = sample.attention.query_R
+                found |= {f"{key}/rows/{layer}": rows for layer, rows in sample.attention.rows.items()}
+    importance = None if isinstance(memory, list) else _opened(memory).importance
+    if importance is not None:
+        for name in ("sensitivity_NH", "forgettability_NH", "product_NH"):
+            found[f"importance/{name}"] = getattr(importance, name)
+    return found
+
+
+def _opened(memory: Path | ReplayMemory) -> ReplayMemory:
+    return memory if isinstance(memory, ReplayMemory) else ReplayMemory.open(memory)
