@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HEADS, INFO, commit, make_importance, make_sample, make_task
+from made_memory import HEADS, INFO, commit, make_importance, make_sample, make_task
 
 import seekr_cl
 from seekr_cl.errors import MemoryFormatError
@@ -101,7 +101,8 @@ def test_a_memory_without_signals_or_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["情感分析", "Schlüsselwörter & Ärger", "a/b\\c", "../../etc/passwd", "Ｆｕｌｌ", "🙂 task", "e\u0301", "x" * 150]
+    "name",
+    ["情感分析", "Schlüsselwörter & Ärger", "a/b\\c", "../../etc/passwd", "Ｆｕｌｌ", "🙂 task", "e\u0301", "x" * 150],
 )
 def test_task_names_from_unicode(tmp_path: Path, name: str) -> None:
     memory = ReplayMemory.open(tmp_path / "memory", create=True)
@@ -130,8 +131,10 @@ def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
 def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o777 == 0o644
-        assert path.name == "manifest.json" or path.name in (folder / "manifest.json").read_text("utf-8") or (
-            path.name == "importance-0001.safetensors"
+        assert (
+            path.name == "manifest.json"
+            or path.name in (folder / "manifest.json").read_text("utf-8")
+            or (path.name == "importance-0001.safetensors")
         )
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
     assert "∑" in (folder / "0001-first.json").read_text("utf-8")

@@ -72,9 +72,9 @@ def demo(
     out.print(score_table(matrices[names[-1]]))
     out.print(comparison_table(results))
     out.print(
-        f"{len(names)} runs in {time.perf_counter() - started:.0f} s. "
-        "'base skills kept' is the mean exact match on the eight skills the base model mastered before the stream; "
-        f"'+general' runs put {len(BASE_SKILLS)} skills' samples into the memory first.\n"
+        f"{len(names)} runs in {time.perf_counter() - started:.0f} s. 'base skills kept' is the mean exact match on the "
+        "eight skills the base model had mastered. Runs marked +general put "
+        f"{variants.GENERAL_SAMPLES} samples of these into the memory before the first task (task 0).\n"
         f"Runs, plots (comparison.png, base_skills.png) and comparison.json are in {output}",
         soft_wrap=True,
         markup=False,
@@ -99,10 +99,10 @@ def _write_data(folder: Path, quick: bool) -> None:
         write_json(folder / "stream" / skill.name / "test.json", rows[train:])
     general = []
     for skill in BASE_SKILLS:
-        rows = examples(skill, variants.GENERAL_PER_SKILL + probe, seed=2)
-        general += rows[: variants.GENERAL_PER_SKILL]
+        rows = examples(skill, variants.GENERAL_POOL + probe, seed=2)
+        general += rows[: variants.GENERAL_POOL]
         write_json(folder / "base" / skill.name / "train.json", rows[:1])
-        write_json(folder / "base" / skill.name / "test.json", rows[variants.GENERAL_PER_SKILL :])
+        write_json(folder / "base" / skill.name / "test.json", rows[variants.GENERAL_POOL :])
     write_json(folder / "base.json", general)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 TRAIN_EXAMPLES = 400
 TEST_EXAMPLES = 100
 PROBE_EXAMPLES = 50
-GENERAL_PER_SKILL = 50
+GENERAL_POOL = 50
+GENERAL_SAMPLES = 32
 
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 8,
@@ -71,7 +72,7 @@ def make_variant(name: str, seed: int, general: str, overrides: dict[str, Any]) 
     if get_method(method).replays:
         settings["replay"] = {**REPLAY, **dict(overrides.get("replay") or {})}
     if name.endswith(GENERAL_SUFFIX):
-        settings |= {"general": general}
+        settings |= {"general": general, "general_samples": GENERAL_SAMPLES}
     return Variant(name, settings)
 
 

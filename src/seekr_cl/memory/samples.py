@@ -115,14 +115,14 @@ def unpack(tensors: dict[str, Tensor], texts: list[dict[str, str]]) -> list[Repl
 
 def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
     logits = attention = None
-    if "logits/position" in part:
+    if any(name.startswith("logits/") for name in part):
         token_AK = part.get("logits/token")
         logits = LogitSignal(
             part["logits/position"].long(),
             part["logits/logprob"].float(),
             None if token_AK is None else token_AK.long(),
         )
-    if "attention/query" in part:
+    if any(name.startswith("attention/") for name in part):
         layers = sorted(int(name[10:]) for name in part if name.startswith("attention/") and name[10:].isdigit())
         attention = AttentionSignal(
             part["attention/query"].long(), {layer: _renormalised(part[f"attention/{layer}"]) for layer in layers}

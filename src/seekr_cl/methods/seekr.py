@@ -34,7 +34,7 @@ class SeekrSettings(LogitSettings):
 
     Attributes:
         lambda2: weight of the attention term (eq. 13), or ``auto`` to steer it to ``attention_share``.
-        attention_share: the share of a replay step's gradient norm that ``lambda2: auto`` aims at.
+        attention_share: the attention term's share of all terms' gradient norms that ``lambda2: auto`` aims at.
         heads: how heads are chosen: ``importance`` (eq. 10), its factors ``sensitivity`` or ``forgettability`` alone,
             ``random``, or ``all``.
         layer_budget: B_L.

@@ -47,8 +47,10 @@ _OWN_BUSINESS = {
     "ignore_data_skip": "use seekr run --resume",
     "restore_callback_states_from_checkpoint": "use seekr run --resume",
     **dict.fromkeys(
-        ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object")
-        + ("include_for_metrics", "batch_eval_metrics", "metric_for_best_model", "greater_is_better"),
+        [
+            *("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+            *("include_for_metrics", "batch_eval_metrics", "metric_for_best_model", "greater_is_better"),
+        ],
         "evaluation generates and scores text (seekr run)",
     ),
     **dict.fromkeys(
@@ -59,8 +61,10 @@ _OWN_BUSINESS = {
         "push the written folder with the hf command",
     ),
     **dict.fromkeys(
-        ("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor")
-        + ("dataloader_multiprocessing_context", "dataloader_in_order"),
+        [
+            *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+            *("dataloader_multiprocessing_context", "dataloader_in_order"),
+        ],
         "only dataloader_num_workers is used",
     ),
 }

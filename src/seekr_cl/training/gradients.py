@@ -61,14 +61,14 @@ class GradientShares:
         total = sum(self.norms.values())
         return {name: norm / total for name, norm in self.norms.items()} if total else {}
 
-    def weight_for(self, name: str, share: float, others: Iterable[str]) -> float | None:
-        """The weight that gives a term this share of the summed norms of itself and ``others``.
+    def weight_for(self, name: str, share: float) -> float | None:
+        """The weight that gives a term this share of the summed norms of all terms, the new task's among them.
 
         Returns:
             ``None`` as long as the term has no gradient to weigh.
         """
         own = self._unweighted.get(name, 0.0)
-        rest = sum(self.norms.get(other, 0.0) for other in others)
+        rest = sum(norm for other, norm in self.norms.items() if other != name)
         return share / (1 - share) * rest / own if own > 0 and rest > 0 else None
 
 

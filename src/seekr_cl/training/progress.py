@@ -1,6 +1,8 @@
 """Progress of training: a bar with loss terms and time left on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +18,22 @@ def console() -> Console:
 def wants_bar(mode: str) -> bool:
     """Whether ``progress`` mode means a bar here."""
     return mode == "bar" or (mode == "auto" and sys.stderr.isatty())
+
+
+@contextmanager
+def counting(label: str, total: int, mode: str) -> Iterator[Callable[[int], None]]:
+    """Shows how many of ``total`` things are done, on a terminal; elsewhere the result's own line is enough.
+
+    Yields:
+        What is to be called with the number done since the last call.
+    """
+    if not wants_bar(mode):
+        yield lambda _done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 class TrainingProgress(TrainerCallback):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
@@ -20,12 +20,20 @@ from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
 from seekr_cl.tasks import Task
 from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.learn import describe_method, fitting, learn, make_encoder
+from seekr_cl.training.learn import Learnt, describe_method, fitting, learn, make_encoder
 from seekr_cl.training.models import load_model, require_free
-from seekr_cl.training.progress import console
+from seekr_cl.training.progress import console, counting
 
 LEDGER = "run.json"
 SCORES = "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one stage gave: scores on the tasks, and the seconds of training behind them."""
+
+    scores: list[float]
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -63,6 +71,10 @@ class Run:
         """
         for task in [*self.tasks, *self.probes]:
             get_metric(task.metric)
+        names = [task.slug for task in [*self.tasks, *self.probes]]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two tasks or probes of the run are called '{name}'; give one another name")
         ledger = self.output / LEDGER
         wanted = self._identity()
         if not resume or not ledger.exists():
@@ -92,24 +104,23 @@ class Run:
         matrix.joint = self.config.method_class.joint
         current = self.model
         self._check_examples()
-        matrix.base = self._evaluate(0, "base", current, None, matrix)
-        seconds, learnt_model = 0.0, None
+        matrix.base = self._stage(0, "base", current, None, matrix).scores
+        seconds = 0.0
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
             memory = ReplayMemory.open(self.output / "memory", create=True)
+            learnt = None
             if memory.generation < number:
                 # A model without its generation of the memory is what a crash between the two left behind.
                 shutil.rmtree(folder, ignore_errors=True)
                 learnt = learn(current, stage, memory, folder, self.config, self.callbacks)
-                learnt_model = (learnt.model, learnt.tokenizer)
-                seconds += learnt.seconds
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
             former, current = current, str(folder)
-            row = self._evaluate(number, name, current, learnt_model, matrix)
-            learnt_model = None
-            matrix.rows.append(list(row))
+            done = self._stage(number, name, current, learnt, matrix)
+            matrix.rows.append(done.scores)
+            seconds += done.seconds
             self._write(matrix, seconds, memory.num_bytes)
             if self.config.keep_models == "last" and former != self.model:
                 shutil.rmtree(former, ignore_errors=True)
@@ -125,47 +136,44 @@ class Run:
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
 
-    def _evaluate(
-        self,
-        number: int,
-        name: str,
-        folder: str,
-        loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
-        matrix: ScoreMatrix,
-    ) -> list[float]:
+    def _stage(self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not done.exists():
-            model, tokenizer = loaded or load_model(folder, self.config.dtype, self.config.trust_remote_code)
-            model.to(self.config.device)  # type: ignore[arg-type]
-            encoder = make_encoder(self.config, model, tokenizer)
-            scores = {}
-            for task in [*self.tasks, *self.probes]:
-                score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size)
-                write_predictions(place, score)
-                scores[task.name] = score.score
-            write_json(done, scores)
+            scores = self._evaluate(name, folder, learnt, place)
+            write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0})
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
-        scores = json.loads(done.read_text(encoding="utf-8"))
+        content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
-            matrix.extra[probe.name].append(scores[probe.name])
-        return [scores[task.name] for task in self.tasks]
+            matrix.extra[probe.name].append(content["scores"][probe.name])
+        return _Stage([content["scores"][task.name] for task in self.tasks], content["seconds"])
+
+    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Path) -> dict[str, float]:
+        if learnt is not None:
+            model, tokenizer = learnt.model, learnt.tokenizer
+        else:
+            model, tokenizer = load_model(folder, self.config.dtype, self.config.trust_remote_code)
+        model.to(self.config.device)  # type: ignore[arg-type]
+        encoder = make_encoder(self.config, model, tokenizer)
+        tasks = [*self.tasks, *self.probes]
+        scores = {}
+        with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+            for task in tasks:
+                score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size, advance)
+                write_predictions(place, score)
+                scores[task.name] = score.score
+        return scores
 
     def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
-        former = self.output / SCORES
-        if former.exists():
-            seconds += (
-                json.loads(former.read_text(encoding="utf-8")).get("seconds", 0.0) if not matrix.rows[1:] else 0.0
-            )
         content = matrix.to_json() | {
             "method": describe_method(self.config),
             "seed": self.config.seed,
             "seconds": round(seconds, 2),
             "memory_bytes": memory_bytes,
         }
-        write_json(former, content)
+        write_json(self.output / SCORES, content)
         plot_matrix(matrix, self.output / "scores.png")
 
     def _identity(self) -> dict[str, Any]:

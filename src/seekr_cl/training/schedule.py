@@ -88,12 +88,7 @@ def build_schedule(
     schedule: list[MicroBatch] = []
     due, given = 0.0, 0
     for epoch in range(math.ceil(max(epochs_of, default=0))):
-        order = [
-            index for index in _permutation(len(epochs_of), seed, epoch if reshuffle else 0) if epochs_of[index] > epoch
-        ]
-        left = max(epochs_of) - epoch
-        if left < 1:
-            order = order[: max(1, round(left * len(order)))]
+        order = _part_of_epoch(_permutation(len(epochs_of), seed, epoch if reshuffle else 0), epochs_of, epoch)
         batches = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
         if cadence.official:
             quotient = len(batches) // batches_per_replay_epoch if num_replay else 0
@@ -112,6 +107,16 @@ def build_schedule(
                 schedule.append(MicroBatch(new=batch))
                 schedule.extend(MicroBatch(replay=indices) for indices in replays)
     return schedule
+
+
+def _part_of_epoch(order: list[int], epochs_of: Sequence[float], epoch: int) -> list[int]:
+    """Those of ``order`` that still have this epoch before them; of examples with half an epoch left, half."""
+    by_rest: dict[float, list[int]] = {}
+    for index in order:
+        if epochs_of[index] > epoch:
+            by_rest.setdefault(min(1.0, epochs_of[index] - epoch), []).append(index)
+    taken = {index for rest, some in by_rest.items() for index in some[: max(1, round(rest * len(some)))]}
+    return [index for index in order if index in taken]
 
 
 def _official_epoch(

@@ -113,7 +113,7 @@ class SeekrTrainer(Trainer):
         if target is None or target[0] not in terms:
             return
         name, share = target
-        weight = self.shares.weight_for(name, share, [other for other in terms if other != name])
+        weight = self.shares.weight_for(name, share)
         if weight is not None:
             terms[name].weight = weight
             self.weights[name] = weight
