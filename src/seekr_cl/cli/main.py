@@ -5,16 +5,24 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from seekr_cl.errors import SeekrError
 
 _PIPE_CLOSED = 141
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that complains in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(2, f"error: {message}; see '{self.prog} --help'\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="seekr", description="Teach a causal language model one task after another without forgetting."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -76,6 +84,10 @@ def _take_overrides(parser: argparse.ArgumentParser) -> None:
 def _parse(arguments: Sequence[str] | None) -> Any:
     parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
+    if getattr(given, "methods", None):
+        # A list option swallows the settings that follow it; no method has an equals sign in its name.
+        rest += [word for word in given.methods if "=" in word]
+        given.methods = [word for word in given.methods if "=" not in word]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
             parser.error(f"unrecognized argument: {word}")

@@ -10,7 +10,6 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
 from seekr_cl.tasks.yaml_file import expand, read_yaml
 
-
 _REPLAY_KEYS = ("replay", "general", "general_samples")
 
 

@@ -72,7 +72,7 @@ def demo(
     out.print(score_table(matrices[names[-1]]))
     out.print(comparison_table(results))
     out.print(
-        f"{len(names)} runs in {time.perf_counter() - started:.0f} s. 'base skills kept' is the mean exact match on the "
+        f"{len(names)} runs in {time.perf_counter() - started:.0f} s. 'base skills kept' is mean exact match on the "
         "eight skills the base model had mastered. Runs marked +general put "
         f"{variants.GENERAL_SAMPLES} samples of these into the memory before the first task (task 0).\n"
         f"Runs, plots (comparison.png, base_skills.png) and comparison.json are in {output}",

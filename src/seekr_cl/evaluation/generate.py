@@ -1,10 +1,9 @@
 """Greedy answers in batches: padded on the left, sorted by length, the same for any batch size."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate_answers(
@@ -34,9 +33,11 @@ def generate_answers(
     # Longest first: a batch that does not fit into memory fails at once and not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     training, settings = model.training, model.generation_config
-    greedy = copy.deepcopy(settings)
-    greedy.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
-    greedy.update(max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=eos, use_cache=True)
+    # Not a copy of the model's own settings: a repetition penalty among them would be neither greedy nor, since it also
+    # counts the padding, the same for any batch size.
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=eos, use_cache=True
+    )
     model.eval()
     model.generation_config = greedy
     try:

@@ -14,7 +14,7 @@ from rapidfuzz import fuzz
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.sari import sari
-from seekr_cl.evaluation.text import UnicodeTokenizer, words
+from seekr_cl.evaluation.text import UnicodeTokenizer, published_words, words
 from seekr_cl.suggest import nearest
 
 ExampleScore = Callable[[str, Sequence[str], str], float]
@@ -55,7 +55,8 @@ def _same(reduce: Callable[[str], str]) -> ExampleScore:
 
 def _first_word(text: str) -> str:
     parts = text.split()
-    return parts[0].strip(".,;:!?\"'()").casefold() if parts else ""
+    # A word of punctuation alone is itself, or every such word would equal every other.
+    return (parts[0].strip(".,;:!?\"'()") or parts[0]).casefold() if parts else ""
 
 
 @cache
@@ -76,7 +77,7 @@ def _f1(prediction: str, reference: str) -> float:
 
 
 def _sari(prediction: str, references: Sequence[str], prompt: str) -> float:
-    return sari(words(prompt), words(prediction), [words(reference) for reference in references])
+    return sari(published_words(prompt), published_words(prediction), [published_words(text) for text in references])
 
 
 _ALL = (

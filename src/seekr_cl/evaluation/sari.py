@@ -1,7 +1,8 @@
 """SARI, the simplification metric that compares a prediction with its source and its references.
 
-Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016. Written here because no
-maintained library has it: sacrebleu does not, and the evaluate package loads its code from the network.
+Xu et al., "Optimizing Statistical Machine Translation for Text Simplification", TACL 2016, in the arithmetic that
+TRACE and SEEKR print (Hugging Face's ``sari``): keep recall pools the counts of all n-grams, and 0/0 is 1. Written here
+because no maintained library has it: sacrebleu does not, and the evaluate package loads its code from the network.
 """
 
 from collections import Counter
@@ -39,10 +40,10 @@ def _operations(source: Counter, prediction: Counter, references: list[Counter])
 
     kept = source_n & prediction_n
     kept_right = kept & pooled
-    kept_wanted = source_n & pooled
+    # Precision is a mean over distinct n-grams, recall one quotient of all counts.
     keep = _f1(
         _ratio([kept_right[gram] / kept[gram] for gram in kept_right], len(kept)),
-        _ratio([kept_right[gram] / kept_wanted[gram] for gram in kept_right], len(kept_wanted)),
+        _ratio(list(kept_right.values()), (source_n & pooled).total()),
     )
 
     deleted = source_n - prediction_n
@@ -60,7 +61,7 @@ def _ngrams(tokens: Sequence[str], order: int) -> Counter:
     return Counter(tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1))
 
 
-def _ratio(parts: list[float], whole: int) -> float:
+def _ratio(parts: Sequence[float], whole: int) -> float:
     # Nothing to do and nothing done is done right.
     return sum(parts) / whole if whole else 1.0
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -109,15 +110,20 @@ class ScoreMatrix:
             DataError: naming the file, if keys are missing or sizes do not fit.
         """
         try:
-            rows = [row["scores"] for row in content["matrix"] if row["after"] != "base" or content["base"] is None]
-            matrix = cls(
-                list(content["tasks"]), list(content["metrics"]), content["base"], rows, dict(content.get("probes", {}))
-            )
+            base = content["base"]
+            # By place, not by name: a task may be called "base" too.
+            rows = [row["scores"] for row in content["matrix"]][base is not None :]
+            matrix = cls(list(content["tasks"]), list(content["metrics"]), base, rows, dict(content.get("probes", {})))
             matrix.joint = bool(content.get("joint", False))
-        except (KeyError, TypeError) as error:
+            scores = [*rows, *([] if base is None else [base])]
+            fits = all(len(row) == len(matrix.tasks) == len(matrix.metrics) for row in scores)
+            numbers = [score + 0.0 for row in [*scores, *matrix.extra.values()] for score in row]
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: not a scores.json of this library ({error!r}); run the stream again") from error
-        if any(len(row) != len(matrix.tasks) for row in [*matrix.rows, matrix.base or matrix.tasks]):
-            raise DataError(f"{source}: a row has not as many scores as there are tasks; run the stream again")
+        if not fits or len(rows) > (1 if matrix.joint else len(matrix.tasks)):
+            raise DataError(f"{source}: rows, scores and tasks do not fit each other; run the stream again")
+        if not all(map(math.isfinite, numbers)):
+            raise DataError(f"{source}: holds a score that is no finite number; run the stream again")
         return matrix
 
     @classmethod
