@@ -19,8 +19,10 @@ def everything(heads: dict[int, int], batch: int, length: int) -> dict[int, RowI
 
 @each_setup
 @each_padding
-def test_rows_equal_eager_maps(name, implementation, padding):
-    model, batch = build(name, implementation), make_batch(padding)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 5e-6)], ids=["f64", "f32"])
+def test_rows_equal_eager_maps(exact_softmax, name, implementation, padding, dtype, tolerance):
+    # In float32 the tolerance is that of the layers below: sdpa's output differs from eager's in the last digits.
+    model, batch = build(name, implementation, dtype), make_batch(padding)
     size, length = batch["input_ids"].shape
     with torch.no_grad():
         maps = run(twin_of(model, name), batch, output_attentions=True).attentions
@@ -34,7 +36,7 @@ def test_rows_equal_eager_maps(name, implementation, padding):
     real = batch["attention_mask"].bool()
     for layer, found in record.rows.items():
         mine = found.unflatten(0, (size, -1)).transpose(1, 2)[real]
-        torch.testing.assert_close(mine, maps[layer].transpose(1, 2)[real], rtol=0, atol=1e-6)
+        torch.testing.assert_close(mine, maps[layer].transpose(1, 2)[real], rtol=0, atol=tolerance)
         unseen = ~valid(batch["attention_mask"], TABLE[name].windows[layer])[real]
         assert not mine.transpose(0, 1)[:, unseen].any(), "probability outside the mask"
 

@@ -117,6 +117,15 @@ def run(model, batch: dict[str, Tensor], **kwargs):
     return model(**inputs, use_cache=False, **kwargs)
 
 
+def checkpoint_layers(model, reentrant: bool) -> None:
+    """Gradient checkpointing of either kind, under its name before and after transformers 5.23."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    else:
+        enable({"use_reentrant": reentrant})
+
+
 def valid(real_BL: Tensor, window: int | None) -> Tensor:
     """Entries [B, L, L] that a head can use: real query, real key, causal, inside the window."""
     length = real_BL.shape[1]

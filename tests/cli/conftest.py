@@ -34,7 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[
     folder = tmp_path_factory.mktemp("output")
     command = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         assert process.stdout.readline() == "ready\n"
 
         def ask(arguments: list[str], where: Path) -> Done:

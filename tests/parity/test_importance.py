@@ -61,7 +61,9 @@ def test_leak_off_leaves_no_gradients(case):
 
 
 def selections(case):
-    found = [(key, n) for key in case.values if key.startswith("select/") for n in range(len(case.values[key]["results"]))]
+    found = [
+        (key, n) for key in case.values if key.startswith("select/") for n in range(len(case.values[key]["results"]))
+    ]
     return found + [("select_synth", n) for n in range(len(case.values.get("select_synth", [])))]
 
 

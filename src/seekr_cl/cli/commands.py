@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from rich.table import Table
 
 from seekr_cl.cli.settings import apply_overrides, read_settings
 from seekr_cl.errors import ConfigError
-from seekr_cl.evaluation import evaluate_task, write_predictions
+from seekr_cl.evaluation import evaluate_task, get_metric, write_predictions
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.models import context_length, load_model, require_free
 from seekr_cl.training.run import run
 
@@ -25,6 +27,8 @@ def learn_command(given: Any) -> None:
     """``seekr learn``."""
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
     config = _config(settings, given.config or "settings")
+    if Path(given.memory).resolve() == Path(given.output).resolve():
+        raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
     task = Task.load(given.task, name=given.name)
     learnt = learn(given.model, task, given.memory, given.output, config)
     if learnt.cut:
@@ -69,13 +73,19 @@ def evaluate_command(given: Any) -> None:
     output = Path(given.output)
     require_free(output)
     tasks = [task for source in given.task for task in _test_tasks(source, given)]
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"--task: two tasks are called '{name}'; rename a file or folder")
+    slugs = [task.slug.casefold() for task in tasks]
+    for task, slug in zip(tasks, slugs):
+        if slugs.count(slug) > 1:
+            raise ConfigError(f"--task: two tasks are called '{task.name}'; rename a file or folder")
+        get_metric(task.metric)
+    if given.batch_size < 1:
+        raise ConfigError(f"--batch-size: {given.batch_size} must be at least 1")
     model, tokenizer = load_model(given.model, given.dtype)
-    length = given.max_length or context_length(model) or 1024
-    encoder = Encoder(tokenizer, length)
+    encoder = Encoder(tokenizer, _length(given.max_length, context_length(model)))
+    for task in tasks:
+        # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
+        for example in task.test:
+            encoder.encode_prompt(example, reserve=task.max_new_tokens)
     table = Table("task", "metric", "score", "examples")
     scores = {}
     for task in tasks:
@@ -166,6 +176,18 @@ def _test_tasks(source: str, given: Any) -> list[Task]:
             require_test=True,
         )
     ]
+
+
+def _length(asked: int | None, context: int | None) -> int:
+    """Tokens of prompt and answer together: what was asked for, but no more than the model's context."""
+    if asked is None:
+        return context or DEFAULT_LENGTH
+    if context is not None and asked > context:
+        warnings.warn(
+            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+        )
+        return context
+    return asked
 
 
 def _model_source(folder: Path, model: str) -> str:

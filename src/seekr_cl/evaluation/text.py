@@ -3,8 +3,8 @@
 import re
 import unicodedata
 
-_SINGLE = "㐀-䶿一-鿿豈-﫿぀-ヿ\U00020000-\U0003ffff"
-"""Chinese characters and Japanese kana, which stand for a word each."""
+# Chinese characters, also the compatibility ones and those beyond the first plane, and Japanese kana.
+_SINGLE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 
 
 def words(text: str) -> list[str]:
@@ -13,9 +13,10 @@ def words(text: str) -> list[str]:
     rouge-score's own tokenizer keeps only a-z and 0-9, so a Chinese or German answer would lose most of itself.
     """
     plain = unicodedata.normalize("NFKC", text).lower()
-    # Vowel signs of Indian and Thai script are marks, which \\w leaves out: words would break at them and lose them.
+    # The vowel signs of Indian and Thai scripts are marks and no letters: words would break there and lose them.
     marks = "".join(sorted(sign for sign in set(plain) if unicodedata.category(sign).startswith("M")))
-    return re.findall(f"[{_SINGLE}]|(?:[^\\W_{_SINGLE}]|[{marks}])+" if marks else f"[{_SINGLE}]|[^\\W_{_SINGLE}]+", plain)
+    letter = rf"[^\W_{_SINGLE}]"
+    return re.findall(rf"[{_SINGLE}]|(?:{letter}|[{marks}])+" if marks else rf"[{_SINGLE}]|{letter}+", plain)
 
 
 class UnicodeTokenizer:

@@ -199,7 +199,7 @@ class SeekrConfig(TrainingArguments):
         given_replay = _mapping(self.replay, "replay")
         self.method_class: type[Method] = get_method(given.pop("name", "seekr"))
         self.method_settings = build_settings(
-            self.method_class.Settings, preset.get(self.method_class.name, {}) | given, "method"
+            self.method_class.Settings, preset.get("methods", {}).get(self.method_class.name, {}) | given, "method"
         )
         self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
         if "ratio" in given_replay and self.replay_settings.samples is not None:

@@ -1,0 +1,97 @@
+"""Every metric on cases worked out by hand."""
+
+import pytest
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation import METRICS, get_metric
+from seekr_cl.evaluation.text import words
+
+
+def one(name: str, prediction: str, *references: str, prompt: str = "") -> float:
+    return get_metric(name).score([prediction], [references], [prompt])[0]
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("prediction", ["", "  \n\t "])
+def test_an_empty_prediction_scores_nothing_whatever_is_expected(name, prediction):
+    assert one(name, prediction, "", prompt="a b") == 0.0
+    assert one(name, prediction, "a", "b", prompt="a b") == 0.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("text", ["the cat sat on a mat", "我喜欢猫", "Straße 7", "नमस्ते दुनिया", "x = f(y)[0]"])
+def test_the_reference_itself_scores_a_hundred(name, text):
+    # The source is the answer too: whatever SARI looks for, keeping everything is right.
+    assert one(name, text, text, prompt=text) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_example_has_its_own_score_and_the_order_is_kept(name):
+    scores = get_metric(name).score(["a b", "", "c d"], [["a b"], ["a b"], ["a b", "c d"]], ["a b", "a b", "c d"])
+    assert scores == pytest.approx([100, 0, 100])
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "references", "expected"),
+    [
+        ("exact_match", " 7\n", ["7"], 100),
+        ("exact_match", "7.0", ["7"], 0),
+        ("exact_match", "A. dovish", ["A"], 0),
+        ("exact_match", "yes", ["Yes"], 0),
+        ("exact_match", "支持", ["反对", "支持"], 100),
+        ("accuracy", "b", ["a", "b"], 100),
+        ("first_character", " B. because of the heat", ["B"], 100),
+        ("first_character", "Because A", ["B"], 100),  # the published metric looks no further either
+        ("first_character", "b", ["B"], 0),
+        ("first_character", "中国", ["中立"], 100),
+        ("first_character", "D", ["A", "D"], 100),
+        ("first_word", "Yes, it is.", ["yes"], 100),
+        ("first_word", "Yesterday", ["yes"], 0),
+        ("first_word", '"No."', ["no way"], 100),
+        ("first_word", "STRASSE 5", ["Straße"], 100),
+        ("first_word", "it is yes", ["yes", "it"], 100),
+        ("first_word", "...", ["!?"], 0),  # two words of punctuation are not both nothing
+        ("first_word", "...", ["..."], 100),
+        # Longest common subsequence "the cat on mat" has 4 words: P = 4/4, R = 4/6, F = 2PR/(P+R) = 0.8.
+        ("rouge_l", "the cat on mat", ["the cat sat on the mat"], 80),
+        # The better of two: with "on the cat mat" LCS is "the cat mat" = "on the mat" = 3 of 4 and 4, F = 3/4.
+        ("rouge_l", "the cat on mat", ["dog", "on the cat mat"], 75),
+        ("rouge_l", "The CAT.", ["the cat"], 100),
+        # A Chinese character is a word: LCS 我 猫 = 2, P = 2/3, R = 2/4, F = 4/7.
+        ("rouge_l", "我爱猫", ["我喜欢猫"], 400 / 7),
+        # ... also behind digits and letters: 2020 年 against 2020 月 is one of two.
+        ("rouge_l", "2020年", ["2020月"], 50),
+        ("rouge_l", "Tschüss", ["Tschss"], 0),
+        # Deletions and insertions that turn one into the other: d -> e is 2 of 4 + 4 characters, 1 - 2/8.
+        ("edit_similarity", "abcd", ["abce"], 75),
+        ("edit_similarity", "abcd", ["xyz", "abcd"], 100),
+        ("edit_similarity", "ab", ["cd"], 0),
+        ("edit_similarity", "中文", ["中国"], 50),
+        # Words as often as they stand: "b b" is common, 2 * 2 / (3 + 3).
+        ("f1", "a b b", ["b b c"], 200 / 3),
+        ("f1", "c b, A!", ["a b c"], 100),
+        ("f1", "a", ["b", "a b"], 200 / 3),
+        # Vowel signs belong to the word: কি and কে differ.
+        ("f1", "কি", ["কে"], 0),
+    ],
+)
+def test_by_hand(name, prediction, references, expected):
+    assert one(name, prediction, *references) == pytest.approx(expected)
+
+
+def test_words_keep_scripts_whole():
+    assert words("Zürich, 3 Äpfel_x") == ["zürich", "3", "äpfel", "x"]
+    assert words("GPT4出来了ＡＢ") == ["gpt4", "出", "来", "了", "ab"]  # full width is made plain
+    assert words("カタカナ𠀀") == ["カ", "タ", "カ", "ナ", "𠀀"]
+    assert words("नमस्ते ไม้ عَرَبي") == ["नमस्ते", "ไม้", "عَرَبي"]
+    assert words("?!_ …") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("rouge", "rouge_l"), ("exactmatch", "exact_match"), ("edit_similarty", "edit_similarity")]
+)
+def test_an_unknown_metric_names_the_nearest_and_all(wrong, nearest):
+    with pytest.raises(ConfigError, match=f"'{wrong}' is unknown; did you mean '{nearest}'") as caught:
+        get_metric(wrong)
+    assert all(name in str(caught.value) for name in METRICS)
+    assert "\n" not in str(caught.value)
