@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +16,21 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr import Seekr, SeekrSettings
 from seekr_cl.tasks import Encoder, Example
+from seekr_cl.training import config_from
 from seekr_cl.training.learn import as_sample
 from seekr_cl.training.models import load_model, pad_id
-from seekr_cl.training.presets import PRESETS
 
 PATTERN = os.environ.get(
     "SEEKR_GOLDEN", str(Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "case*")
 )
 FOLDERS = sorted(Path(path) for path in glob.glob(PATTERN) if (Path(path) / "arrays.npz").is_file())
 NO_CASE = f"no golden case matches {PATTERN}; set SEEKR_GOLDEN"
-OFFICIAL = PRESETS["official"]["seekr"]
+OFFICIAL = config_from({"preset": "official", "use_cpu": True}, "unused").method_settings
 
 
 def settings(**changes) -> SeekrSettings:
     """The official preset's settings of SEEKR with some changed."""
-    return SeekrSettings(**{**OFFICIAL, **changes})
+    return replace(OFFICIAL, **changes)
 
 
 def close(actual, expected, rel=1e-5, what="", of_max=False):

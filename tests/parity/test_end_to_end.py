@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_case import PATTERN, close, heads_of
+from golden_case import FOLDERS, PATTERN, close, heads_of
 from safetensors.torch import load_file, save_file
 
 from seekr_cl.memory import ReplayMemory
@@ -78,7 +78,8 @@ class Golden:
 
 def all_runs() -> list[Golden]:
     found = []
-    for file in sorted(Path(os.path.dirname(PATTERN) or ".").glob("e2e*.json")):
+    beside = {folder.parent for folder in FOLDERS} or {Path(os.path.dirname(PATTERN) or ".")}
+    for file in sorted(file for folder in beside for file in folder.glob("e2e*.json")):
         runs = json.loads(file.read_text(encoding="utf-8"))
         found += [Golden(file, name, run, runs) for name, run in runs.items()]
     return found

@@ -138,20 +138,17 @@ def test_strings_that_yaml_does_not_read_as_numbers() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_defaults(preset: str) -> None:
     config, values = make(preset=preset), PRESETS[preset]
-    of_method = values.get("methods", {})
     for key in _DEFAULTS:
         assert getattr(config, key) == values.get(key, _DEFAULTS[key])
     for key in keys(SeekrSettings):
-        assert getattr(config.method_settings, key) == of_method.get("seekr", {}).get(
-            key, getattr(SeekrSettings(), key)
-        )
+        assert getattr(config.method_settings, key) == values.get("seekr", {}).get(key, getattr(SeekrSettings(), key))
     for key in keys(ReplaySettings):
         given = values.get("replay", {}).get(key, getattr(ReplaySettings(), key))
         assert getattr(config.replay_settings, key) == given
     derpp = make(preset=preset, method="derpp").method_settings
     for name in METHODS:
         assert make(preset=preset, method=name).method_class.name == name
-    assert derpp == LogitSettings(**of_method.get("derpp", {}))
+    assert derpp == LogitSettings(**values.get("derpp", {}))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

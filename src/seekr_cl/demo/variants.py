@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "multitask": {"name": "multitask"},
     "replay": {"name": "replay"},
     "derpp": {"name": "derpp"},
-    "seekr": {"name": "seekr", "heads": "all", "query_budget": None, "lambda2": 10.0},
+    "seekr": {"name": "seekr", "heads": "all", "query_budget": None},
 }
 """What a method is given in the demo; the memory is measured in bytes, so SEEKR keeps all heads of this small model."""
 

@@ -55,8 +55,9 @@ def generate_answers(
                 out_BL = model.generate(  # type: ignore[operator]
                     input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=greedy
                 )
-            texts = tokenizer.batch_decode(out_BL[:, width:], skip_special_tokens=True)
-            for index, text in zip(indices, texts):
+            # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
+            ended = [new[: new.index(eos)] if eos in new else new for new in out_BL[:, width:].tolist()]
+            for index, text in zip(indices, tokenizer.batch_decode(ended, skip_special_tokens=True)):
                 answers[index] = text
             if on_batch is not None:
                 on_batch(len(indices))

@@ -111,9 +111,9 @@ class Scorer:
                 if self.measure == "frobenius":
                     total_NH[row, :heads] += squared_H.sqrt()
                 elif self.measure == "valid":
-                    total_NH[row, :heads] += squared_H / max(1, int((query_R + 1).sum()))
+                    total_NH[row, :heads] += squared_H / (query_R + 1).sum()
                 else:
-                    total_NH[row, :heads] += squared_H / max(1, len(query_R) * self.padded)
+                    total_NH[row, :heads] += squared_H / (len(query_R) * self.padded)
         return total_NH / max(1, len(before))
 
     def offset(self, sample: ReplaySample) -> int:

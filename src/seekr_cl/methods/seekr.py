@@ -49,8 +49,8 @@ class SeekrSettings(LogitSettings):
         gradient_leak: let the scoring pass's gradients into the next task's first step (official code).
     """
 
-    lambda2: float | str = 1000.0
-    attention_share: float = 0.5
+    lambda2: float | str = "auto"
+    attention_share: float = 0.3
     heads: str = "importance"
     layer_budget: Budget = 0.75
     head_budget: Budget = 0.5
@@ -269,6 +269,9 @@ class Seekr(Method):
             "sensitivity": self._importance.sensitivity_NH,
             "forgettability": self._importance.forgettability_NH,
         }[settings.heads]
+        # General data in front of the first task has seen no training, so nothing has moved and F is zero everywhere.
+        if not scores_NH.any():
+            scores_NH = self._importance.sensitivity_NH
         return select_heads(scores_NH, self._importance.layers, layer_budget, head_budget)
 
     def close(self) -> None:

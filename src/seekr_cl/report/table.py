@@ -2,15 +2,32 @@
 
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from seekr_cl.evaluation.scores import ScoreMatrix
 
+_NAMED = 6
+"""Up to so many tasks have their names above the columns; more have numbers there and their names below."""
+_ROOMY = 10
+"""Up to so many tasks have a decimal and lines between the columns."""
+
 
 def score_table(matrix: ScoreMatrix) -> Table:
-    """A row for the base model and for each task learnt, a column for each task; the summary below."""
-    table = Table("after", *[escape(f"{task}\n{metric}") for task, metric in zip(matrix.tasks, matrix.metrics)])
+    """A row for the base model and for each task learnt, a column for each task; the summary above."""
+    count = len(matrix.tasks)
+    named, roomy = count <= _NAMED, count <= _ROOMY
+    table = Table(box=box.HEAVY_HEAD if roomy else box.SIMPLE_HEAD, padding=(0, 1) if roomy else (0, 1, 0, 0))
+    table.add_column("after", overflow="fold")
+    for number, (task, metric) in enumerate(zip(matrix.tasks, matrix.metrics), 1):
+        # Names may be folded; numbers may not.
+        table.add_column(
+            escape(f"{task}\n{metric}") if named else str(number),
+            justify="right",
+            min_width=5 if roomy else 3,
+            overflow="fold",
+        )
     table.title = " ".join(
         f"{name} {_number(value)}"
         for name, value in (
@@ -21,19 +38,23 @@ def score_table(matrix: ScoreMatrix) -> Table:
             ("FWT", matrix.fwt),
         )
     )
-    table.title_justify = "left"
-    for column in table.columns[1:]:
-        column.justify = "right"
+    # Two short tasks make a table narrower than its own summary.
+    table.min_width = min(len(table.title) + 1, 79)
+    table.title_justify = table.caption_justify = "left"
+
+    def cells(scores: list[float]) -> list[str]:
+        return [_number(score) if roomy else f"{score:.0f}" for score in scores]
+
     if matrix.base is not None:
-        table.add_row("base", *[_number(score) for score in matrix.base], end_section=True)
-    names = ["all"] if matrix.joint else matrix.tasks
-    for name, row in zip(names, matrix.rows):
-        table.add_row(escape(name), *[_number(score) for score in row])
-    for probe, scores in matrix.extra.items():
-        if scores:
-            table.caption = f"{table.caption or 'probes, base to last:'} {escape(probe)} " + " ".join(
-                map(_number, scores)
-            )
+        table.add_row("base", *cells(matrix.base), end_section=True)
+    names = matrix.tasks if named else [f"{number} {task}" for number, task in enumerate(matrix.tasks, 1)]
+    for name, row in zip(["all"] if matrix.joint else names, matrix.rows):
+        table.add_row(escape(name), *cells(row))
+    captions = [] if named else [", ".join(f"{name} ({metric})" for name, metric in zip(names, matrix.metrics))]
+    probes = [f"{probe} {' '.join(map(_number, scores))}" for probe, scores in matrix.extra.items() if scores]
+    if probes:
+        captions.append("probes, base to last: " + ", ".join(probes))
+    table.caption = escape("\n".join(captions)) or None
     return table
 
 

@@ -199,7 +199,7 @@ class SeekrConfig(TrainingArguments):
         given_replay = _mapping(self.replay, "replay")
         self.method_class: type[Method] = get_method(given.pop("name", "seekr"))
         self.method_settings = build_settings(
-            self.method_class.Settings, preset.get("methods", {}).get(self.method_class.name, {}) | given, "method"
+            self.method_class.Settings, _method_defaults(preset, self.method_class.name) | given, "method"
         )
         self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
@@ -256,6 +256,11 @@ _CHOICES = {
     "keep_models": ("all", "last"),
     "progress": ("auto", "bar", "lines", "none"),
 }
+
+
+def _method_defaults(preset: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A preset's settings of a method; its ``replay`` is of the replay settings, and the method replay has none."""
+    return {} if name == "replay" else dict(preset.get(name, {}))
 
 
 def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:

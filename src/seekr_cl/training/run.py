@@ -27,6 +27,15 @@ from seekr_cl.training.progress import console, counting
 LEDGER = "run.json"
 SCORES = "scores.json"
 
+_DECISIVE = (
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim"),
+    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
+    *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
+    *("order", "loss_average", "carry_optimizer", "signal_dtype"),
+)
+"""Settings that a resumed run must share, beside those of the method: with others it would be two runs in one."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
@@ -181,6 +190,7 @@ class Run:
             "model": self.model,
             "method": describe_method(self.config),
             "seed": self.config.seed,
+            "training": {key: self.config.to_dict()[key] for key in _DECISIVE},
             "tasks": [
                 {"name": task.name, "metric": task.metric, "epochs": task.epochs, "fingerprint": task.fingerprint()}
                 for task in self.tasks

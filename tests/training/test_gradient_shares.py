@@ -1,0 +1,131 @@
+"""Every loss term and its share of the gradient is logged; measuring changes nothing; a share can be asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tinylm import assert_same, config_for, constant_task, reverse_task, teach, weights
+from torch import nn
+
+from seekr_cl.methods import LossTerm
+from seekr_cl.training.gradients import GradientShares
+
+TERMS = {
+    "seqft": {"task"},
+    "replay": {"task", "replay"},
+    "derpp": {"task", "replay", "logits"},
+    "seekr": {"task", "replay", "logits", "attention"},
+}
+
+
+def tasks() -> list[Any]:
+    return [reverse_task(), constant_task("no", "no")]
+
+
+def logged(log: list[dict[str, Any]], prefix: str) -> set[str]:
+    return {key.removeprefix(prefix) for line in log for key in line if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_every_term_is_logged_with_its_share(base: Path, tmp_path: Path, method: str) -> None:
+    log = teach(base, tmp_path, tasks(), config_for(method, tmp_path, measure_every=1))[1].log
+    totals = {"new_total", "replay_total"} if len(TERMS[method]) > 1 else {"new_total"}
+    assert logged(log, "loss_") == TERMS[method] | totals
+    assert logged(log, "share_") == TERMS[method]
+    shares = [{key: value for key, value in line.items() if key.startswith("share_")} for line in log if "loss" in line]
+    for one in shares:
+        assert sum(one.values()) == pytest.approx(1, abs=1e-9)
+        assert all(value >= 0 for value in one.values())
+    assert min(shares[-1].values()) > 0
+    assert logged(log, "weight_") == set()
+
+
+def test_a_logged_loss_is_the_mean_since_the_last_line(base: Path, tmp_path: Path) -> None:
+    fine, coarse = (
+        teach(base, tmp_path / str(steps), tasks()[:1], config_for("seqft", tmp_path, logging_steps=steps))[0].log
+        for steps in (1, 3)
+    )
+    single = [line["loss_task"] for line in fine if "loss_task" in line]
+    assert [line["loss_task"] for line in coarse if "loss_task" in line] == [pytest.approx(sum(single) / 3)]
+    assert [line["loss"] for line in fine if "loss" in line] == pytest.approx(single)
+
+
+@pytest.mark.parametrize("method", ["derpp", "seekr"])
+@pytest.mark.parametrize("extra", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"])
+def test_measuring_does_not_change_what_is_learnt(
+    base: Path, tmp_path: Path, method: str, extra: dict[str, Any]
+) -> None:
+    for every in (0, 1, 2):
+        teach(base, tmp_path / str(every), tasks(), config_for(method, tmp_path, measure_every=every, **extra))
+    for every in (1, 2):
+        assert_same(weights(tmp_path / "0/m2"), weights(tmp_path / str(every) / "m2"))
+
+
+def tiny_terms(layer: nn.Linear) -> dict[str, LossTerm]:
+    x = torch.arange(6.0).reshape(2, 3)
+    return {"a": LossTerm(layer(x).sum(), 2.0), "b": LossTerm(layer(x).square().sum(), 0.5)}
+
+
+def test_a_measurement_leaves_the_gradients_alone_and_is_right() -> None:
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    kept = torch.randn_like(layer.weight)
+    layer.weight.grad = kept
+    before = kept.clone()
+    shares, terms = GradientShares(1), tiny_terms(layer)
+    shares.measure(terms, layer.parameters())
+    assert layer.weight.grad is kept
+    assert torch.equal(kept, before)
+    assert layer.bias.grad is None
+    for name, term in tiny_terms(layer).items():
+        (gradient,) = torch.autograd.grad(term.weight * term.value, layer.weight)
+        assert shares.norms[name] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    sum(term.value for term in terms.values()).backward()  # the graph is still there
+
+
+def test_norms_are_smoothed_and_due_counts_each_kind() -> None:
+    layer = nn.Linear(3, 2)
+    shares = GradientShares(3)
+    assert [shares.due("new") for _ in range(5)] == [True, False, False, True, False]
+    assert [shares.due("replay") for _ in range(2)] == [True, False]
+    assert not any(GradientShares(0).due("new") for _ in range(3))
+    shares.measure({"a": LossTerm(layer.weight.sum())}, layer.parameters())
+    shares.measure({"a": LossTerm(11 * layer.weight.sum())}, layer.parameters())
+    root = 6**0.5  # the gradient is all ones
+    assert shares.norms["a"] == pytest.approx(0.7 * root + 0.3 * 11 * root)
+
+
+def test_the_weight_for_a_share() -> None:
+    layer = nn.Linear(3, 2)
+    shares, terms = GradientShares(1), tiny_terms(layer)
+    assert shares.weight_for("a", 0.3) is None
+    assert shares.shares() == {}
+    shares.measure(terms, layer.parameters())
+    for share in (0.1, 0.5, 0.9):
+        shares.reweigh("a", shares.weight_for("a", share))
+        assert shares.shares() == pytest.approx({"a": share, "b": 1 - share})
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_lambda2_auto_reaches_its_share(base: Path, tmp_path: Path, share: float) -> None:
+    method = {"name": "seekr", "lambda2": "auto", "attention_share": share}
+    settings = config_for(method, tmp_path, measure_every=1, num_train_epochs=4)
+    log = [line for line in teach(base, tmp_path, tasks(), settings)[1].log if "loss_attention" in line]
+    # The share is of running means; between a replay batch's measurement and its log line nothing else is measured.
+    assert len(log) > 8
+    for line in log[2:]:
+        assert line["share_attention"] == pytest.approx(share, abs=0.02)
+        assert line["weight_attention"] > 0
+        expected = 0.5 * line["loss_replay"] + 0.5 * line["loss_logits"]
+        expected += line["weight_attention"] * line["loss_attention"]
+        assert line["loss_replay_total"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_lambda2_auto_steers_and_a_number_does_not(base: Path, tmp_path: Path) -> None:
+    fixed = teach(base, tmp_path / "fixed", tasks(), config_for("seekr", tmp_path, measure_every=1))[1].log
+    lines = [line for line in fixed if "loss_attention" in line]
+    assert logged(fixed, "weight_") == set()
+    for line in lines:
+        expected = 0.5 * line["loss_replay"] + 0.5 * line["loss_logits"] + 1000 * line["loss_attention"]
+        assert line["loss_replay_total"] == pytest.approx(expected, rel=1e-4)
