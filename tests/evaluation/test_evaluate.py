@@ -88,9 +88,7 @@ def test_the_predictions_file(model_tokenizer, tmp_path):
     model, tokenizer = model_tokenizer
     examples = [Example("中文\nline two\u2028and three", 'say "x"'), Example("b", "c")]
     name = "../odd: 名/[red]"
-    score = evaluate_task(
-        model, tokenizer, Task(name, [], test=examples, max_new_tokens=3), Encoder(tokenizer, 64), 2
-    )
+    score = evaluate_task(model, tokenizer, Task(name, [], test=examples, max_new_tokens=3), Encoder(tokenizer, 64), 2)
     path = write_predictions(tmp_path / "deep" / "er", score)
     assert path.parent == tmp_path / "deep" / "er"
     assert path.name.endswith(".jsonl")

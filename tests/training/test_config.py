@@ -151,6 +151,23 @@ def test_presets_are_defaults(preset: str) -> None:
     assert derpp == LogitSettings(**values.get("derpp", {}))
 
 
+def test_the_official_preset_is_the_official_code_whatever_the_defaults_become() -> None:
+    config = make(preset="official")
+    assert config.method_settings == SeekrSettings(
+        lambda1=0.5, logits_top_k=None, logit_alignment="label", logit_form="cross_entropy", lambda2=1000.0,
+        heads="importance", layer_budget=24, head_budget=128, query_budget=None, importance_rule="sum_of_products",
+        measure="padded", attention_reduction="layer_mean", attention_eps=1e-8, query_replacement=True,
+        gradient_leak=True,
+    )  # fmt: skip
+    assert config.replay_settings == ReplaySettings(ratio=0.01, cadence="official", choice="first", step="separate")
+    assert (config.order, config.padding_side, config.pad_multiple, config.boundary) == ("official", "left", 8, "joint")
+    assert (config.loss_average, config.carry_optimizer, config.lr_scheduler_type) == (
+        "micro_batches",
+        True,
+        "constant",
+    )
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_the_user_sets_wins_over_the_preset(preset: str) -> None:
     mine = {
@@ -181,7 +198,7 @@ def test_settings_of_the_trainer_that_would_do_nothing(key: str) -> None:
         ({"replay": {"every": 2, "share": 0.1}}, "'every' and 'share'"),
         ({"replay": {"every": 2, "cadence": "official"}}, "'official' fixes when replay comes"),
         ({"replay": {"step": "joint", "cadence": "official"}}, "'official' fixes when replay comes"),
-        ({"method": {"attention_share": 0.3}}, "method.attention_share: would be ignored"),
+        ({"method": {"lambda2": 5, "attention_share": 0.3}}, "method.attention_share: would be ignored"),
         ({"method": {"lambda2": "auto"}, "measure_every": 0}, "measure_every: 0 switches the measurement off"),
         ({"learning_rate": -1, "lr_scheduler_type": "zigzag"}, "training settings"),
     ],

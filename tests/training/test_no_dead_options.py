@@ -1,34 +1,32 @@
 """No dead options: every setting of ours changes something that can be seen, and none can be added without a test.
 
-A row says what to change, on top of which settings, and where it must show: in the new model, in the memory, in the log
-or in what is warned of. The two runs differ in nothing but the row's change.
+A row says what to change, where it must show (the new model's weights, the memory, the log, the batches, a warning, an
+error, the screen, how the model is loaded) and on top of which settings. Two runs of two tasks differ in nothing else.
 """
 
 import dataclasses
-import shutil
+import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from tinylm import config_for, constant_task, memory_tensors, reverse_task, weights
+from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import ReplaySettings, SeekrConfig, learn
-from seekr_cl.training.run import run
+from seekr_cl.training import ReplaySettings, SeekrConfig
+from seekr_cl.training.batches import ScheduledBatches
+from seekr_cl.training.learn import InertWarning
 
-REPLAY = {"samples": 3, "every": 1}
+learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Settings in common, the change, and where it shows: ``weights``, ``memory``, ``log``, ``warning`` or ``error``."""
+    """What to change, where it shows, and the settings both runs have in common."""
 
     change: Any
     shows: str
@@ -36,15 +34,12 @@ class Row:
 
 
 def method(**settings: Any) -> dict[str, Any]:
-    return {"method": {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4} | settings}
+    return {"method": {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4, "lambda2": 50.0} | settings}
 
 
 def replay(**settings: Any) -> dict[str, Any]:
     return {"replay": settings}
 
-
-# A batch with a sample of each task, whose heads lie in different layers or are of different number.
-MIXED = replay(samples=4, every=1, batch_size=8)
 
 METHOD_ROWS = {
     "lambda1": Row(0.9, "weights"),
@@ -52,12 +47,12 @@ METHOD_ROWS = {
     "logit_alignment": Row("label", "memory"),
     "logit_form": Row("cross_entropy", "log"),
     "lambda2": Row(1.0, "weights"),
-    "attention_share": Row(0.1, "weights", method(lambda2="auto") | {"measure_every": 1}),
+    "attention_share": Row(0.1, "weights", method(lambda2="auto")),
     "heads": Row("random", "memory", method(head_budget=2)),
     "layer_budget": Row(1, "memory", method(head_budget=8)),
     "head_budget": Row(5, "memory"),
     "query_budget": Row(2, "memory"),
-    "importance_rule": Row("sum_of_products", "choice"),
+    "importance_rule": Row("sum_of_products", "memory"),
     "measure": Row("frobenius", "memory"),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),
@@ -85,7 +80,7 @@ OWN_ROWS = {
     "max_length": Row(8, "memory"),
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),
-    "long_completions": Row("skip", "warning", {"max_length": 11, "max_answer_length": 4}),
+    "long_completions": Row("skip", "error", {"max_length": 11, "max_answer_length": 4}),
     "boundary": Row("joint", "memory", {"max_length": 9}),
     "padding_side": Row("left", "batches"),
     "pad_multiple": Row(16, "batches"),
@@ -97,7 +92,6 @@ OWN_ROWS = {
     "keep_models": Row("last", "run"),
     "progress": Row("lines", "screen"),
 }
-KINDS = {"method": SeekrSettings, "replay": ReplaySettings}
 
 
 def own_fields() -> list[str]:
@@ -118,34 +112,76 @@ def tasks() -> list[Task]:
     return [reverse_task(count=9), dataclasses.replace(second, train=[*second.train, Example("xyz?", "never")])]
 
 
-@dataclasses.dataclass
-class Seen:
-    """What one run of two tasks left to look at."""
-
-    weights: dict[str, torch.Tensor]
-    memory: dict[str, torch.Tensor]
-    log: list[dict[str, Any]]
-    warning: list[str]
-    batches: list[tuple[int, ...]]
-
-
-def observe(base: Path, folder: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Seen | str:
-    """Learns two tasks; a refusal comes back as its text."""
+def observe(
+    base: Path, folder: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> dict[str, Any]:
+    """Learns two tasks and returns what there is to see; a refusal is seen as its text."""
     shapes: list[tuple[int, ...]] = []
+    loaded: list[tuple[Any, ...]] = []
+    fetch, load = ScheduledBatches.__getitem__, learn_module.load_model
+
+    def watched_fetch(self: ScheduledBatches, index: int) -> dict[str, Any]:
+        parts = fetch(self, index)
+        shapes.extend((kind, *part["input_ids"].tolist()) for kind, part in parts.items())
+        return parts
+
+    def watched_load(*args: Any) -> Any:
+        loaded.append(args[2:])
+        return load(*args)
+
+    folder.mkdir()
     general = folder / "general.jsonl"
-    general.parent.mkdir(parents=True, exist_ok=True)
     general.write_text("".join(f'{{"prompt": "say {c}:", "completion": "{c}{c}"}}\n' for c in "abcdefghijklmnop"))
     settings = {key: str(general) if value == "GENERAL" else value for key, value in settings.items()}
-    place = None
-    with warnings.catch_warnings(record=True) as caught:
+    seen: dict[str, Any] = {"error": None, "batches": shapes, "loading": loaded}
+    with warnings.catch_warnings(record=True) as caught, monkeypatch.context() as patch:
         warnings.simplefilter("always")
+        patch.setattr(ScheduledBatches, "__getitem__", watched_fetch)
+        patch.setattr(learn_module, "load_model", watched_load)
         try:
-            config = config_for(settings.pop("method"), folder, **settings)
-            for number, task in enumerate(tasks(), start=1):
-                source, place = place or base, folder / f"m{number}"
-                learnt = learn(source, task, folder / "memory", place, config, [ShapeSpy(shapes)])
+            done = teach(base, folder, tasks(), config_for(settings.pop("method"), folder, **settings))
         except ValueError as error:
-            return str(error)
-    log = [{key: value for key, value in line.items() if "_loss" not in key} for line in learnt.log if "loss" in line]
-    said = [str(warning.message) for warning in caught]
-    return Seen(weights(place), memory_tensors(folder / "memory"), log, said, shapes)
+            return seen | {"error": str(error)}
+    lines = [line for line in done[-1].log if "loss" in line]
+    memory = {key: value.float() for key, value in memory_tensors(folder / "memory").items()}
+    return seen | {
+        "weights": {key: value.float() for key, value in weights(folder / "m2").items()},
+        "memory": memory,
+        "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
+        "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
+        "screen": capsys.readouterr().err,
+    }
+
+
+def same(left: Any, right: Any) -> bool:
+    return not differs(left, right) if isinstance(left, dict) and isinstance(right, dict) else left == right
+
+
+ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
+ROWS += [("method", key, row) for key, row in METHOD_ROWS.items()]
+ROWS += [("replay", key, row) for key, row in REPLAY_ROWS.items()]
+
+
+@pytest.mark.parametrize(("group", "key", "row"), ROWS, ids=[f"{group}.{key}".lstrip(".") for group, key, _ in ROWS])
+def test_it_shows(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, group: str, key: str, row: Row
+) -> None:
+    common: dict[str, Any] = method() | replay(samples=3, every=1) | row.common
+    changed = common | ({group: common[group] | {key: row.change}} if group else {key: row.change})
+    one, other = (
+        observe(base, tmp_path / name, settings, monkeypatch, capsys)
+        for name, settings in (("one", common), ("other", changed))
+    )
+    errors = [seen["error"] for seen in (one, other) if seen["error"] is not None]
+    assert len(errors) == (row.shows == "error"), errors
+    assert not same(one[row.shows], other[row.shows]), f"{key} changed nothing in the {row.shows}"
+
+
+def test_the_same_settings_show_no_difference(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Without this a test that calls everything different would pass."""
+    common: dict[str, Any] = method() | replay(samples=3, every=1)
+    one, other = (observe(base, tmp_path / name, common, monkeypatch, capsys) for name in "ab")
+    for shown in one:
+        assert same(one[shown], other[shown]), shown

@@ -68,7 +68,7 @@ def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:
     name = method if isinstance(method, str) else method["name"]
     defaults: dict[str, Any] = {
         "use_cpu": True, "progress": "none", "learning_rate": 1e-3, "per_device_train_batch_size": 4,
-        "num_train_epochs": 1, "measure_every": 0, "logging_steps": 1, "signal_dtype": "float32",
+        "num_train_epochs": 1, "logging_steps": 1, "signal_dtype": "float32",
     }  # fmt: skip
     if name not in ("seqft", "multitask"):
         defaults["replay"] = {"ratio": 0.25, "every": 1}

@@ -139,7 +139,8 @@ class RowKL(torch.autograd.Function):
         (scale,) = grads
         q_BHLD, k_BKLD = ctx.saved_tensors
         call, index, teacher_PRL, weight_PR, eps = ctx.rest
-        dq_BHLD, dk_BKLD = torch.zeros_like(q_BHLD), torch.zeros_like(k_BKLD)
+        # The model's q and k may be strided; the sums need plain memory.
+        dq_BHLD, dk_BKLD = q_BHLD.new_zeros(q_BHLD.shape), k_BKLD.new_zeros(k_BKLD.shape)
         for tile in index.tiles(k_BKLD.shape[2]):
             part = index[tile]
             score_PRL, q_PRD, k_PLD = _scores(call, part)
@@ -151,12 +152,17 @@ class RowKL(torch.autograd.Function):
                 # Where the mask was applied p and T are both zero, so the clamped score does not matter.
                 ds_PRL = ds_PRL * (1 - (score_PRL / call.softcap).clamp(-1, 1) ** 2)
             ds_PRL = ds_PRL * call.scaling
-            rows = (part.sample_P[:, None], part.head_P[:, None], part.query_PR)
-            dq_BHLD.index_put_(rows, (ds_PRL @ k_PLD).to(dq_BHLD.dtype), accumulate=True)
-            dk_BKLD.index_put_(
-                (part.sample_P, part.head_P // call.group), (ds_PRL.mT @ q_PRD).to(dk_BKLD.dtype), accumulate=True
-            )
+            heads, kv_heads, length = q_BHLD.shape[1], k_BKLD.shape[1], q_BHLD.shape[2]
+            row_PR = (part.sample_P * heads + part.head_P)[:, None] * length + part.query_PR
+            _add_at(dq_BHLD.view(-1, q_BHLD.shape[3]), row_PR.flatten(), (ds_PRL @ k_PLD).flatten(0, 1))
+            kv_P = part.sample_P * kv_heads + part.head_P // call.group
+            _add_at(dk_BKLD.view(k_BKLD.shape[0] * kv_heads, -1), kv_P, (ds_PRL.mT @ q_PRD).flatten(1))
         return dq_BHLD, dk_BKLD, None, None, None, None, None
+
+
+def _add_at(sum_NC: Tensor, index_M: Tensor, part_MC: Tensor) -> None:
+    """Adds rows in place; ``index_put_`` would add in any order when threads share the work, and not repeat itself."""
+    sum_NC.scatter_add_(0, index_M[:, None].expand_as(part_MC), part_MC.to(sum_NC.dtype))
 
 
 def row_kl(call: AttentionCall, index: RowIndex, teacher_PRL: Tensor, weight_PR: Tensor, eps: float = 0.0) -> Tensor:

@@ -39,7 +39,6 @@ def learn_command(given: Any) -> None:
         f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
         f"{_size(memory.num_bytes)}",
         soft_wrap=True,
-        markup=False,
     )
 
 
@@ -65,7 +64,7 @@ def run_command(given: Any) -> None:
         _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume
     )
     _out().print(score_table(matrix))
-    _out().print(f"scores, plot and predictions in {given.output}", markup=False, soft_wrap=True)
+    _out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
 
 def evaluate_command(given: Any) -> None:
@@ -101,7 +100,7 @@ def evaluate_command(given: Any) -> None:
     }
     write_json(output / "scores.json", {"model": given.model, "tasks": scores, **conventions})
     _out().print(table)
-    _out().print(f"scores and predictions in {output}", markup=False, soft_wrap=True)
+    _out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
 def demo_command(given: Any) -> None:
@@ -127,7 +126,6 @@ def memory_command(given: Any) -> None:
         f"{memory.path}: generation {memory.generation}, {_size(memory.num_bytes)}, method {method['name']} "
         f"(preset {method['preset']}), written {manifest['written']}",
         soft_wrap=True,
-        markup=False,
     )
     out.print(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}", soft_wrap=True)
     table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
@@ -206,6 +204,8 @@ def _size(num_bytes: int) -> str:
 
 
 def _out() -> Console:
-    out = Console(highlight=False)
+    # Names come from data: nothing in them is markup or an emoji.
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    out = Console(**plain)
     # A pipe has no width; a table squeezed into 80 columns is of no use to whoever reads the file.
-    return out if out.is_terminal else Console(highlight=False, width=160)
+    return out if out.is_terminal else Console(width=160, **plain)

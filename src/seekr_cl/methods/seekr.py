@@ -243,12 +243,14 @@ class Seekr(Method):
 
     def _draw_queries(self, lengths: list[int]) -> list[Tensor]:
         generator = task_generator(self.context.seed)
-        most = max(lengths, default=0)
-        budget = self.settings.query_budget
-        count = None if budget is None else resolve_budget("method.query_budget", budget, most, lambda _: None)
-        if self.settings.query_replacement and isinstance(budget, int) and budget:
-            count = budget
-        return [draw_queries(length, count, generator, self.settings.query_replacement) for length in lengths]
+        budget, replacement = self.settings.query_budget, self.settings.query_replacement
+        queries = []
+        for length in lengths:
+            # Only a draw with replacement can give more queries than the sample has tokens.
+            beyond = replacement and isinstance(budget, int)
+            count = budget if beyond else resolve_budget("method.query_budget", budget, length, lambda _: None)
+            queries.append(draw_queries(length, None if count is None else int(count), generator, replacement))
+        return queries
 
     def _measured_queries(self, scorer: Scorer, sample: ReplaySample, query_R: Tensor) -> Tensor:
         """Where F is measured: at the stored queries; the official code with all queries measures the padding too."""

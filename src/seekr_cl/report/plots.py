@@ -82,7 +82,9 @@ def plot_matrix(matrix: ScoreMatrix, path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylabel("after learning")
         axes.set_xlabel("score on")
-        summary = [f"{name} {value:.1f}" for name, value in (("OP", matrix.op), ("BWT", matrix.bwt)) if value is not None]
+        summary = [
+            f"{name} {value:.1f}" for name, value in (("OP", matrix.op), ("BWT", matrix.bwt)) if value is not None
+        ]
         axes.set_title(", ".join(summary))
         figure.colorbar(image, label="score")
         _save(figure, path)
@@ -116,7 +118,8 @@ def plot_comparison(runs: dict[str, ScoreMatrix], path: Path) -> None:
         right.grid(axis="y", alpha=0.3)
         right.set_axisbelow(True)
         # Outside, where it hides no line.
-        figure.legend(loc="outside upper center", ncols=min(len(runs), 6), frameon=False)
+        if left.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper center", ncols=min(len(runs), 6), frameon=False)
         _save(figure, path)
 
 

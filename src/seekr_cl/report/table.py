@@ -1,29 +1,34 @@
-"""Tables for people: one run's matrix, several methods side by side."""
+"""Tables for people: one run's matrix, several methods side by side.
+
+Names come from data, so they go in as ``Text``: nothing in them is markup or an emoji.
+"""
 
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from seekr_cl.evaluation.scores import ScoreMatrix
 
 _NAMED = 6
 """Up to so many tasks have their names above the columns; more have numbers there and their names below."""
-_ROOMY = 10
-"""Up to so many tasks have a decimal and lines between the columns."""
+_ROOMY = 8
+"""Up to so many tasks have a decimal and lines between the columns; 15 fit into 80 characters without."""
+_SHORT = 12
+"""Characters of a row's name where the whole names stand below."""
 
 
 def score_table(matrix: ScoreMatrix) -> Table:
     """A row for the base model and for each task learnt, a column for each task; the summary above."""
     count = len(matrix.tasks)
     named, roomy = count <= _NAMED, count <= _ROOMY
-    table = Table(box=box.HEAVY_HEAD if roomy else box.SIMPLE_HEAD, padding=(0, 1) if roomy else (0, 1, 0, 0))
+    table = Table(box=box.HEAVY_HEAD if roomy else box.SIMPLE_HEAD, padding=(0, 1) if roomy else 0)
     table.add_column("after", overflow="fold")
     for number, (task, metric) in enumerate(zip(matrix.tasks, matrix.metrics), 1):
         # Names may be folded; numbers may not.
         table.add_column(
-            escape(f"{task}\n{metric}") if named else str(number),
+            Text(f"{task}\n{metric}") if named else str(number),
             justify="right",
             min_width=5 if roomy else 3,
             overflow="fold",
@@ -49,12 +54,14 @@ def score_table(matrix: ScoreMatrix) -> Table:
         table.add_row("base", *cells(matrix.base), end_section=True)
     names = matrix.tasks if named else [f"{number} {task}" for number, task in enumerate(matrix.tasks, 1)]
     for name, row in zip(["all"] if matrix.joint else names, matrix.rows):
-        table.add_row(escape(name), *cells(row))
-    captions = [] if named else [", ".join(f"{name} ({metric})" for name, metric in zip(names, matrix.metrics))]
+        short = name if named or len(name) <= _SHORT else name[: _SHORT - 1] + "…"
+        table.add_row(Text(short), *cells(row))
+    captions = [] if named else [f"{name} ({metric})" for name, metric in zip(names, matrix.metrics)]
     probes = [f"{probe} {' '.join(map(_number, scores))}" for probe, scores in matrix.extra.items() if scores]
     if probes:
         captions.append("probes, base to last: " + ", ".join(probes))
-    table.caption = escape("\n".join(captions)) or None
+    if captions:
+        table.caption = Text("\n".join(captions))
     return table
 
 
@@ -65,7 +72,7 @@ def comparison_table(results: dict[str, dict[str, Any]]) -> Table:
         column.justify = "right"
     for method, result in results.items():
         table.add_row(
-            escape(method),
+            Text(method),
             _number(result["op"]),
             _number(result["bwt"]),
             _number(result["base"]),

@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "importance_rule": "sum_of_products",
             "attention_reduction": "layer_mean",
             "attention_eps": 1e-8,
+            "lambda2": 1000.0,
             "query_replacement": True,
             "query_budget": None,
             "layer_budget": 24,
