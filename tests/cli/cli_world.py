@@ -53,12 +53,17 @@ class World:
     stream: Path
     run: Path
 
-    def learn(self, folder: Path, *more: object, **instead: object) -> list[object]:
+    def learn(self, folder: Path, /, *more: object, **instead: object) -> list[object]:
         """``seekr learn`` of the first task into ``folder``, with some options swapped for others."""
         given = {"model": self.base, "task": self.first, "memory": folder / "memory", "output": folder / "model"}
-        return ["learn", *(part for key, value in (given | instead).items() for part in (f"--{key}", value)), *FAST, *more]
+        return [
+            "learn",
+            *(part for key, value in (given | instead).items() for part in (f"--{key}", value)),
+            *FAST,
+            *more,
+        ]
 
-    def stream_with(self, folder: Path, **settings: object) -> Path:
+    def stream_with(self, folder: Path, /, **settings: object) -> Path:
         """The stream with other settings, as a file of its own."""
         return write_stream(folder / "stream.yaml", self.base, [self.first, self.second], **settings)
 
@@ -103,7 +108,7 @@ def write_task(folder: Path, shift: int = 0) -> Path:
     return folder
 
 
-def write_stream(path: Path, model: Path, tasks: list[Path], **settings: object) -> Path:
+def write_stream(path: Path, model: Path, tasks: list[Path], /, **settings: object) -> Path:
     """A stream's YAML."""
     entries = [{"data": str(task), "max_new_tokens": 4} for task in tasks]
     return write(path, {"model": str(model), "tasks": entries} | SETTINGS | settings)

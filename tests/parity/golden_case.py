@@ -120,7 +120,8 @@ class Case:
         model.eval()
         given = {"query_budget": mode and self.budget(mode), **changes}
         method = self.method(model, importance, **given)
-        method._draw_queries = lambda lengths: self.queries(mode, task)
+        if given["query_budget"]:
+            method._draw_queries = lambda lengths: self.queries(mode, task)
         if heads is not None:
             method._choose_heads = lambda: heads
         try:

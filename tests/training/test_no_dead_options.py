@@ -34,7 +34,10 @@ class Row:
 
 
 def method(**settings: Any) -> dict[str, Any]:
-    return {"method": {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4, "lambda2": 50.0} | settings}
+    return {
+        "method": {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4, "lambda2": 50.0}
+        | settings
+    }
 
 
 def replay(**settings: Any) -> dict[str, Any]:
@@ -52,7 +55,7 @@ METHOD_ROWS = {
     "layer_budget": Row(1, "memory", method(head_budget=8)),
     "head_budget": Row(5, "memory"),
     "query_budget": Row(2, "memory"),
-    "importance_rule": Row("sum_of_products", "memory"),
+    "importance_rule": Row("sum_of_products", "memory", method(head_budget=2)),
     "measure": Row("frobenius", "memory"),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),

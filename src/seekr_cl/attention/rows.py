@@ -74,16 +74,31 @@ class RowIndex:
         return (slice(start, start + step) for start in range(0, len(self.sample_P), step))
 
 
-def _scores(call: AttentionCall, index: RowIndex) -> tuple[Tensor, Tensor, Tensor]:
-    """Masked scores [P, R, L] of the rows, with the q [P, R, D] and k [P, L, D] they came from, at least float32."""
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Masked scores of some rows with the q and k they came from, all at least float32.
+
+    ``slope_PRL`` is what the soft-cap lets through of a change in the scores; ``None`` without a cap.
+    """
+
+    score_PRL: Tensor
+    q_PRD: Tensor
+    k_PLD: Tensor
+    slope_PRL: Tensor | None
+
+
+def _scores(call: AttentionCall, index: RowIndex) -> _Scores:
     kept = torch.promote_types(call.q_BHLD.dtype, torch.float32)
     with torch.autocast(call.q_BHLD.device.type, enabled=False):
         q_PRD = call.q_BHLD[index.sample_P[:, None], index.head_P[:, None], index.query_PR].to(kept)
         k_PLD = call.k_BKLD[index.sample_P, index.head_P // call.group].to(kept)
         score_PRL = (q_PRD @ k_PLD.mT).mul_(call.scaling)
+        slope_PRL = None
         if call.softcap is not None:
-            score_PRL = call.softcap * torch.tanh(score_PRL / call.softcap)
-    return mask_scores(score_PRL, call.mask, index.sample_P, index.head_P, index.query_PR, call.window), q_PRD, k_PLD
+            capped_PRL = torch.tanh(score_PRL / call.softcap)
+            score_PRL, slope_PRL = call.softcap * capped_PRL, 1 - capped_PRL.square()
+    score_PRL = mask_scores(score_PRL, call.mask, index.sample_P, index.head_P, index.query_PR, call.window)
+    return _Scores(score_PRL, q_PRD, k_PLD, slope_PRL)
 
 
 @torch.no_grad()
@@ -94,7 +109,7 @@ def attention_rows(call: AttentionCall, index: RowIndex) -> Tensor:
         [P, R, L], float32 or wider, without gradient.
     """
     length = call.k_BKLD.shape[2]
-    rows = [_scores(call, index[tile])[0].softmax(-1) for tile in index.tiles(length)]
+    rows = [_scores(call, index[tile]).score_PRL.softmax(-1) for tile in index.tiles(length)]
     if not rows:
         return call.q_BHLD.new_zeros((0, index.query_PR.shape[1], length))
     return torch.cat(rows)
@@ -123,7 +138,7 @@ class RowKL(torch.autograd.Function):
         ctx.rest = (call, index, teacher_PRL, weight_PR, eps)
         total = teacher_PRL.new_zeros((), dtype=torch.promote_types(q_BHLD.dtype, torch.float32))
         for tile in index.tiles(k_BKLD.shape[2]):
-            score_PRL, _, _ = _scores(call, index[tile])
+            score_PRL = _scores(call, index[tile]).score_PRL
             T_PRL = teacher_PRL[tile].to(score_PRL.dtype)
             negentropy_PR = torch.special.xlogy(T_PRL, T_PRL).sum(-1)
             if eps:
@@ -143,20 +158,19 @@ class RowKL(torch.autograd.Function):
         dq_BHLD, dk_BKLD = q_BHLD.new_zeros(q_BHLD.shape), k_BKLD.new_zeros(k_BKLD.shape)
         for tile in index.tiles(k_BKLD.shape[2]):
             part = index[tile]
-            score_PRL, q_PRD, k_PLD = _scores(call, part)
-            T_PRL = teacher_PRL[tile].to(score_PRL.dtype)
-            p_PRL = score_PRL.softmax(-1)
+            scores = _scores(call, part)
+            T_PRL = teacher_PRL[tile].to(scores.score_PRL.dtype)
+            p_PRL = scores.score_PRL.softmax(-1)
             pull_PRL = T_PRL * p_PRL / (p_PRL + eps) if eps else T_PRL
             ds_PRL = (p_PRL * pull_PRL.sum(-1, keepdim=True) - pull_PRL) * (scale * weight_PR[tile])[..., None]
-            if call.softcap is not None:
-                # Where the mask was applied p and T are both zero, so the clamped score does not matter.
-                ds_PRL = ds_PRL * (1 - (score_PRL / call.softcap).clamp(-1, 1) ** 2)
+            if scores.slope_PRL is not None:
+                ds_PRL = ds_PRL * scores.slope_PRL
             ds_PRL = ds_PRL * call.scaling
             heads, kv_heads, length = q_BHLD.shape[1], k_BKLD.shape[1], q_BHLD.shape[2]
             row_PR = (part.sample_P * heads + part.head_P)[:, None] * length + part.query_PR
-            _add_at(dq_BHLD.view(-1, q_BHLD.shape[3]), row_PR.flatten(), (ds_PRL @ k_PLD).flatten(0, 1))
+            _add_at(dq_BHLD.view(-1, q_BHLD.shape[3]), row_PR.flatten(), (ds_PRL @ scores.k_PLD).flatten(0, 1))
             kv_P = part.sample_P * kv_heads + part.head_P // call.group
-            _add_at(dk_BKLD.view(k_BKLD.shape[0] * kv_heads, -1), kv_P, (ds_PRL.mT @ q_PRD).flatten(1))
+            _add_at(dk_BKLD.view(k_BKLD.shape[0] * kv_heads, -1), kv_P, (ds_PRL.mT @ scores.q_PRD).flatten(1))
         return dq_BHLD, dk_BKLD, None, None, None, None, None
 
 

@@ -1,0 +1,107 @@
+"""Data, streams, models and evaluations that cannot be used."""
+
+from bad_case import GOOD, Case, data, entries, evaluated, learn, stream, without
+from cli_world import write
+
+CASES = [
+    # Data
+    learn(
+        "no such file",
+        "wher.json",
+        "no such file",
+        "did you mean 'where.json'",
+        task=lambda w, f: write(f / "where.json", [GOOD]).with_name("wher.json"),
+    ),
+    learn("no such folder", "no/where", "check the path", task="no/where"),
+    data("no rows", [], "holds no rows", "add examples"),
+    data("no bytes", "", "empty", "add examples"),
+    data(
+        "wrong keys",
+        [GOOD, {"prompt": "a", "anwser": "b"}],
+        "row 2",
+        "no 'completion' or 'answer'",
+        "did you mean 'answer'",
+    ),
+    data(
+        "a number for text",
+        [GOOD, GOOD, {"prompt": "a", "answer": 7}],
+        "row 3",
+        "'answer' must be a string, not a number (7)",
+    ),
+    data("a record that is none", [GOOD, "text"], "row 2", "must be an object"),
+    data("not UTF-8", b'[{"prompt": "\xe4", "answer": "a"}]', "line 1", "0xe4", "save the file as UTF-8"),
+    data("broken JSON", '[{"prompt": "a",\n "answer": }]', "line 2", "broken JSON", "mend it"),
+    data(
+        "completion above the context",
+        [GOOD, {"prompt": "a", "answer": "b" * 60}],
+        "row 2",
+        "61 tokens",
+        "max_length 48",
+        "shorten",
+    ),
+    # Streams
+    stream(
+        "two tasks of one name",
+        "stream.yaml",
+        "task 2 'first'",
+        "another 'name'",
+        tasks=lambda w, f: entries(w, {"data": str(w.first)}),
+    ),
+    stream(
+        "no test split",
+        "train.json",
+        "no test split",
+        "'test'",
+        tasks=lambda w, f: entries(w, {"data": str(w.second / "train.json"), "name": "b"}),
+    ),
+    stream(
+        "unknown metric",
+        "'rouge' is unknown",
+        "did you mean 'rouge_l'",
+        tasks=lambda w, f: entries(w, {"data": str(w.second), "metric": "rouge"}),
+    ),
+    stream(
+        "unknown key of a task",
+        "task 1",
+        "unknown key 'epoch'",
+        "did you mean 'epochs'",
+        tasks=lambda w, f: [{"data": str(w.first), "epoch": 2}],
+    ),
+    stream(
+        "unknown key of a stream",
+        "stream.yaml",
+        "unknown key 'leaning_rate'",
+        "did you mean 'learning_rate'",
+        leaning_rate=1,
+    ),
+    stream("no tasks", "stream.yaml", "'tasks' is empty", "list at least one", tasks=[]),
+    stream("no model", "stream.yaml", "no model", "--model", model=""),
+    Case(
+        "no stream", ("nowhere.yaml", "check the path"), lambda w, f: ["run", f / "nowhere.yaml", "--output", f / "run"]
+    ),
+    # Models
+    learn("no such model", "nowhere", "no such model folder", model="nowhere", whole=True),
+    learn("no config.json", "broken", "config.json", "model folder", model=without("config.json")),
+    learn("no weights", "broken", "cannot be loaded", "model.safetensors", model=without("model.safetensors")),
+    # Evaluation
+    Case(
+        "evaluation without test",
+        ("no test split",),
+        lambda w, f: evaluated("--task", write(f / "t" / "train.json", [GOOD]).parent)(w, f),
+    ),
+    Case(
+        "evaluation by an unknown metric",
+        ("'exact' is unknown", "exact_match"),
+        evaluated("--task", "@first", "@second", "--metric", "exact"),
+    ),
+    Case(
+        "one name evaluated twice", ("two tasks are called 'first'", "rename"), evaluated("--task", "@first", "@first")
+    ),
+    Case(
+        "answers above the context",
+        ("48", "lower max_new_tokens"),
+        evaluated("--task", "@first", "--max-new-tokens", "48"),
+    ),
+    Case("batches of nothing", ("--batch-size", "at least 1"), evaluated("--task", "@first", "--batch-size", "0")),
+    Case("length of nothing", ("max_length", "above 0"), evaluated("--task", "@first", "--max-length", "0")),
+]

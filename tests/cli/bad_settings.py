@@ -1,0 +1,106 @@
+"""Settings that cannot be honoured, memories that do not fit, outputs that are taken; and what is only strange."""
+
+from bad_case import (
+    Case,
+    config_file,
+    cut,
+    edit_manifest,
+    flip,
+    learn,
+    memory,
+    occupied,
+    resumed,
+    resumed_elsewhere,
+    setting,
+    with_other_tokenizer,
+)
+from cli_world import save_model
+
+CASES = [
+    # Settings
+    setting("leaning_rate=1", "unknown key 'leaning_rate'", "did you mean 'learning_rate'"),
+    setting("method.head_buget=3", "method", "unknown key 'head_buget'", "did you mean 'head_budget'"),
+    setting("replay.ration=0.1", "replay", "unknown key 'ration'", "did you mean 'ratio'"),
+    setting("learning_rate=fast", "learning_rate", "'fast' is not a float"),
+    setting("seed=1.5", "seed", "1.5 is not a int"),
+    setting("method.lambda2=strong", "method.lambda2", "'strong'", "'auto'"),
+    setting("replay.ratio=1.5", "replay.ratio", "1.5", "between 0 and 1"),
+    setting("replay=7", "replay", "7 is not a mapping"),
+    setting("method.head_budget=-1", "method.head_budget", "-1 is negative", "give a count"),
+    setting("method.layer_budget=-2", "method.layer_budget", "-2 is negative", "give a count"),
+    setting("method.query_budget=-0.5", "method.query_budget", "-0.5 is negative", "give a count"),
+    setting("method.head_budget=1.5", "method.head_budget", "1.5 is above 1", "whole number"),
+    setting("save_strategy=steps", "'save_strategy' would be ignored", "saved after each task", "remove it"),
+    setting("--method sekr", "'sekr' is unknown", "did you mean 'seekr'"),
+    setting("max_length=-4", "max_length", "above 0"),
+    setting("learning_rate", "unrecognized argument: learning_rate", "--help"),
+    setting("=3", "'=3' is not a setting", "write key=value"),
+    config_file(
+        "unknown key of a file", {"learning_rat": 1}, "unknown key 'learning_rat'", "did you mean 'learning_rate'"
+    ),
+    config_file("broken YAML", "a: 1\nb: [", "line 2", "mend it"),
+    config_file("key twice", "seed: 1\nseed: 2", "line 2", "key 'seed' twice"),
+    # Memories
+    learn(
+        "memory of another model",
+        "manifest.json",
+        "another model",
+        "a new memory folder",
+        model=lambda w, f: save_model(f / "other", seed=1),
+        memory=lambda w, f: w.memory,
+    ),
+    learn("memory of the model before", "manifest.json", "generation 1", "'first'", memory=lambda w, f: w.memory),
+    learn(
+        "memory of another tokenizer",
+        "manifest.json",
+        "another tokenizer",
+        "use the tokenizer",
+        model=with_other_tokenizer,
+        memory=lambda w, f: w.memory,
+    ),
+    memory(
+        "truncated tensors",
+        lambda m: cut(m / "0001-first.safetensors"),
+        "0001-first.safetensors",
+        "truncated",
+        "from a copy",
+    ),
+    memory("altered texts", lambda m: flip(m / "0001-first.json"), "0001-first.json", "sha256", "from a copy"),
+    memory(
+        "altered importance",
+        lambda m: flip(m / "importance-0001.safetensors"),
+        "importance-0001.safetensors",
+        "from a copy",
+    ),
+    memory(
+        "truncated manifest",
+        lambda m: cut(m / "manifest.json") or cut(m / "manifest.json"),
+        "manifest.json",
+        "from a copy",
+    ),
+    memory("altered manifest", edit_manifest(generation=5), "manifest.json", "sha256", "from a copy"),
+    memory("newer format", edit_manifest(version=99), "manifest.json", "99", "update seekr-cl"),
+    memory("no manifest", lambda m: (m / "manifest.json").unlink(), "not a replay memory", "new folder"),
+    Case("nothing to show", ("nowhere", "not a replay memory"), lambda w, f: ["memory", "show", f / "nowhere"]),
+    # Outputs
+    learn("output in use", "mine", "not empty", "another --output", output=occupied),
+    learn(
+        "one folder for both",
+        "--memory and --output",
+        "folder of its own",
+        output=lambda w, f: f / "x",
+        memory=lambda w, f: f / "x",
+    ),
+    Case("run in use", ("run", "already holds a run", "--resume"), lambda w, f: ["run", w.stream, "--output", w.run]),
+    Case("run where something is", ("mine", "not empty"), lambda w, f: ["run", w.stream, "--output", occupied(w, f)]),
+    Case("resumed with another seed", ("run.json", "another 'seed'", "another --output"), resumed("seed=9")),
+    Case("resumed with another method", ("run.json", "another 'method'"), resumed("--method", "derpp")),
+    Case("resumed with other data", ("run.json", "another 'tasks'"), resumed_elsewhere),
+    # Strange, but it runs
+    setting("method.head_budget=0", "head_budget is 0", "attention is not kept", runs=True),
+    setting("method.layer_budget=0", "layer_budget", "is 0", "attention is not kept", runs=True),
+    setting("method.head_budget=1000", "method.head_budget", "1000", "all 8", runs=True),
+    setting("method.layer_budget=1000", "method.layer_budget", "1000", "all 2", runs=True),
+    setting("replay.ratio=0", "replay.ratio", "nothing of this task is kept", runs=True),
+    learn("no padding token", model=lambda w, f: save_model(f / "unpadded", pad=False), runs=True),
+]

@@ -1,0 +1,173 @@
+"""What must hold for every change: methods times invariants.
+
+A new method is one row in ``ROWS``; it then has to pass every invariant whose terms it has. An invariant is two sets of
+settings under which two tasks learnt one after the other must give the same model and the same memory, bit for bit or,
+where the order of additions differs, within ``atol`` after plain gradient descent.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinylm import (
+    PLAIN_SGD,
+    assert_same,
+    char_tokenizer,
+    config_for,
+    differs,
+    memory_tensors,
+    reverse_task,
+    teach,
+    weights,
+)
+from transformers import TrainerCallback
+
+from seekr_cl.methods import METHODS, get_method
+from seekr_cl.training import learn
+
+# lambda2 stands still here: "auto" measures single micro-batches, so it is not the same under another batching.
+ROWS: dict[str, dict[str, Any]] = {
+    "seqft": {},
+    "replay": {},
+    "derpp": {},
+    "seekr": {"lambda2": 20.0, "layer_budget": None, "head_budget": 5, "query_budget": 4},
+}
+REPLAYING = [name for name in ROWS if get_method(name).replays]
+DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
+VOCABULARY = len(char_tokenizer())
+REPLAY = {"samples": 4, "every": 1}
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """Two sets of settings that must come to the same; ``method`` settings in them are added to the row's."""
+
+    left: dict[str, Any]
+    right: dict[str, Any]
+    methods: list[str]
+    atol: float = 0.0
+    common: dict[str, Any] = field(default_factory=lambda: dict(PLAIN_SGD))
+    memory: bool = True
+    length: int | None = None
+
+
+CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+HALF = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+WHOLE = {"per_device_train_batch_size": 8}
+JOINT = {"samples": 8, "every": 1, "step": "joint"}
+
+INVARIANTS = {
+    # Nothing kept, nothing replayed: the new task's order and the model's are as if there were no memory.
+    "ratio 0 is sequential fine-tuning": Invariant(
+        {"replay": {"ratio": 0.0}}, {"method": "seqft", "replay": None}, REPLAYING, common={}, memory=False
+    ),
+    # Without heads there are no rows, and with lambda2 = 0 not even a term; the logits are taken in another pass.
+    "no heads is DER++": Invariant({"method": {"lambda2": 0, "head_budget": 0}}, {"method": "derpp"}, ["seekr"]),
+    # (1 - lambda1) L_ld vanishes and lambda1 L_replay is replay's own weight of one.
+    "lambda1 1 is replay": Invariant({"method": {"lambda1": 1}}, {"method": "replay"}, ["derpp"], memory=False),
+    "lambda1 1 and lambda2 0 is replay": Invariant(
+        {"method": {"lambda1": 1, "lambda2": 0}}, {"method": "replay"}, ["seekr"], memory=False
+    ),
+    "the whole vocabulary is dense": Invariant(
+        {"method": {"logits_top_k": VOCABULARY}}, {"method": {"logits_top_k": None}}, DISTILLING, common={}
+    ),
+    # One token in the tail bucket is that token, so the sparse form must agree with the dense one.
+    "all tokens but one is dense": Invariant(
+        {"method": {"logits_top_k": VOCABULARY - 1}},
+        {"method": {"logits_top_k": None}},
+        DISTILLING,
+        atol=2e-6,
+        memory=False,
+    ),
+    "sdpa is eager": Invariant({"attention": "sdpa"}, {"attention": "eager"}, list(ROWS), atol=1e-5),
+    "left padding is right padding": Invariant(
+        {"padding_side": "left", "pad_multiple": 5}, {"padding_side": "right"}, list(ROWS), atol=1e-5
+    ),
+    # Words of different lengths: the task's loss is a mean over all answer tokens of the step, whatever their batch.
+    "accumulation is a larger batch": Invariant(HALF, WHOLE, ["seqft"], atol=1e-6),
+    # Old samples are averaged batch by batch, as eq. 2, 3 and 5 are written. So the same holds for joint steps if
+    # replay is split alike and answers are equally long; steps of their own for replay would be grouped otherwise.
+    "accumulation is a larger batch of joint steps": Invariant(
+        HALF | {"replay": JOINT | {"batch_size": 4}}, WHOLE | {"replay": JOINT}, REPLAYING, atol=2e-6, length=4
+    ),
+    "reentrant checkpointing is none": Invariant(CHECKPOINTED, {}, list(ROWS), atol=1e-6),
+    "checkpointing is none": Invariant(
+        CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, list(ROWS), atol=1e-6
+    ),
+}
+# Those that hold bit for bit are about which terms there are, not about how a family computes its attention.
+CASES = [
+    (name, method, family)
+    for name, invariant in INVARIANTS.items()
+    for method in invariant.methods
+    for family in (("llama", "qwen3") if invariant.atol else ("llama",))
+]
+
+
+def test_every_method_has_a_row() -> None:
+    assert set(ROWS) == {name for name, method in METHODS.items() if not method.joint}
+
+
+def attend_with(patch: pytest.MonkeyPatch, kernel: str) -> None:
+    """Models are loaded with that attention kernel."""
+    learn_module = sys.modules["seekr_cl.training.learn"]
+    load = learn_module.load_model
+
+    def loaded(*args: Any) -> Any:
+        model, tokenizer = load(*args)
+        model.set_attn_implementation(kernel)
+        assert model.config._attn_implementation == kernel
+        return model, tokenizer
+
+    patch.setattr(learn_module, "load_model", loaded)
+
+
+def outcome(base: Path, folder: Path, method: str, invariant: Invariant, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The second model and the memory after two tasks."""
+    settings = {"replay": REPLAY} | invariant.common | settings
+    change = settings.pop("method", {})
+    wanted = {"name": change} if isinstance(change, str) else {"name": method} | ROWS[method] | change
+    if not get_method(wanted["name"]).replays:
+        settings.pop("replay")
+    words: dict[str, Any] = {"count": 16, "length": invariant.length}
+    tasks = [reverse_task("first", seed=1, **words), reverse_task("second", seed=2, **words)]
+    teach(base, folder, tasks, config_for(wanted, folder, **settings))
+    return weights(folder / "m2"), memory_tensors(folder / "memory")
+
+
+@pytest.mark.parametrize(("name", "method", "family"), CASES, ids=["-".join(case).replace(" ", "_") for case in CASES])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_both_sides_agree(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, method: str, family: str
+) -> None:
+    invariant = INVARIANTS[name]
+    sides = []
+    for side in ("left", "right"):
+        settings = dict(getattr(invariant, side))
+        kernel = settings.pop("attention", None)
+        with monkeypatch.context() as patch:
+            if kernel:
+                attend_with(patch, kernel)
+            sides.append(outcome(bases[family], tmp_path / side, method, invariant, settings))
+    (left, left_memory), (right, right_memory) = sides
+    assert differs(left, weights(bases[family])), "nothing was learnt"
+    assert_same(left, right, invariant.atol)
+    if invariant.memory:
+        assert_same(left_memory, right_memory, 20 * invariant.atol)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_checkpointing_settings_reach_the_model(bases: dict[str, Path], tmp_path: Path, reentrant: bool) -> None:
+    seen: list[Any] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            layer = kwargs["model"].model.layers[0]
+            seen.append((layer.gradient_checkpointing, layer._gradient_checkpointing_func.keywords["use_reentrant"]))
+
+    kwargs = {"use_reentrant": reentrant}
+    config = config_for("seekr", tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=kwargs)
+    learn(bases["llama"], reverse_task(), tmp_path / "memory", tmp_path / "m1", config, [Look()])
+    assert seen == [(True, reentrant)] * 3
