@@ -140,6 +140,13 @@ def evaluated(*more: object) -> Callable[[World, Path], list[object]]:
     return arguments
 
 
+def damaged_run(world: World, folder: Path) -> list[object]:
+    words = resumed()(world, folder)
+    cut(folder / "run" / "run.json")
+    cut(folder / "run" / "run.json")
+    return words
+
+
 def entries(world: World, *more: dict[str, object]) -> list[dict[str, object]]:
     return [{"data": str(world.first), "max_new_tokens": 4}, *more]
 

@@ -6,13 +6,16 @@ And what is strange but allowed: it runs, and says in one line what will have no
 import subprocess
 import sys
 
+import bad_checks
 import bad_inputs
 import bad_settings
 import pytest
 from cli_world import fingerprint
 
+CASES = [*bad_inputs.CASES, *bad_settings.CASES, *bad_checks.CASES]
 
-@pytest.mark.parametrize("case", [*bad_inputs.CASES, *bad_settings.CASES], ids=lambda case: case.name)
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_a_user_may_get_wrong(case, world, seekr, tmp_path):
     arguments = [str(word) for word in case.arguments(world, tmp_path)]
     before = fingerprint(tmp_path)

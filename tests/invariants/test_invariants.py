@@ -155,7 +155,8 @@ def test_both_sides_agree(
     assert differs(left, weights(bases[family])), "nothing was learnt"
     assert_same(left, right, invariant.atol)
     if invariant.memory:
-        assert_same(left_memory, right_memory, 20 * invariant.atol)
+        # SEEKR without heads still notes importance and queries; what the other side keeps has to be the same.
+        assert_same({key: left_memory[key] for key in right_memory}, right_memory, 20 * invariant.atol)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
