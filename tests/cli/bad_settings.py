@@ -32,7 +32,7 @@ CASES = [
     setting("method.head_budget=1.5", "method.head_budget", "1.5 is above 1", "whole number"),
     setting("save_strategy=steps", "'save_strategy' would be ignored", "saved after each task", "remove it"),
     setting("--method sekr", "'sekr' is unknown", "did you mean 'seekr'"),
-    setting("max_length=-4", "max_length", "above 0"),
+    setting("max_length=-4", "max_length", "-4"),
     setting("learning_rate", "unrecognized argument: learning_rate", "--help"),
     setting("=3", "'=3' is not a setting", "write key=value"),
     config_file(

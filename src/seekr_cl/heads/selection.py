@@ -30,7 +30,7 @@ def resolve_budget(name: str, budget: Budget, available: int, warn: Warn) -> int
         return available
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise ConfigError(f"{name}: {budget!r} is not a budget; give a count (12), a fraction (0.25) or null for all")
-    if budget < 0:
+    if not budget >= 0:
         raise ConfigError(f"{name}: {budget} is negative; give a count (12), a fraction (0.25) or null for all")
     if isinstance(budget, float):
         if budget > 1:

@@ -246,8 +246,8 @@ class Seekr(Method):
         budget, replacement = self.settings.query_budget, self.settings.query_replacement
         queries = []
         for length in lengths:
-            # Only a draw with replacement can give more queries than the sample has tokens.
-            beyond = replacement and isinstance(budget, int)
+            # Only a draw with replacement can give more queries than the sample has tokens; null is all, in order.
+            beyond = budget is None or (replacement and isinstance(budget, int))
             count = budget if beyond else resolve_budget("method.query_budget", budget, length, lambda _: None)
             queries.append(draw_queries(length, None if count is None else int(count), generator, replacement))
         return queries

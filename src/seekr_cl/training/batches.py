@@ -42,7 +42,12 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         return parts
 
     def _pad(self, encoded: list[Encoded]) -> Batch:
-        return dict(collate(encoded, self.layout.pad_id, self.layout.side, self.layout.multiple))
+        batch = dict(collate(encoded, self.layout.pad_id, self.layout.side, self.layout.multiple))
+        for row, item in enumerate(encoded):
+            if item.completion_start == 0:
+                # Nothing stands before a sample's first token but padding, whose output differs between backends.
+                batch["labels"][row, self.layout.offset(len(item.input_ids), batch["labels"].shape[1])] = -100
+        return batch
 
 
 def as_encoded(sample: ReplaySample) -> Encoded:

@@ -35,14 +35,14 @@ class Carry:
             raise ModelError(f"{path}: damaged ({error}); restore it from a copy or remove it") from error
 
     @classmethod
-    def take(cls, model: nn.Module, optimizer: Any, gradients: bool) -> Self:
-        """Copies the optimizer's state, and the gradients if asked for."""
+    def take(cls, model: nn.Module, optimizer: Any, gradients: bool, steps: int = 1) -> Self:
+        """Copies the optimizer's state, and the gradients if asked for, divided by the accumulation ``steps``."""
         tensors = {}
         for name, parameter in model.named_parameters():
             for key, value in _state(optimizer).get(parameter, {}).items():
                 tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().clone()
             if gradients and parameter.grad is not None:
-                tensors[f"gradient/{name}"] = parameter.grad.detach().clone()
+                tensors[f"gradient/{name}"] = parameter.grad.detach() / steps
         return cls(tensors)
 
     def save(self, folder: Path) -> None:

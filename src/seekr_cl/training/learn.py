@@ -124,7 +124,7 @@ def learn(
     carry = None
     if config.carry_optimizer:
         leak = getattr(config.method_settings, "gradient_leak", False)
-        carry = Carry.take(network, trainer.optimizer, gradients=leak)
+        carry = Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
     network.zero_grad(set_to_none=True)
     log = trainer.state.log_history
 

@@ -1,0 +1,171 @@
+"""What each command does when all is well."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from cli_world import World, write, write_stream, write_task
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The cells of every printed table row."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+
+
+def test_two_tasks_on_two_days(world, seekr, tmp_path):
+    """The next task goes on with the model and memory that the first left, and the memory grows by a generation."""
+    first = seekr(*world.learn(tmp_path))
+    assert first.code == 0, first.err
+    assert "learnt first in 2 steps" in first.out
+    assert "generation 1, 3 samples" in first.out
+    second = seekr(
+        *world.learn(tmp_path, model=tmp_path / "model", task=world.second, output=tmp_path / "model2"),
+        "replay.every=1", "logging_steps=1",
+    )
+    assert second.code == 0, second.err
+    assert "generation 2, 6 samples" in second.out
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "model2"))
+    manifest = json.loads((tmp_path / "memory" / "manifest.json").read_text(encoding="utf-8"))
+    assert [task["name"] for task in manifest["tasks"]] == ["first", "second"]
+    log = (tmp_path / "model2" / "training_log.json").read_text(encoding="utf-8")
+    assert "loss_attention" in log  # the old task was replayed
+    # Going on from the base model instead is refused: this memory has come further.
+    assert seekr(*world.learn(tmp_path, task=world.second, output=tmp_path / "model3")).code == 2
+
+
+def test_a_memory_is_shown(world, seekr):
+    done = seekr("memory", "show", world.memory)
+    assert done.code == 0
+    assert done.err == ""
+    assert "generation 1" in done.out
+    assert "method seekr (preset default)" in done.out
+    manifest = json.loads((world.memory / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model_sha256"] in done.out
+    size = sum(file["bytes"] for file in manifest["tasks"][0]["files"])
+    # Three samples of a letter, =, two letters and EOS; three answer positions each; all five queries each.
+    assert rows(done.out) == [["first", "3", "6", "15", "9", "4", "2", "15", f"{size / 1000:.1f} kB"]]
+
+
+def test_a_run_leaves_scores_models_memory_and_predictions(world, seekr):
+    files = {str(path.relative_to(world.run)) for path in world.run.rglob("*") if path.is_file()}
+    assert {"run.json", "scores.json", "scores.png", "memory/manifest.json"} <= files
+    stages = ("00-base", "01-first", "02-second")
+    assert {f"evaluations/{stage}/{task}.jsonl" for stage in stages for task in ("first", "second")} <= files
+    assert {f"models/{stage}/model.safetensors" for stage in stages[1:]} <= files
+    scores = json.loads((world.run / "scores.json").read_text(encoding="utf-8"))
+    assert scores["tasks"] == ["first", "second"]
+    assert scores["metrics"] == ["exact_match"] * 2
+    assert [row["after"] for row in scores["matrix"]] == ["base", "first", "second"]
+    assert {"op", "bwt", "bwt_over_n", "forgetting", "fwt", "seconds", "memory_bytes", "seed"} <= scores.keys()
+    assert not any(name.startswith(".") or "partial" in name for name in os.listdir(world.run / "models"))
+
+
+def test_a_finished_run_is_not_trained_again(world, seekr, tmp_path):
+    models = {path: path.stat().st_mtime_ns for path in (world.run / "models").rglob("*")}
+    copy = write_stream(tmp_path / "stream.yaml", world.base, [world.first, world.second])
+    scores = (world.run / "scores.json").read_text(encoding="utf-8")
+    # Its score file and plot are written anew, so this works on a copy.
+    shutil.copytree(world.run, tmp_path / "run")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    done = seekr("run", copy, "--output", tmp_path / "run", "--resume")
+    assert done.code == 0, done.err
+    assert "step" not in done.err
+    assert "after" not in done.err
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert (tmp_path / "run" / "scores.json").read_text(encoding="utf-8") == scores
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    base = json.loads(scores)["base"]
+    assert ["base", *[f"{score:.1f}" for score in base]] in rows(done.out)
+
+
+def test_resuming_where_there_is_nothing_starts(world, seekr, tmp_path):
+    done = seekr("run", world.stream, "--output", tmp_path / "run", "--resume", "method.heads=all")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "scores.json").is_file()
+    ledger = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert ledger["method"]["settings"]["heads"] == "all"
+
+
+def test_evaluation_of_folder_file_and_stream(world, seekr, tmp_path):
+    folder = write_task(tmp_path / "data" / "odd [red] name")
+    file = write(tmp_path / "data" / "file.json", [{"prompt": "a=", "answer": "zz"}])
+    done = seekr(
+        "evaluate", "--model", world.learnt, "--task", folder, file, "--output", tmp_path / "scores",
+        "--max-new-tokens", 3, "--metric", "edit_similarity", "--batch-size", 2,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    content = json.loads((tmp_path / "scores" / "scores.json").read_text(encoding="utf-8"))
+    assert set(content["tasks"]) == {"odd [red] name", "file"}
+    assert {task["metric"] for task in content["tasks"].values()} == {"edit_similarity"}
+    for name, count in (("odd [red] name", 3), ("file", 1)):
+        scored = content["tasks"][name]
+        assert [name, "edit_similarity", f"{scored['score']:.1f}", str(count)] in rows(done.out)
+    predictions = [json.loads(line) for line in (tmp_path / "scores" / "file.jsonl").read_text("utf-8").splitlines()]
+    assert [p["references"] for p in predictions] == [["zz"]]
+    again = seekr("evaluate", "--model", world.learnt, "--task", world.stream, "--output", tmp_path / "stream")
+    assert again.code == 0, again.err
+    of_run = json.loads((world.run / "scores.json").read_text(encoding="utf-8"))["matrix"][1]["scores"]
+    # The model after the first task by the command and by the run are one, so their scores are too.
+    assert [row[2] for row in rows(again.out)] == [f"{score:.1f}" for score in of_run]
+
+
+def test_settings_from_a_file_and_from_the_command_line(world, seekr, tmp_path):
+    config = write(
+        tmp_path / "c.yaml", "learning_rate: 1e-3\nmethod: {name: seekr, head_budget: 3}\nseed: 5\n"
+    )
+    done = seekr(*world.learn(tmp_path, "method.head_budget=2", "replay.samples=null", config=config))
+    assert done.code == 0, done.err
+    method = json.loads((tmp_path / "memory" / "manifest.json").read_text(encoding="utf-8"))["method"]
+    assert method["settings"]["head_budget"] == 2
+    assert method["replay"]["ratio"] == 0.5
+    assert [row[5] for row in rows(seekr("memory", "show", tmp_path / "memory").out)] == ["2"]
+
+
+def test_settings_may_stand_anywhere(world, seekr, tmp_path):
+    words = world.learn(tmp_path)
+    pairs = [word for word in words if "=" in str(word)]
+    done = seekr(words[0], *pairs, "seed=3", *[word for word in words[1:] if word not in pairs])
+    assert done.code == 0, done.err
+
+
+def test_another_method_on_the_command_line_drops_the_files_settings(world, seekr, tmp_path):
+    stream = world.stream_with(tmp_path, method={"name": "seekr", "head_budget": 3})
+    done = seekr("run", stream, "--output", tmp_path / "run", "--method", "derpp")
+    assert done.code == 0, done.err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["method"]["name"] == "derpp"
+
+
+@pytest.mark.parametrize("words", [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["memory", "show"]])
+def test_help_is_there_at_once(words, tmp_path):
+    started = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "seekr_cl", *words, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    assert done.stdout.startswith("usage: seekr")
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "transformers", "datasets", "matplotlib", "numpy"}
+    assert seconds < 2 or os.getloadavg()[0] > os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    "words", [["lern"], ["learn"], ["learn", "--modle", "x"], ["evaluate", "--batch-size", "x"], []]
+)
+def test_a_slip_in_the_options_is_one_line(words, seekr):
+    done = seekr(*words)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "--help" in done.err
+
+
+def test_the_module_is_the_command(world: World, tmp_path):
+    command = [sys.executable, "-m", "seekr_cl", "memory", "show", str(world.memory)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rows(done.stdout)[0][0] == "first"
+    assert os.listdir(tmp_path) == []
