@@ -24,7 +24,8 @@ def test_two_tasks_on_two_days(world, seekr, tmp_path):
     assert "generation 1, 3 samples" in first.out
     second = seekr(
         *world.learn(tmp_path, model=tmp_path / "model", task=world.second, output=tmp_path / "model2"),
-        "replay.every=1", "logging_steps=1",
+        "replay.every=1",
+        "logging_steps=1",
     )
     assert second.code == 0, second.err
     assert "generation 2, 6 samples" in second.out
@@ -114,9 +115,7 @@ def test_evaluation_of_folder_file_and_stream(world, seekr, tmp_path):
 
 
 def test_settings_from_a_file_and_from_the_command_line(world, seekr, tmp_path):
-    config = write(
-        tmp_path / "c.yaml", "learning_rate: 1e-3\nmethod: {name: seekr, head_budget: 3}\nseed: 5\n"
-    )
+    config = write(tmp_path / "c.yaml", "learning_rate: 1e-3\nmethod: {name: seekr, head_budget: 3}\nseed: 5\n")
     done = seekr(*world.learn(tmp_path, "method.head_budget=2", "replay.samples=null", config=config))
     assert done.code == 0, done.err
     method = json.loads((tmp_path / "memory" / "manifest.json").read_text(encoding="utf-8"))["method"]
