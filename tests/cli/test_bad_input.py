@@ -12,9 +12,7 @@ import bad_settings
 import pytest
 from cli_world import fingerprint
 
-LATER = pytest.mark.xfail(run=False, reason="waits for the checks in training/ that tests/cli/bad_checks.py describes")
-CASES = [pytest.param(case, id=case.name) for case in [*bad_inputs.CASES, *bad_settings.CASES]]
-CASES += [pytest.param(case, id=case.name, marks=LATER) for case in bad_checks.CASES]
+CASES = [pytest.param(case, id=case.name) for case in [*bad_inputs.CASES, *bad_settings.CASES, *bad_checks.CASES]]
 
 
 @pytest.mark.parametrize("case", CASES)

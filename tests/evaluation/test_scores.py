@@ -35,7 +35,7 @@ def test_forgetting_is_from_the_best_and_backward_transfer_from_the_first():
     assert up.bwt == pytest.approx((20 + 0) / 2)
     assert up.forgetting == pytest.approx((20 + 0) / 2)
     # What a task scored before it was learnt does not count: b had 95 and was learnt to 30.
-    early = ScoreMatrix(TASKS[:2], METRICS[:2], None, [[50.0, 95.0], [50.0, 30.0]])
+    early = ScoreMatrix(TASKS, METRICS, None, [[50.0, 95.0, 0.0], [50.0, 30.0, 0.0], [50.0, 30.0, 9.0]])
     assert early.forgetting == 0
 
 

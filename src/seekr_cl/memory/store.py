@@ -67,6 +67,9 @@ class ReplayMemory:
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST
+        for above in folder.parents:
+            if above.is_file():
+                raise MemoryFormatError(f"{folder}: {above} is a file, not a folder; choose another folder")
         if not manifest_path.exists():
             if create and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
                 return cls(folder)

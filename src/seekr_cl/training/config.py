@@ -217,10 +217,15 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
-        for key, least in (("general_samples", 1), ("pad_multiple", 1), ("measure_every", 0)):
+        for key, least in _LEAST.items():
             value = getattr(self, key)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise ConfigError(f"{key}: {value} must be at least {least}")
+        if not self.num_train_epochs > 0:
+            raise ConfigError(f"num_train_epochs: {self.num_train_epochs} must be above 0")
+        for key in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"{key}: {getattr(self, key)} must lie between 0 and 1")
         if self.measure_every == 0 and getattr(self.method_settings, "lambda2", None) == "auto":
             raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
         # The library's own bar and its own saving take the place of the Trainer's.
@@ -230,7 +235,7 @@ class SeekrConfig(TrainingArguments):
         self.remove_unused_columns = False
         try:
             super().__post_init__()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise ConfigError(f"training settings: {error}") from error
 
 
@@ -243,6 +248,20 @@ _DEFAULTS: dict[str, Any] = {
     "carry_optimizer": False,
     "signal_dtype": "float16",
     "lr_scheduler_type": "cosine",
+}
+
+_LEAST = {
+    "general_samples": 1,
+    "pad_multiple": 1,
+    "measure_every": 0,
+    "max_length": 1,
+    "max_prompt_length": 1,
+    "max_answer_length": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
 }
 
 _CHOICES = {

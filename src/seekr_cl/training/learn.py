@@ -150,7 +150,9 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
     context = context_length(model)
     asked = config.max_length
     if asked is not None and context is not None and asked > context:
-        warnings.warn(f"max_length: {asked} is more than the model's context, using {context}", stacklevel=2)
+        warnings.warn(
+            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+        )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
     return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
 

@@ -26,7 +26,8 @@ def load_model(
     path = Path(name)
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: holds no config.json; name a Hugging Face model folder")
-    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    # "owner/name" may be on the Hub, unless the first part is a folder here and the second a slip.
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
         raise ModelError(f"{name}: no such model folder")
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     transformers_logging.disable_progress_bar()
@@ -62,6 +63,18 @@ def require_free(path: Path) -> None:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(f"{path}: already exists and is not empty; choose another --output or remove it first")
+    refuse_inside_file(path)
+
+
+def refuse_inside_file(path: Path) -> None:
+    """Refuses a folder that can never be made because something above it is a file.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    for above in path.parents:
+        if above.is_file():
+            raise OutputError(f"{path}: {above} is a file, not a folder; choose another folder")
 
 
 def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: Any = None) -> None:

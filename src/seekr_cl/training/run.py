@@ -79,7 +79,10 @@ class Run:
             ConfigError: if it holds another run.
         """
         for task in [*self.tasks, *self.probes]:
-            get_metric(task.metric)
+            try:
+                get_metric(task.metric)
+            except ConfigError as error:
+                raise ConfigError(f"task '{task.name}': {error}") from error
         names = [task.slug for task in [*self.tasks, *self.probes]]
         for name in names:
             if names.count(name) > 1:
@@ -92,10 +95,16 @@ class Run:
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
+            self._check_examples()
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
             write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
             return
-        former = json.loads(ledger.read_text(encoding="utf-8"))
+        try:
+            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
+            ) from error
         for key, value in wanted.items():
             if former.get(key) != value:
                 raise ConfigError(
@@ -112,7 +121,6 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method_class.joint
         current = self.model
-        self._check_examples()
         matrix.base = self._stage(0, "base", current, None, matrix).scores
         seconds = 0.0
         for number, stage in enumerate(self._stages(), start=1):
@@ -137,10 +145,14 @@ class Run:
         return matrix
 
     def _check_examples(self) -> None:
-        """Tokenises every task once, so that a bad row in the last one is not found after days of training."""
+        """Tokenises everything once, so that a bad row in the last task is not found after days of training."""
         model, tokenizer = load_model(self.model, self.config.dtype, self.config.trust_remote_code)
+        encoder = make_encoder(self.config, model, tokenizer)
         for task in self.tasks:
-            fitting(task, make_encoder(self.config, model, tokenizer), self.config)
+            fitting(task, encoder, self.config)
+        for task in [*self.tasks, *self.probes]:
+            for example in task.test:
+                encoder.encode_prompt(example, reserve=task.max_new_tokens)
 
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
