@@ -55,9 +55,10 @@ def test_all_tasks_at_once_are_one_row():
     assert row(lines, "all") == ["all", "11.5", "12.5"]
 
 
-def test_probes_are_listed_below():
-    lines = printed(score_table(matrix(["x", "y"], extra={"sums": [9.0, 8.0, 7.0], "[b]": [1.0, 2.0], "later": []})))
-    assert " ".join(line.strip() for line in lines).endswith("probes, base to last: sums 9.0 8.0 7.0, [b] 1.0 2.0")
+def test_probes_are_summed_up_below():
+    lines = printed(score_table(matrix(["x", "y"], extra={"sums": [9.0, 8.0], "[b]": [1.0, 2.0], "later": []})))
+    text = " ".join(line.strip() for line in lines)
+    assert text.endswith("probes, mean from base to last: 5.0 5.0 probes, last: sums 8.0, [b] 2.0")
 
 
 ODD = ["[red]", "[/]", "$x$", ":smile:", "back\\", "[link=http://x]y"]

@@ -57,9 +57,11 @@ def score_table(matrix: ScoreMatrix) -> Table:
         short = name if named or len(name) <= _SHORT else name[: _SHORT - 1] + "…"
         table.add_row(Text(short), *cells(row))
     captions = [] if named else [f"{name} ({metric})" for name, metric in zip(names, matrix.metrics)]
-    probes = [f"{probe} {' '.join(map(_number, scores))}" for probe, scores in matrix.extra.items() if scores]
+    probes = {probe: scores for probe, scores in matrix.extra.items() if scores}
     if probes:
-        captions.append("probes, base to last: " + ", ".join(probes))
+        means = [sum(stage) / len(stage) for stage in zip(*probes.values())]
+        captions.append("probes, mean from base to last: " + " ".join(map(_number, means)))
+        captions.append("probes, last: " + ", ".join(f"{probe} {_number(s[-1])}" for probe, s in probes.items()))
     if captions:
         table.caption = Text("\n".join(captions))
     return table
