@@ -3,7 +3,6 @@
 An empty prediction scores 0 everywhere.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from seekr_cl.evaluation.text import UnicodeTokenizer, published_words, words
 from seekr_cl.suggest import nearest
 
 ExampleScore = Callable[[str, Sequence[str], str], float]
-_ANSWER_MARK = re.compile(r"\n(?:Answer|回答|答案)\s*[:：]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +111,3 @@ def get_metric(name: str) -> Metric:
     if name not in METRICS:
         raise ConfigError(f"metric: '{name}' is unknown{nearest(name, METRICS)} (known: {', '.join(METRICS)})")
     return METRICS[name]
-
-
-def after_mark(text: str) -> str:
-    """The part of a reasoning answer after its last ``Answer:`` line (also 回答, 答案), or all of it."""
-    return _ANSWER_MARK.split(text)[-1].strip()

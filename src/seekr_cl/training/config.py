@@ -235,7 +235,7 @@ class SeekrConfig(TrainingArguments):
         self.remove_unused_columns = False
         try:
             super().__post_init__()
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             raise ConfigError(f"training settings: {error}") from error
 
 
@@ -251,6 +251,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 _LEAST = {
+    "seed": 0,
+    "max_grad_norm": 0,
     "general_samples": 1,
     "pad_multiple": 1,
     "measure_every": 0,
@@ -339,6 +341,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 with suppress(ValueError, OverflowError):
                     value = kind(value)
                     break
+    if type(value) is str and int in plain and float not in plain and str not in plain:
+        # An environment variable in a YAML file is text.
+        with suppress(ValueError):
+            value = int(value)
     if type(value) in plain and value == value:  # not a number is never what a setting means
         return value
     names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in plain)

@@ -63,18 +63,21 @@ def require_free(path: Path) -> None:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise OutputError(f"{path}: already exists and is not empty; choose another --output or remove it first")
-    refuse_inside_file(path)
+    refuse_unwritable(path)
 
 
-def refuse_inside_file(path: Path) -> None:
-    """Refuses a folder that can never be made because something above it is a file.
+def refuse_unwritable(path: Path) -> None:
+    """Refuses a folder that cannot be made: below a file, or where nobody may write.
 
     Raises:
-        OutputError: naming the file.
+        OutputError: naming what is in the way.
     """
     for above in path.parents:
         if above.is_file():
             raise OutputError(f"{path}: {above} is a file, not a folder; choose another folder")
+    standing = next(above for above in [path, *path.absolute().parents] if above.is_dir())
+    if not os.access(standing, os.W_OK):
+        raise OutputError(f"{path}: {standing} cannot be written to; choose another folder or change its permissions")
 
 
 def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: Any = None) -> None:
