@@ -43,6 +43,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def file_above(path: Path) -> Path | None:
+    """The file that stands where a folder above ``path`` would have to be, if there is one."""
+    return next((above for above in path.parents if above.is_file()), None)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename inside ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -12,7 +12,7 @@ Files are never changed once written; the next generation's manifest lists the o
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.heads import HeadImportance
-from seekr_cl.memory.files import checked_path, file_record, write_json, write_tensors
+from seekr_cl.memory.files import checked_path, file_above, file_record, write_json, write_tensors
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, check_sample, pack, unpack
 from seekr_cl.tasks.task import safe_name
 
@@ -67,9 +67,9 @@ class ReplayMemory:
         """
         folder = Path(path)
         manifest_path = folder / MANIFEST
-        for above in folder.parents:
-            if above.is_file():
-                raise MemoryFormatError(f"{folder}: {above} is a file, not a folder; choose another folder")
+        above = file_above(folder)
+        if above is not None:
+            raise MemoryFormatError(f"{folder}: {above} is a file, not a folder; choose another folder")
         if not manifest_path.exists():
             if create and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
                 return cls(folder)
@@ -255,8 +255,3 @@ def _load_importance(folder: Path, record: dict[str, Any] | None, source: Path) 
     if any(sum_NH.dim() != 2 or len(sum_NH) != len(layers) or sum_NH.shape != sums[0].shape for sum_NH in sums):
         raise MemoryFormatError(f"{path}: not one row for each of {len(layers)} layers; restore it from a copy")
     return HeadImportance(layers, *sums)
-
-
-def with_signals(sample: ReplaySample, **signals: Any) -> ReplaySample:
-    """A sample with its teacher's signals put in."""
-    return replace(sample, **signals)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from seekr_cl.errors import ModelError, OutputError
-from seekr_cl.memory.files import sync_folder
+from seekr_cl.memory.files import file_above, sync_folder
 
 
 def load_model(
@@ -72,9 +72,9 @@ def refuse_unwritable(path: Path) -> None:
     Raises:
         OutputError: naming what is in the way.
     """
-    for above in path.parents:
-        if above.is_file():
-            raise OutputError(f"{path}: {above} is a file, not a folder; choose another folder")
+    above = file_above(path)
+    if above is not None:
+        raise OutputError(f"{path}: {above} is a file, not a folder; choose another folder")
     standing = next(above for above in [path, *path.absolute().parents] if above.is_dir())
     if not os.access(standing, os.W_OK):
         raise OutputError(f"{path}: {standing} cannot be written to; choose another folder or change its permissions")
