@@ -114,7 +114,7 @@ def learn(
         trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model), callbacks)
         network.eval()
         info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
-        name = tasks[0].name if len(tasks) == 1 else "+".join(one.name for one in tasks)
+        name = "+".join(one.name for one in tasks)
         new_tasks.append(_described(method.after_task(name, kept), info=info))
         seconds = time.perf_counter() - started
         importance = method.importance
