@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import TABLE, build, checkpoint_layers, each_padding, each_setup, make_batch, run, twin_of, valid
 
-from seekr_cl.attention import AttentionTap, DistillRows, RowIndex, RowTarget
+from seekr_cl.attention import AttentionTap, DenseRows, DistillRows, RowIndex, RowTarget
 from seekr_cl.methods.losses import causal_lm_loss
 
 FACTOR = {0: 3.0, 2: 0.5}
@@ -13,7 +13,7 @@ EPS = 1e-8
 checkpointing = pytest.mark.parametrize("reentrant", [None, False, True], ids=["plain", "non-reentrant", "reentrant"])
 
 
-def targets(batch, windows, dtype=torch.float64) -> dict[int, RowTarget]:
+def targets(batch, windows, dtype=torch.float64) -> dict[int, list[RowTarget]]:
     """Random teachers: other heads for every sample and layer, some queries twice, one row of no weight."""
     generator = torch.Generator().manual_seed(9)
     pairs = {0: [(0, 0), (0, 3), (1, 1), (2, 2), (2, 3)], 2: [(1, 0), (1, 1), (0, 2)]}
@@ -26,7 +26,8 @@ def targets(batch, windows, dtype=torch.float64) -> dict[int, RowTarget]:
         teacher_PRL = logits.masked_fill(~seen_PRL, -torch.inf).softmax(-1)
         weight_PR = torch.rand(query_PR.shape, generator=generator, dtype=torch.float64)
         weight_PR[:, -1] = 0
-        made[layer] = RowTarget(RowIndex(sample_P, head_P, query_PR), teacher_PRL.to(dtype), weight_PR.to(dtype))
+        index, teacher = RowIndex(sample_P, head_P, query_PR), DenseRows(teacher_PRL.to(dtype))
+        made[layer] = [RowTarget(index, teacher, weight_PR.to(dtype))]
     return made
 
 
@@ -34,10 +35,11 @@ def reference(twin, batch, wanted, eps) -> tuple[dict[int, float], dict[str, tor
     """Losses and gradients with the maps in the graph."""
     output = run(twin, batch, output_attentions=True)
     loss, values = causal_lm_loss(output.logits, batch["labels"]), {}
-    for layer, target in wanted.items():
+    for layer, (target,) in wanted.items():
         index = target.index
         row_PRL = output.attentions[layer][index.sample_P[:, None], index.head_P[:, None], index.query_PR]
-        T, taught = target.teacher_PRL, target.teacher_PRL > 0
+        T = target.teacher.prob_PRL
+        taught = T > 0
         logs = torch.log(torch.where(taught, row_PRL, 1.0) + eps)
         values[layer] = (target.weight_PR * (torch.special.xlogy(T, T) - T * logs).sum(-1)).sum()
         loss = loss + FACTOR[layer] * values[layer]
@@ -143,6 +145,7 @@ def test_own_rows_give_no_loss_and_no_gradient():
         maps = run(twin_of(model, "llama-gqa"), batch, output_attentions=True).attentions[0]
     teacher = maps[index.sample_P[:, None], index.head_P[:, None], index.query_PR]
     with AttentionTap(model) as tap:
-        tap.action = action = DistillRows({0: RowTarget(index, teacher, torch.ones(2, 2, dtype=torch.float64))})
+        target = RowTarget(index, DenseRows(teacher), torch.ones(2, 2, dtype=torch.float64))
+        tap.action = action = DistillRows({0: [target]})
         run(model, batch)
         assert float(action.losses()[0].detach()) == pytest.approx(0, abs=1e-6)

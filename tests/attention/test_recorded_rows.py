@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_models import TABLE, build, each_padding, each_setup, make_batch, run, twin_of, valid
 
-from seekr_cl.attention import AttentionTap, RecordRows, RowIndex, rows
+from seekr_cl.attention import AttentionTap, RecordRows, RowIndex
+from seekr_cl.attention import call as call_module
 
 
 def everything(heads: dict[int, int], batch: int, length: int) -> dict[int, RowIndex]:
@@ -46,7 +47,7 @@ def test_tiles_and_repeated_queries(monkeypatch, elements):
     model, batch = build("llama-gqa", "sdpa"), make_batch("left")
     with torch.no_grad():
         maps = run(twin_of(model, "llama-gqa"), batch, output_attentions=True).attentions
-    monkeypatch.setattr(rows, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(call_module, "TILE_ELEMENTS", elements)
     sample_P, head_P = torch.tensor([2, 0, 1, 0]), torch.tensor([3, 0, 1, 0])
     query_PR = torch.tensor([[10, 10, 7], [0, 5, 0], [4, 9, 10], [3, 3, 3]])
     with AttentionTap(model) as tap, torch.no_grad():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from seekr_cl.attention import AttentionCall, RowIndex, attention_rows, row_kl, rows
+from seekr_cl.attention import AttentionCall, DenseRows, RowIndex, RowTarget, attention_rows, row_kl
+from seekr_cl.attention import call as call_module
 from seekr_cl.errors import ModelError
 
 BATCH, HEADS, GROUPS, LENGTH, SIZE = 2, 4, 2, 6, 3
@@ -73,6 +74,10 @@ def make(case):
     return call, index, teacher_PRL, torch.tensor([[1.0, 0.5, 2.0], [0.3, 0, 0.7], [1, 1, 1], [0.1, 0.2, 0.3]]).double()
 
 
+def dense(index, teacher_PRL, weight_PR):
+    return RowTarget(index, DenseRows(teacher_PRL), weight_PR)
+
+
 def at(call, q, k):
     return AttentionCall(0, q, k, call.v_BKLD, call.mask, call.scaling, call.softcap, call.window)
 
@@ -80,11 +85,11 @@ def at(call, q, k):
 @each_case
 @pytest.mark.parametrize("elements", [7, 1 << 22], ids=["tiles", "whole"])
 def test_gradcheck(monkeypatch, case, elements):
-    monkeypatch.setattr(rows, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(call_module, "TILE_ELEMENTS", elements)
     call, index, teacher, weight = make(case)
 
     def loss(q, k):
-        return row_kl(at(call, q, k), index, teacher, weight, case.get("eps", 0.0))
+        return row_kl(at(call, q, k), dense(index, teacher, weight), case.get("eps", 0.0))
 
     assert torch.autograd.gradcheck(loss, (call.q_BHLD, call.k_BKLD))
 
@@ -96,7 +101,7 @@ def test_value_and_rows(case):
     torch.testing.assert_close(attention_rows(call, index), p.detach(), rtol=0, atol=1e-12)
     logs = torch.log(torch.where(teacher > 0, p, 1.0) + case.get("eps", 0.0))
     expected = (weight * (torch.special.xlogy(teacher, teacher) - teacher * logs).sum(-1)).sum()
-    found = row_kl(call, index, teacher, weight, case.get("eps", 0.0))
+    found = row_kl(call, dense(index, teacher, weight), case.get("eps", 0.0))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     for mine, theirs in zip(
         torch.autograd.grad(found, (call.q_BHLD, call.k_BKLD)),
@@ -109,7 +114,7 @@ def test_row_that_sees_nothing_stays_finite():
     call, index, teacher, weight = make({"mask": "bool"})
     call.mask[1, :, 2] = False
     weight[1, 0] = 0
-    value = row_kl(call, index, teacher, weight)
+    value = row_kl(call, dense(index, teacher, weight))
     grads = torch.autograd.grad(value, (call.q_BHLD, call.k_BKLD))
     assert all(tensor.isfinite().all() for tensor in (value, *grads))
 
@@ -120,7 +125,7 @@ def test_half_precision_is_computed_in_single(dtype):
     teacher, weight = teacher.float(), weight.float()
     q, k = (t.detach().to(dtype).requires_grad_() for t in (call.q_BHLD, call.k_BKLD))
     wide = at(call, *(t.detach().float().requires_grad_() for t in (q, k)))
-    low, high = row_kl(at(call, q, k), index, teacher, weight), row_kl(wide, index, teacher, weight)
+    low, high = row_kl(at(call, q, k), dense(index, teacher, weight)), row_kl(wide, dense(index, teacher, weight))
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, high, rtol=1e-6, atol=0)
     grads = torch.autograd.grad(low, (q, k))
@@ -133,9 +138,9 @@ def test_autocast_does_not_lower_the_precision():
     call, index, teacher, weight = make({})
     teacher, weight = teacher.float(), weight.float()
     wide = at(call, call.q_BHLD.detach().float(), call.k_BKLD.detach().float())
-    plain = row_kl(wide, index, teacher, weight)
+    plain = row_kl(wide, dense(index, teacher, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(row_kl(wide, index, teacher, weight), plain)
+        assert torch.equal(row_kl(wide, dense(index, teacher, weight)), plain)
 
 
 def test_unreadable_mask_is_refused():

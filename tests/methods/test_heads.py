@@ -126,17 +126,17 @@ def test_a_mixed_batch_holds_every_sample_to_its_own_heads(mixed: Any) -> None:
     _, targets = terms(student, picked, "sample_mean")
     places = {
         layer: list(zip(target.index.sample_P.tolist(), target.index.head_P.tolist()))
-        for layer, target in targets.items()
+        for layer, (target,) in targets.items()
     }
     assert places == {0: [(0, 1), (0, 3), (1, 0)], 1: [(1, 1), (1, 2), (1, 3)]}
-    for layer, target in targets.items():
+    for layer, (target,) in targets.items():
         for row, (number, head) in enumerate(places[layer]):
             task, sample = picked[number]
             length, count = len(sample.ids_L), len(sample.attention.query_R)
             own = sample.attention.rows[layer][task.heads[layer].index(head)]
-            assert torch.equal(target.teacher_PRL[row, :count, :length], own)
+            assert torch.equal(target.teacher.prob_PRL[row, :count, :length], own)
             assert target.index.query_PR[row, :count].tolist() == sample.attention.query_R.tolist()
-            assert not target.teacher_PRL[row, :, length:].any()
+            assert not target.teacher.prob_PRL[row, :, length:].any()
             assert not target.weight_PR[row, count:].any()
 
 

@@ -1,17 +1,24 @@
 """The attention engine: pure tensor code that taps, scores and distils attention on the model's own fast kernel."""
 
-from seekr_cl.attention.actions import DistillRows, MeasureSensitivity, RecordRows, RowTarget
-from seekr_cl.attention.rows import AttentionCall, RowIndex, attention_rows, row_kl
+from seekr_cl.attention.actions import DistillRows, MeasureSensitivity, RecordRows
+from seekr_cl.attention.call import AttentionCall, RowIndex
+from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.tap import AttentionTap
+from seekr_cl.attention.teachers import DenseRows, FactorRows, TeacherRows, TopKRows
 
 __all__ = [
     "AttentionCall",
     "AttentionTap",
+    "DenseRows",
     "DistillRows",
+    "FactorRows",
     "MeasureSensitivity",
     "RecordRows",
     "RowIndex",
     "RowTarget",
+    "TeacherRows",
+    "TopKRows",
     "attention_rows",
     "row_kl",
 ]

@@ -3,13 +3,15 @@
 Shapes as in ``rows``: B batch, H query heads, L sequence length, D head size, P (sample, head) pairs, R rows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.rows import AttentionCall, RowIndex, attention_rows, row_kl
+from seekr_cl.attention.call import AttentionCall, RowIndex
+from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
 
 
@@ -31,35 +33,6 @@ class RecordRows:
         return output_BLHD
 
 
-@dataclass(frozen=True, slots=True)
-class RowTarget:
-    """What one layer's rows should be.
-
-    Attributes:
-        index: which rows.
-        teacher_PRL: the teacher's probabilities.
-        weight_PR: each row's weight in the layer's loss.
-    """
-
-    index: RowIndex
-    teacher_PRL: Tensor
-    weight_PR: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowTarget":
-        """The same on another device; data loaders call this."""
-        move = [
-            tensor.to(device, non_blocking=non_blocking)
-            for tensor in (
-                self.index.sample_P,
-                self.index.head_P,
-                self.index.query_PR,
-                self.teacher_PRL,
-                self.weight_PR,
-            )
-        ]
-        return RowTarget(RowIndex(*move[:3]), *move[3:])
-
-
 class DistillRows:
     """Computes each layer's weighted row divergence and injects its gradient where q and k are used.
 
@@ -69,7 +42,7 @@ class DistillRows:
     with both kinds of it, the reentrant one included, where a scalar carried out of the layer would silently lose it.
     """
 
-    def __init__(self, targets: dict[int, RowTarget], eps: float = 0.0) -> None:
+    def __init__(self, targets: Mapping[int, Sequence[RowTarget]], eps: float = 0.0) -> None:
         self.targets = targets
         self.eps = eps
         self._values: dict[int, Tensor] = {}
@@ -77,10 +50,10 @@ class DistillRows:
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output, through the injector if gradients are on."""
-        target = self.targets.get(call.layer)
-        if target is None:
+        targets = self.targets.get(call.layer)
+        if not targets:
             return output_BLHD
-        value = row_kl(call, target.index, target.teacher_PRL, target.weight_PR, self.eps)
+        value = torch.stack([row_kl(call, target, self.eps) for target in targets]).sum()
         self._values[call.layer] = value.detach()
         if not value.requires_grad:
             return output_BLHD

@@ -6,6 +6,7 @@ Shapes: B batch, H query heads, Q = L sequence length, P (sample, head) pairs, R
 import torch
 from torch import Tensor
 
+from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.errors import ModelError
 
 
@@ -22,14 +23,7 @@ def causal_rows(query_PR: Tensor, length: int, window: int | None) -> Tensor:
     return allowed_PRL
 
 
-def mask_scores(
-    score_PRL: Tensor,
-    mask: Tensor | None,
-    sample_P: Tensor,
-    head_P: Tensor,
-    query_PR: Tensor,
-    window: int | None,
-) -> Tensor:
+def mask_scores(score_PRL: Tensor, call: AttentionCall, index: RowIndex) -> Tensor:
     """Applies the mask that the attention function received to the recomputed rows.
 
     A missing mask means causal attention (sdpa and flash rely on ``is_causal``); a 2-D mask marks the real keys
@@ -44,6 +38,7 @@ def mask_scores(
     Raises:
         ModelError: for a mask of a kind that cannot be read row by row (flex attention's BlockMask).
     """
+    mask, window, query_PR = call.mask, call.window, index.query_PR
     lowest = torch.finfo(score_PRL.dtype).min
     length = score_PRL.shape[-1]
     if mask is None:
@@ -54,16 +49,17 @@ def mask_scores(
             "load the model with attn_implementation='sdpa', 'eager' or flash attention"
         )
     if mask.dim() == 2:
-        allowed_PRL = causal_rows(query_PR, length, window) & mask.bool()[sample_P, None, :length]
+        allowed_PRL = causal_rows(query_PR, length, window) & mask.bool()[index.sample_P, None, :length]
         return score_PRL.masked_fill_(~allowed_PRL, lowest)
-    rows_PRL = gather_mask_rows(mask, sample_P, head_P, query_PR)[..., :length]
+    rows_PRL = gather_mask_rows(mask, index)[..., :length]
     if rows_PRL.dtype == torch.bool:
         return score_PRL.masked_fill_(~rows_PRL, lowest)
     return (score_PRL + rows_PRL).clamp_(min=lowest)
 
 
-def gather_mask_rows(mask_BHQL: Tensor, sample_P: Tensor, head_P: Tensor, query_PR: Tensor) -> Tensor:
+def gather_mask_rows(mask_BHQL: Tensor, index: RowIndex) -> Tensor:
     """The rows [P, R, L] of a 4-D mask whose batch and head axes may be of size one."""
+    sample_P, head_P = index.sample_P, index.head_P
     sample_P1 = (sample_P if mask_BHQL.shape[0] > 1 else torch.zeros_like(sample_P))[:, None]
     head_P1 = (head_P if mask_BHQL.shape[1] > 1 else torch.zeros_like(head_P))[:, None]
-    return mask_BHQL[sample_P1, head_P1, query_PR]
+    return mask_BHQL[sample_P1, head_P1, index.query_PR]

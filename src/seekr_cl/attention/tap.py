@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from seekr_cl.attention.rows import AttentionCall
+from seekr_cl.attention.call import AttentionCall
 from seekr_cl.errors import ModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seekr_cl.attention import AttentionTap, DistillRows, RowIndex, RowTarget
+from seekr_cl.attention import AttentionTap, DenseRows, DistillRows, RowIndex, RowTarget
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.heads.importance import RULES
@@ -165,9 +165,9 @@ class Seekr(Method):
             "attention": self._row_targets(picked, padded),
         }
 
-    def _row_targets(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> dict[int, RowTarget]:
+    def _row_targets(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> dict[int, list[RowTarget]]:
         """One layer's P pairs are all (sample, head) that some sample of the batch distils in this layer."""
-        targets: dict[int, RowTarget] = {}
+        targets: dict[int, list[RowTarget]] = {}
         num_queries = max((len(s.attention.query_R) for _, s in picked if s.attention is not None), default=0)
         for layer in sorted({layer for task, _ in picked for layer in task.heads}):
             places: list[tuple[int, int]] = []
@@ -193,9 +193,8 @@ class Seekr(Method):
                 weights.append(weight_R.expand(len(rows_MRL), -1))
             if places:
                 sample_P, head_P = torch.tensor(places).T
-                targets[layer] = RowTarget(
-                    RowIndex(sample_P, head_P, torch.cat(queries)), torch.cat(rows), torch.cat(weights)
-                )
+                index = RowIndex(sample_P, head_P, torch.cat(queries))
+                targets[layer] = [RowTarget(index, DenseRows(torch.cat(rows)), torch.cat(weights))]
         return targets
 
     def _row_weight(self, batch: int, heads: int, queries: int, layers: int) -> float:
