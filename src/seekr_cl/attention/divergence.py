@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seekr_cl.attention import kernels
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.rows import RowScores, student_scores
 from seekr_cl.attention.teachers import Comparison, TeacherRows
@@ -76,7 +77,12 @@ class RowKL(torch.autograd.Function):
     ) -> Tensor:
         """Returns the weighted sum as a scalar of at least float32."""
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
-        ctx.rest = (call, target, eps)
+        ctx.rest, ctx.state = (call, target, eps), None
+        if kernels.usable(call, target, eps):
+            from seekr_cl.attention.kernels import launch
+
+            value, ctx.state = launch.forward(call, target)
+            return value
         total = q_BHLD.new_zeros((), dtype=torch.promote_types(q_BHLD.dtype, torch.float32))
         for tile in target.index.tiles(*k_BKLD.shape[2:]):
             part = target.tile(tile)
@@ -94,6 +100,10 @@ class RowKL(torch.autograd.Function):
         (scale,) = grads
         q_BHLD, k_BKLD, *sinks = ctx.saved_tensors
         call, target, eps = ctx.rest
+        if ctx.state is not None:
+            from seekr_cl.attention.kernels import launch
+
+            return *launch.backward(call, target, ctx.state, scale), None, None, None
         # The model's q and k may be strided; the sums need plain memory.
         dq_BHLD, dk_BKLD = q_BHLD.new_zeros(q_BHLD.shape), k_BKLD.new_zeros(k_BKLD.shape)
         dsink_H = torch.zeros_like(sinks[0]) if sinks else None
