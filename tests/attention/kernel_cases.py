@@ -116,6 +116,14 @@ def make_target(case, teacher, call):
     return RowTarget(index, TopKRows(prob_PRK.contiguous(), key_PRK.contiguous(), tail_PR.clamp_min(0)), weight_PR)
 
 
+def widened(call):
+    q, k, sink = (
+        None if leaf is None else leaf.detach().float().requires_grad_()
+        for leaf in (call.q_BHLD, call.k_BKLD, call.sink_H)
+    )
+    return replace(call, q_BHLD=q, k_BKLD=k, sink_H=sink)
+
+
 def factor_rows(factors, call, index, zeros_PRL):
     """The whole rows that factors stand for, as the pull of a comparison with anything."""
     return factors.compare(zeros_PRL, call, index, 0.0).pull_PRL
@@ -128,15 +136,99 @@ def run(call, target):
     return [value.detach(), *(grad.float() for grad in torch.autograd.grad(3 * value, leaves))]
 
 
+def widen_dots():
+    """The interpreter keeps bfloat16 as the integers of its bits and multiplies those: its products need them wide."""
+    from triton.runtime.interpreter import InterpreterBuilder, tl
+
+    plain = InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        a, b = (self.create_fp_to_fp(x, tl.float32, None) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return plain(self, a, b, *rest)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
 def compare(name, teacher):
     """The largest difference between kernels and tiles, relative to the largest number, for value and gradients."""
     case = CASES[name]
     call = make_call(case)
     target = make_target(case, teacher, call)
-    expected = run(told_by_mask(call), target)
+    # In full precision also where the inputs are not: the kernels owe their rounding to nobody.
+    expected = run(widened(told_by_mask(call)), target)
     with route("kernels"):
         found = run(call, target)
         again = run(call, target)
     assert all(map(torch.equal, found, again)), "two runs differ"
     assert all(part.isfinite().all() for part in found)
     return [float((mine - theirs).abs().max() / theirs.abs().max()) for mine, theirs in zip(found, expected)]
+
+
+def check_rows_that_see_nothing():
+    """They have no weight, and leave everything finite; so does a call in which nothing has a weight."""
+    call = make_call({"mask": "bool"})
+    call.mask[1, :, 20] = False
+    for teacher in TEACHERS:
+        target = make_target({}, teacher, call)
+        target.index.query_PR[0, 0] = 20
+        target.weight_PR[0, 0] = 0
+        with route("kernels"):
+            assert all(part.isfinite().all() for part in run(call, target))
+            nothing = run(call, replace(target, weight_PR=torch.zeros_like(target.weight_PR)))
+            assert all((part == 0).all() for part in nothing)
+
+
+def check_equal_rows_have_no_divergence():
+    """A teacher that is the student, by factors: not a small number but none."""
+    call = make_call({"heads": 4, "kv_heads": 2})
+    index, weight_PR = make_index({"heads": 4})
+    q_PRD = call.q_BHLD.detach()[index.sample_P[:, None], index.head_P[:, None], index.query_PR]
+    group_P = index.sample_P * 2 + index.head_P // 2
+    same = FactorRows(q_PRD, call.k_BKLD.detach().flatten(0, 1), group_P)
+    with route("kernels"):
+        value, *grads = run(call, RowTarget(index, same, weight_PR))
+    assert abs(value) < 1e-6
+    assert all(grad.abs().max() < 1e-6 for grad in grads)
+
+
+def check_a_rest_that_cancels():
+    """A student far surer of the kept keys than its teacher: 1 - kept has no digit left."""
+    for sharpness in (12.0, 30.0):
+        call = make_call({"sharpness": sharpness})
+        index, weight_PR = make_index({})
+        score_PRL = (
+            call.q_BHLD[index.sample_P[:, None], index.head_P[:, None], index.query_PR]
+            @ call.k_BKLD[index.sample_P, index.head_P].mT
+        ).detach()
+        unseen = torch.arange(LENGTH) > index.query_PR[..., None]
+        key_PRK = score_PRL.masked_fill(unseen, -torch.inf).topk(3, -1).indices
+        prob_PRK = torch.tensor([0.4, 0.2, 0.1]).expand(key_PRK.shape).contiguous()
+        target = RowTarget(index, TopKRows(prob_PRK, key_PRK, torch.full(weight_PR.shape, 0.3)), weight_PR)
+        expected = run(call, target)
+        with route("kernels"):
+            found = run(call, target)
+        for mine, theirs in zip(found, expected):
+            assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def check_short_rows_have_no_rest():
+    """Rows with fewer keys than are kept: the tail is rounding, and does not count."""
+    call = make_call({})
+    index, weight_PR = make_index({})
+    index.query_PR[:, :2] = torch.tensor([0, 2])
+    key_PRK = torch.arange(4).expand(5, 5, 4).clamp(max=index.query_PR[..., None]).contiguous()
+    prob_PRK = torch.tensor([0.4, 0.3, 0.2, 0.1]).where(torch.arange(4) <= index.query_PR[..., None], 0.0)
+    target = RowTarget(index, TopKRows(prob_PRK, key_PRK, torch.full(weight_PR.shape, 1e-3)), weight_PR)
+    expected = run(call, target)
+    with route("kernels"):
+        found = run(call, target)
+    for mine, theirs in zip(found, expected):
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+CHECKS = (
+    check_rows_that_see_nothing,
+    check_equal_rows_have_no_divergence,
+    check_a_rest_that_cancels,
+    check_short_rows_have_no_rest,
+)

@@ -46,4 +46,4 @@ def rule(kernel: str, size: int, teacher: int, half: bool, ample: bool) -> dict[
 
 
 def _blocks(rows: int, keys: int, warps: int, stages: int) -> dict[str, int]:
-    return {"BM": rows, "BN": keys, "num_warps": warps, "num_stages": stages}
+    return {"BM": rows, "BN": keys, "num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -86,6 +86,8 @@ def forward_rows(
     A top-k row's rest, the student's mass on keys that the teacher did not keep, is 1 - kept. Its error reaches value
     and gradient times tail / rest, so where that ratio is large (the student is sure of keys the teacher was less sure
     of) a second pass sums the rest itself. Such rows are marked by a negative ``aux``.
+
+    Rows without weight get normalisers so high that they have no probabilities, and no gradient, later on.
     """
     pair = tl.program_id(1).to(tl.int64)
     # The last rows see the most keys; started first, they do not finish last.
@@ -181,7 +183,7 @@ def forward_rows(
         peak = tl.maximum(top, sink_score)
         over = (peak - top) + tl.log2(total * tl.exp2(top - peak) + tl.exp2(sink_score - peak))
         p_sink = tl.exp2(sink_score - (top + over))
-    normaliser = top + over
+    normaliser = tl.where(used, top + over, -MASKED)
     spare = tl.zeros([BM], tl.float32)
     if TEACHER == DENSE:
         divergence = cross + mass * over
@@ -198,7 +200,7 @@ def forward_rows(
         share = tl.exp2(tl.log2(mass) - teacher_over)
         divergence = share * (cross / mass + (over - teacher_over))
         mass = share
-        tl.store(aux + at, teacher_top + teacher_over, mask=inside)
+        tl.store(aux + at, tl.where(used, teacher_top + teacher_over, -MASKED), mask=inside)
     if TEACHER == TOPK:
         divergence = tl.zeros([BM], tl.float32)
         kept = tl.zeros([BM], tl.float32)
@@ -271,7 +273,7 @@ def forward_rows(
         log_spare = tl.log2(tl.where(spare > 0, spare, 1.0))
         divergence += tl.where(spare > 0, spare * (log_spare - (sink_score - normaliser)), 0.0)
         mass += spare
-        tl.store(sink_pull + at, p_sink * mass - spare, mask=inside)
+        tl.store(sink_pull + at, tl.where(used, p_sink * mass - spare, 0.0), mask=inside)
     tl.store(lse + at, normaliser, mask=inside)
     tl.store(pull + at, mass, mask=inside)
     tl.store(kl + at, tl.where(used, divergence * LN2, 0.0), mask=inside)

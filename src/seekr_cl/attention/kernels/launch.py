@@ -102,10 +102,10 @@ def backward(
         dk_BKLD = _key_gradient(call, target, arguments, shared)
     dsink_H = None
     if call.sink_H is not None and state.sink_PR is not None:
-        used_PR = torch.where(weight_PR != 0, weight_PR * state.sink_PR, 0.0) * scale
+        part_PR = weight_PR * state.sink_PR * scale
         heads_H = torch.arange(len(call.sink_H), device=weight_PR.device)
         of_head_HP = heads_H[:, None] == target.index.head_P
-        dsink_H = torch.where(of_head_HP, used_PR.sum(-1), 0.0).sum(-1).to(call.sink_H.dtype)
+        dsink_H = torch.where(of_head_HP, part_PR.sum(-1), 0.0).sum(-1).to(call.sink_H.dtype)
     return dq_BHLD, dk_BKLD, dsink_H
 
 

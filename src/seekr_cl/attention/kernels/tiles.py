@@ -25,7 +25,7 @@ MASKED: tl.constexpr = tl.constexpr(-1.0e30)
 @triton.jit
 def tanh(x):
     """The hyperbolic tangent, to a relative precision: 1 - 2 / (e^2x + 1) alone loses small arguments."""
-    e = tl.exp2(-2.0 * LOG2E * tl.abs(x))
+    e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
     far = (1.0 - e) / (1.0 + e)
     square = x * x
     near = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
@@ -92,12 +92,13 @@ def score(
         if MASK == ALLOWED:
             seen = seen & (tl.load(place, mask=seen, other=0) != 0)
         else:
-            s += tl.load(place, mask=seen, other=0).to(tl.float32)
+            # Half of the lowest: a key told apart by a number still comes before a place that is no key.
+            s = tl.maximum(s + tl.load(place, mask=seen, other=0).to(tl.float32), 0.5 * MASKED)
     if SEGMENT:
         mine = tl.load(segment + query.to(tl.int64) * segment_l)
         theirs = tl.load(segment + key.to(tl.int64) * segment_l, mask=key < length, other=-1)
         seen = seen & (mine == theirs)
-    return tl.where(seen, tl.maximum(s * LOG2E, MASKED), MASKED), slope
+    return tl.where(seen, s * LOG2E, MASKED), slope
 
 
 @triton.jit
