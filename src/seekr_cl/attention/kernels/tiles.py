@@ -73,12 +73,12 @@ def score(
 
     The positions broadcast against the product; ``mask`` and ``segment`` point at the sample (and head).
     """
-    s = product * scaling
+    s = product * (scaling * LOG2E)
     slope = s
     if SOFTCAP > 0:
-        capped = tanh(s / SOFTCAP)
+        capped = tanh(product * (scaling / SOFTCAP))
         slope = 1.0 - capped * capped
-        s = SOFTCAP * capped
+        s = capped * (SOFTCAP * LOG2E)
     seen = (key < length) & (query >= 0)
     if MASK <= KEYS:
         if MASK == KEYS:
@@ -92,13 +92,14 @@ def score(
         if MASK == ALLOWED:
             seen = seen & (tl.load(place, mask=seen, other=0) != 0)
         else:
-            # Half of the lowest: a key told apart by a number still comes before a place that is no key.
-            s = tl.maximum(s + tl.load(place, mask=seen, other=0).to(tl.float32), 0.5 * MASKED)
+            # Bounded above MASKED: a key that a number excludes still comes before a place that is no key.
+            added = tl.maximum(tl.load(place, mask=seen, other=0).to(tl.float32), 0.25 * MASKED)
+            s += added * LOG2E
     if SEGMENT:
         mine = tl.load(segment + query.to(tl.int64) * segment_l)
         theirs = tl.load(segment + key.to(tl.int64) * segment_l, mask=key < length, other=-1)
         seen = seen & (mine == theirs)
-    return tl.where(seen, s * LOG2E, MASKED), slope
+    return tl.where(seen, s, MASKED), slope
 
 
 @triton.jit
