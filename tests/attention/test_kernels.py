@@ -1,16 +1,20 @@
 """The kernels against the PyTorch tiles, run by Triton's interpreter, which has to be chosen before Triton is imported.
 
-So the kernels run in one worker process per session of pytest; each test asks it for one comparison.
+So the kernels run in one worker process for all tests of this file; each test asks it for one comparison.
 """
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 
 import kernel_cases
+import kernel_compile
 import pytest
 import torch
 
@@ -24,19 +28,28 @@ needs_triton = pytest.mark.skipif(
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
+@contextmanager
+def worker(interpret, start=None):
+    """A process that starts with the setting; this one's is put back."""
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, get_context("spawn"), start) as pool:
+        patch.setenv("TRITON_INTERPRET", str(int(interpret)))
+        pool.submit(os.getpid).result()
+        patch.undo()
+        yield pool
+
+
 @pytest.fixture(scope="module")
 def interpreter():
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    with ProcessPoolExecutor(1, get_context("spawn"), kernel_cases.widen_dots) as pool:
-        try:
-            pool.submit(os.getpid).result()
-        finally:
-            if before is None:
-                del os.environ["TRITON_INTERPRET"]
-            else:
-                os.environ["TRITON_INTERPRET"] = before
+    with worker(True, kernel_cases.widen_dots) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        with worker(False) as pool:
+            yield pool
 
 
 @needs_triton
@@ -54,6 +67,47 @@ def test_edges(interpreter, check):
     interpreter.submit(check).result()
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("teacher", "capability", "case"),
+    [
+        ("dense", 90, {"segments": True, "window": 6}),
+        ("topk", 80, {"sink": True, "softcap": 2.0, "mask": "left"}),
+        ("factors", 90, {"sink": True, "mask": "bool"}),
+        ("factors", 89, {"mask": "added heads", "softcap": 2.0}),
+        ("topk", 90, {"dtype": torch.float32, "size": 80}),
+    ],
+)
+def test_kernels_compile_and_fit(compiler, teacher, capability, case):
+    shared = compiler.submit(kernel_compile.compile_case, case, teacher, capability).result()
+    assert max(shared.values()) <= kernel_compile.SHARED[capability] * 1024, shared
+
+
+@needs_triton
+def test_benchmark_runs_through_the_interpreter():
+    script = Path(__file__).parents[2] / "benchmarks" / "row_kl_gpu.py"
+    command = [sys.executable, str(script), "--interpret", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=with_path())
+    (line,) = done.stdout.splitlines()
+    entries = json.loads(line)["entries"]
+    assert len(entries) == 6
+    assert all(max(entry["differences"]) < 1e-5 for entry in entries)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmark_needs_a_gpu():
+    script = Path(__file__).parents[2] / "benchmarks" / "row_kl_gpu.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=with_path())
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def with_path():
+    """The environment with this process's way to find modules."""
+    path = os.pathsep.join([os.path.dirname(kernel_cases.__file__), *filter(None, sys.path)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def test_the_processor_goes_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"
@@ -61,8 +115,7 @@ def test_the_processor_goes_without_triton():
         "call = c.make_call({})\n"
         "c.run(call, c.make_target({}, 'dense', call))"
     )
-    path = os.pathsep.join([os.path.dirname(kernel_cases.__file__), *filter(None, sys.path)])
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+    subprocess.run([sys.executable, "-c", code], check=True, env=with_path())
 
 
 @pytest.mark.parametrize("teacher", kernel_cases.TEACHERS)

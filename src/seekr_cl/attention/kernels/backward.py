@@ -120,7 +120,7 @@ def backward_queries(
         if TEACHER == DENSE:
             place = teacher + pair * teacher_p + row.to(tl.int64)[:, None] * teacher_r + key[None, :]
             ds -= tl.load(place, mask=inside[:, None] & (key < length)[None, :], other=0.0).to(tl.float32)
-        if TEACHER == TOPK:
+        if TEACHER == TOPK:  # noqa: SIM102 (this one is decided by the compiler)
             if some_summed:
                 out = is_kept(second, at, inside, key[None, :], K)
                 ds = tl.where(out & summed[:, None], 0.0, ds)
@@ -272,7 +272,7 @@ def backward_keys(
     Args (those that the other kernels lack):
         pair_order, pair_start: pairs sorted by (sample, key/value head), and where each one's begin.
         block_span: [P, key blocks, 2], the blocks of rows that may see a block of keys.
-        kept_order, kept_start: entries [P, R K] sorted by key, and where each block of keys' begin, [P, key blocks + 1].
+        kept_order, kept_start: entries [P, R K] sorted by key, and where each block's begin, [P, key blocks + 1].
     """
     blocks = tl.num_programs(0)
     block = tl.program_id(0)

@@ -1,6 +1,6 @@
 """Prepares the kernels' arguments and launches them.
 
-Gradients repeat themselves bit by bit: no kernel adds with atomics, and block sizes are chosen by a rule, not by timing.
+Gradients repeat themselves bit by bit: no kernel adds with atomics, and block sizes follow a rule, not a stopwatch.
 
 Memory beyond the gradients: five numbers a row, the rows' query gradients of one launch (``PART_BYTES``), and for a
 top-k teacher one number and one index an entry.
@@ -135,9 +135,7 @@ def _query_gradient(
         )
         row_N, source_N = row_PR[first : first + here].flatten().sort(stable=True)
         sizes = {"D": size, "DP": arguments["DP"], "BM": 16}
-        sum_queries[(triton.cdiv(len(row_N), 16),)](
-            dq_BHLD, row_N, source_N, part_PRD, len(row_N), targets, **sizes
-        )
+        sum_queries[(triton.cdiv(len(row_N), 16),)](dq_BHLD, row_N, source_N, part_PRD, len(row_N), targets, **sizes)
     return dq_BHLD
 
 
