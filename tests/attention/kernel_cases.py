@@ -3,8 +3,13 @@
 ``compare`` runs in a process of its own, where Triton was told to interpret before anything imported it.
 """
 
+import runpy
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
+import pytest
 import torch
 
 from seekr_cl.attention import AttentionCall, DenseRows, FactorRows, RowIndex, RowTarget, TopKRows, row_kl
@@ -160,6 +165,16 @@ def compare(name, teacher):
         found = run(call, target)
     assert all(part.isfinite().all() for part in found)
     return [float((mine - theirs).abs().max() / theirs.abs().max()) for mine, theirs in zip(found, expected)]
+
+
+def run_script(path, *options):
+    """What a script prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setattr(sys, "argv", [path, *options])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(path, run_name="__main__")
+    assert stop.value.code == 0
+    return printed.getvalue()
 
 
 def check_rows_that_see_nothing():

@@ -23,6 +23,8 @@ __all__ = ["available", "route", "usable"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEAD = 256
+MOST_KEPT = 128
+"""Entries of a top-k row that a block can hold in registers."""
 
 _route: Literal["device", "kernels", "tiles"] = "device"
 
@@ -61,7 +63,7 @@ def available(call: AttentionCall, target: "RowTarget") -> bool:
         same = q_PRD.dtype == k_GLD.dtype and k_GLD.shape[1:] == k_BKLD.shape[2:]
         return same and q_PRD.dtype in DTYPES and q_PRD.shape[-1] == q_BHLD.shape[-1]
     if isinstance(teacher, TopKRows):
-        return teacher.prob_PRK.dtype in DTYPES and teacher.prob_PRK.shape[-1] > 0
+        return teacher.prob_PRK.dtype in DTYPES and 0 < teacher.prob_PRK.shape[-1] <= MOST_KEPT
     return isinstance(teacher, DenseRows) and teacher.prob_PRL.dtype in DTYPES
 
 
