@@ -239,7 +239,22 @@ def check_short_rows_have_no_rest():
         assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
+def check_blocks_that_see_nothing_are_left_out():
+    """Ascending rows under a window: each block of keys meets the blocks of rows that see it, and no other."""
+    from seekr_cl.attention.kernels.launch import _block_span
+
+    call = make_call({"window": 9})
+    query_PR = torch.arange(LENGTH).expand(1, -1)
+    used_PR = torch.ones_like(query_PR, dtype=torch.bool)
+    starts_E = torch.arange(4) * 16
+    span = _block_span(query_PR, used_PR, starts_E, call, 8)
+    assert span.tolist() == [[[0, 3], [2, 5], [4, 5]]]
+    span = _block_span(query_PR, used_PR & (query_PR < 16), starts_E, replace(call, window=None), 8)
+    assert span.tolist() == [[[0, 5], [5, 5], [5, 5]]]
+
+
 CHECKS = (
+    check_blocks_that_see_nothing_are_left_out,
     check_rows_that_see_nothing,
     check_equal_rows_have_no_divergence,
     check_a_rest_that_cancels,

@@ -184,7 +184,8 @@ def _block_span(query_PR: Tensor, used_PR: Tensor, starts_E: Tensor, call: Atten
     latest_PN = latest_PR.view(pairs, count, height).amax(-1).cummax(-1).values
     span[..., 0] = torch.searchsorted(latest_PN, starts.expand(pairs, -1).contiguous())
     if call.window is not None:
-        beyond = int(torch.iinfo(query_PR.dtype).max)
+        # Beyond any position, and exact as the float that ``pad`` makes of it.
+        beyond = 1 << 30
         earliest_PR = torch.nn.functional.pad(query_PR.masked_fill(~used_PR, beyond), (0, pad), value=beyond)
         earliest_PN = earliest_PR.view(pairs, count, height).amin(-1).flip(-1).cummin(-1).values.flip(-1)
         reach = (ends - 1 + call.window).expand(pairs, -1).contiguous()
