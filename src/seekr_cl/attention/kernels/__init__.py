@@ -4,6 +4,8 @@ The PyTorch tiles of ``divergence`` are the reference and do everything else. Tr
 uses it, so the library needs it only where it has a GPU.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -76,6 +78,9 @@ def _readable(mask: object) -> bool:
 @cache
 def _runs(device: torch.device) -> bool:
     if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    # Triton builds the code that launches a kernel with the machine's own compiler.
+    if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
         return False
     # Triton's oldest supported generation with bfloat16; AMD's numbers for theirs are larger.
     return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -234,7 +234,7 @@ def forward_rows(
             mass += T
         tail = tl.load(third + at, mask=inside, other=0.0).to(tl.float32)
         rest = (1.0 - p_sink) - kept
-        uncertain = used & (tail > 1.0e-7) & (tail > TRUSTED * (rest - ROUNDING))
+        uncertain = used & (tail > 1.0e-7) & (tail > (rest - ROUNDING) * TRUSTED)
         rest = tl.maximum(rest, ROUNDING)
         if tl.sum(uncertain.to(tl.int32), 0) > 0:
             exact = tl.zeros([BM], tl.float32)
