@@ -13,14 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import kernel_cases
 import kernel_compile
 import pytest
 import torch
 
-from seekr_cl.attention import DenseRows, RowTarget
-from seekr_cl.attention.kernels import available, usable
+from seekr_cl.attention import DenseRows, RowTarget, kernels
+from seekr_cl.attention.kernels import available, blocks, usable
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed (it has wheels for linux x86_64 only)"
@@ -114,6 +115,34 @@ def test_the_processor_goes_without_triton():
         "c.run(call, c.make_target({}, 'dense', call))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=with_path())
+
+
+@needs_triton
+def test_devices_that_run_the_kernels(monkeypatch):
+    runs, gpu = kernels._runs.__wrapped__, torch.device("cuda:0")
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert runs(gpu)
+    assert not runs(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "OLDEST_TRITON", (99, 0))
+    assert not runs(gpu)
+    monkeypatch.undo()
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not runs(gpu)
+
+
+def test_few_rows_make_low_blocks(monkeypatch):
+    device = SimpleNamespace(shared_memory_per_block_optin=227 * 1024, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    q_BHLD = SimpleNamespace(device=torch.device("cuda:0"), element_size=lambda: 2)
+
+    def height(kernel, pairs, rows):
+        arguments = {"DP": 128, "TEACHER": 0, "query": torch.zeros(pairs, rows)}
+        return blocks.choose(kernel, arguments, q_BHLD)["BM"]
+
+    assert [height("forward", 32, rows) for rows in (2048, 100, 5)] == [128, 16, 16]
+    assert height("keys", 32, 100) == 64
 
 
 @pytest.mark.parametrize("teacher", kernel_cases.TEACHERS)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["available", "route", "usable"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST_TRITON = (3, 7)
+"""The oldest that the tests ran with; older ones come with older releases of torch."""
 LARGEST_HEAD = 256
 MOST_KEPT = 128
 """Entries of a top-k row that a block can hold in registers."""
@@ -78,6 +80,10 @@ def _readable(mask: object) -> bool:
 @cache
 def _runs(device: torch.device) -> bool:
     if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return False
     # Triton builds the code that launches a kernel with the machine's own compiler.
     if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
