@@ -3,7 +3,7 @@
 Shapes as in ``rows``: B batch, H query heads, L sequence length, D head size, P (sample, head) pairs, R rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,22 +14,45 @@ from seekr_cl.attention.divergence import RowTarget, row_kl
 from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
 
+Keep = Callable[[AttentionCall, RowIndex, Tensor], Any]
+
 
 class RecordRows:
     """Keeps the attention rows of the layers in ``wanted``.
 
+    Args:
+        wanted: which rows of which layers.
+        keep: makes of a layer's call, index and rows [P, R, L] what is to be kept of them while they are at hand, so
+            that no two layers' rows need exist at once; by default the rows themselves.
+
     Attributes:
-        rows: after a forward pass, ``{layer: [P, R, L]}``.
+        rows: after a forward pass, ``{layer: what was kept}``.
     """
 
-    def __init__(self, wanted: dict[int, RowIndex]) -> None:
+    def __init__(self, wanted: dict[int, RowIndex], keep: Keep = lambda call, index, rows_PRL: rows_PRL) -> None:
         self.wanted = wanted
-        self.rows: dict[int, Tensor] = {}
+        self.keep = keep
+        self.rows: dict[int, Any] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Records without touching the output."""
-        if call.layer in self.wanted:
-            self.rows[call.layer] = attention_rows(call, self.wanted[call.layer])
+        index = self.wanted.get(call.layer)
+        if index is not None:
+            with torch.no_grad():
+                self.rows[call.layer] = self.keep(call, index, attention_rows(call, index))
+        return output_BLHD
+
+
+class InTurn:
+    """Several actions, one after the other."""
+
+    def __init__(self, *actions: Callable[[AttentionCall, Tensor], Tensor]) -> None:
+        self.actions = actions
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Each gets the output that the one before returned."""
+        for action in self.actions:
+            output_BLHD = action(call, output_BLHD)
         return output_BLHD
 
 

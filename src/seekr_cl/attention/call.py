@@ -66,6 +66,10 @@ class RowIndex:
     def __getitem__(self, pairs: slice) -> "RowIndex":
         return RowIndex(self.sample_P[pairs], self.head_P[pairs], self.query_PR[pairs])
 
+    def of_queries(self, rows: slice) -> "RowIndex":
+        """The same pairs with some of their queries."""
+        return RowIndex(self.sample_P, self.head_P, self.query_PR[:, rows])
+
     def __len__(self) -> int:
         return len(self.sample_P)
 

@@ -60,6 +60,11 @@ def row_scores(q_PRD: Tensor, k_PLD: Tensor, sink_P: Tensor | None, call: Attent
     return RowScores(mask_scores(score_PRL, call, index), q_PRD, k_PLD, slope_PRL, sink_P)
 
 
+def row_probabilities(scores: RowScores) -> Tensor:
+    """Softmax of the scores with the sink in it: [P, R, L]."""
+    return (scores.score_PRL - scores.log_normaliser()[..., None]).exp_()
+
+
 @torch.no_grad()
 def attention_rows(call: AttentionCall, index: RowIndex) -> Tensor:
     """Attention probabilities of the chosen rows, equal to the eager implementation's.
@@ -73,7 +78,7 @@ def attention_rows(call: AttentionCall, index: RowIndex) -> Tensor:
     rows = []
     for tile in index.tiles(length, size):
         scores = student_scores(call, index[tile])
-        rows.append((scores.score_PRL - scores.log_normaliser()[..., None]).exp_())
+        rows.append(row_probabilities(scores))
     if not rows:
         kept = torch.promote_types(call.q_BHLD.dtype, torch.float32)
         return call.q_BHLD.new_zeros((0, index.query_PR.shape[1], length), dtype=kept)
