@@ -131,9 +131,15 @@ class MeasureSensitivity:
         self.entries: dict[int, Tensor] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
-        """Returns the output with the gradient tap on it."""
-        if not output_BLHD.requires_grad:
+        """Returns the output with the gradient tap on it.
+
+        With every weight frozen, gradients begin at the first attention output that passes here: what lies below it
+        has no part in any dL/dA.
+        """
+        if not torch.is_grad_enabled():
             return output_BLHD
+        if not output_BLHD.requires_grad:
+            output_BLHD = output_BLHD.detach().requires_grad_()
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
 
         def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:

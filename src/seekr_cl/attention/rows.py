@@ -52,7 +52,7 @@ def student_scores(call: AttentionCall, index: RowIndex) -> RowScores:
 def row_scores(q_PRD: Tensor, k_PLD: Tensor, sink_P: Tensor | None, call: AttentionCall, index: RowIndex) -> RowScores:
     """Scores of any queries and keys, scaled, capped and masked as in ``call``."""
     with torch.autocast(q_PRD.device.type, enabled=False):
-        score_PRL = (q_PRD @ k_PLD.mT).mul_(call.scaling)
+        score_PRL = (q_PRD * call.scaling) @ k_PLD.mT
     slope_PRL = None
     if call.softcap is not None:
         capped_PRL = torch.tanh(score_PRL / call.softcap)
@@ -62,6 +62,8 @@ def row_scores(q_PRD: Tensor, k_PLD: Tensor, sink_P: Tensor | None, call: Attent
 
 def row_probabilities(scores: RowScores) -> Tensor:
     """Softmax of the scores with the sink in it: [P, R, L]."""
+    if scores.sink_P is None:
+        return scores.score_PRL.softmax(-1)
     return (scores.score_PRL - scores.log_normaliser()[..., None]).exp_()
 
 

@@ -94,8 +94,8 @@ class Scorer:
         row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
 
         def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
-            old_HRL = former[call.layer].rows(call, index, rows_HRL)
-            squared_H = (old_HRL - rows_HRL).square().sum((1, 2)).cpu()
+            moved_HRL = former[call.layer].moved(call, index, rows_HRL)
+            squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
             moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)
             return encode(call, index, rows_HRL)
 
@@ -105,10 +105,6 @@ class Scorer:
         frozen = [] if keep_gradients else [p for p in self.model.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        # With every weight frozen, only the embedding's output makes the activations require gradients.
-        handle = self.model.get_input_embeddings().register_forward_hook(
-            lambda _module, _args, output: output if output.requires_grad else output.requires_grad_()
-        )
         first = first_position(sample)
         try:
             with self.tap.use(InTurn(record, sensitivity)), torch.enable_grad():
@@ -117,7 +113,6 @@ class Scorer:
                 labels_N[: sample.completion_start - first] = -100
                 causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device)).backward()
         finally:
-            handle.remove()
             for parameter in frozen:
                 parameter.requires_grad_(True)
         return Scored(record.rows, logits_NV.detach(), self._sensitivity(sensitivity), moved_NH)

@@ -38,9 +38,9 @@ class StoredDense(Stored):
         """Float32 probabilities [M, R, L]."""
         return decode_probabilities(self.code_MRL, mass_or_ones(self.mass_MR, self.code_MRL))
 
-    def rows(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
-        """The stored rows [M, R, L]."""
-        return self.to(now_MRL.device).decode()
+    def moved(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
+        """``now_MRL`` minus the stored rows."""
+        return now_MRL - self.to(now_MRL.device).decode()
 
     def check(self, heads: int, queries: int, length: int) -> bool:
         """Whether the shapes fit each other."""

@@ -50,9 +50,9 @@ class StoredFactors(Stored):
         sink_M = None if call.sink_H is None else call.sink_H[index.head_P].detach().float()
         return cls(q_MRD, k_GLD, narrow_index(group_M, len(used_G)), q_step_MR, k_step_GL, sink_M)
 
-    def rows(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
-        """Rows [M, R, L] computed from the factors, scaled and masked as in ``call``."""
-        return row_probabilities(self._teacher().to(now_MRL.device).scores(call, index, now_MRL.dtype))
+    def moved(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
+        """``now_MRL`` minus the rows computed from the factors, scaled and masked as in ``call``."""
+        return now_MRL - row_probabilities(self._teacher().to(now_MRL.device).scores(call, index, now_MRL.dtype))
 
     def _teacher(self) -> FactorRows:
         q_MRD, k_GLD = decode_vectors(self.q_MRD, self.q_step_MR), decode_vectors(self.k_GLD, self.k_step_GL)

@@ -69,12 +69,14 @@ class StoredTopK(Stored):
         prob_MRK = torch.where(drawn_MRK, share_MR[..., None], prob_MRK)
         return prob_MRK, self.key_MRK.long(), torch.zeros_like(tail_MR), self.offset_MR.float()
 
-    def rows(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
-        """Whole rows [M, R, L]; the tail lies evenly on the keys that were not kept and that ``now_MRL`` reaches."""
+    def moved(self, call: AttentionCall, index: RowIndex, now_MRL: Tensor) -> Tensor:
+        """``now_MRL`` minus the stored rows, whose tail lies evenly on the keys not kept that ``now_MRL`` reaches."""
         prob_MRK, key_MRK, tail_MR, _ = self.to(now_MRL.device).decode()
-        others_MRL = (now_MRL > 0).float().scatter_(-1, key_MRK, 0.0)
-        others_MRL *= (tail_MR / others_MRL.sum(-1).clamp_min(1))[..., None]
-        return others_MRL.scatter_add_(-1, key_MRK, prob_MRK)
+        seen_MRL = now_MRL > 0
+        others_MR = seen_MRL.sum(-1) - seen_MRL.gather(-1, key_MRK).sum(-1)
+        level_MR1 = (tail_MR / others_MR.clamp_min(1))[..., None]
+        moved_MRL = torch.where(seen_MRL, now_MRL - level_MR1, 0.0)
+        return moved_MRL.scatter_(-1, key_MRK, now_MRL.gather(-1, key_MRK) - prob_MRK)
 
     def check(self, heads: int, queries: int, length: int) -> bool:
         """Whether the shapes fit each other and every key is one of the sample's tokens."""
@@ -117,7 +119,6 @@ def _draw_tail(rows_MRL: Tensor, prob_MRK: Tensor, key_MRK: Tensor) -> tuple[Ten
     Returns:
         probabilities [M, R, K] with zeros for drawn keys, keys, the tail's mass [M, R], the offset [M, R].
     """
-    rows_MRL, prob_MRK = rows_MRL.double(), prob_MRK.double()
     count = prob_MRK.shape[-1]
     place_K = torch.arange(count, device=rows_MRL.device)
     rest_MRK = (rows_MRL.sum(-1, keepdim=True) - (prob_MRK.cumsum(-1) - prob_MRK)).clamp_min(0)
@@ -132,10 +133,10 @@ def _draw_tail(rows_MRL: Tensor, prob_MRK: Tensor, key_MRK: Tensor) -> tuple[Ten
     n_MR1 = count - m_MR1
     # One start a row, spread evenly over rows by the golden ratio: no random numbers, no two rows alike.
     row_MR = torch.arange(rows_MRL[..., 0].numel(), device=rows_MRL.device).view(rows_MRL.shape[:-1])
-    start_MR1 = ((row_MR + 1) * 0.6180339887498949).frac()[..., None]
+    start_MR1 = ((row_MR + 1).double() * 0.6180339887498949).frac()[..., None].to(rows_MRL.dtype)
     wanted_MRK = (place_K - m_MR1 + start_MR1).clamp_min(0) * (tail_MR1 / n_MR1)
     found_MRK = torch.searchsorted(cumulative_MRL, wanted_MRK.contiguous(), right=True)
     key_MRK = torch.where(drawn_MRK, found_MRK.clamp_max(rows_MRL.shape[-1] - 1), key_MRK)
     tail_MR, n_MR = tail_MR1[..., 0], n_MR1[..., 0]
     offset_MR = torch.special.xlogy(tail_MRL, tail_MRL).sum(-1) - torch.special.xlogy(tail_MR, tail_MR / n_MR)
-    return torch.where(drawn_MRK, 0.0, prob_MRK).float(), key_MRK, tail_MR.float(), offset_MR.float()
+    return torch.where(drawn_MRK, 0.0, prob_MRK), key_MRK, tail_MR, offset_MR
