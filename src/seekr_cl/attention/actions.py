@@ -28,7 +28,7 @@ class RecordRows:
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Records without touching the output."""
-        if call.layer in self.wanted:
+        if call.layer in self.wanted and not call.repeated:
             self.rows[call.layer] = attention_rows(call, self.wanted[call.layer])
         return output_BLHD
 
@@ -51,7 +51,7 @@ class DistillRows:
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output, through the injector if gradients are on."""
         targets = self.targets.get(call.layer)
-        if not targets:
+        if not targets or call.repeated:
             return output_BLHD
         value = torch.stack([row_kl(call, target, self.eps) for target in targets]).sum()
         self._values[call.layer] = value.detach()
@@ -106,6 +106,7 @@ class MeasureSensitivity:
         self.real_BL = real_BL
         self.squared: dict[int, Tensor] = {}
         self.entries: dict[int, Tensor] = {}
+        self._parts: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output with the gradient tap on it."""
@@ -113,13 +114,29 @@ class MeasureSensitivity:
             return output_BLHD
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
 
+        # Differential attention uses one map A for several values: dL/dA is the sum of dO V^T over the calls, which is
+        # one product with the calls side by side in D, so the last gradient to arrive takes the norm for all.
+        parts = self._parts[call.layer] if call.repeated else []
+        self._parts[call.layer] = parts
+        parts.append(None)
+        place = len(parts) - 1
+
         def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:
-            batch, length = dO_BLHD.shape[:2]
-            if self.real_BL is None:
-                self.squared[call.layer] = squared_norm_all(dO_BLHD, v_BKLD)
-                self.entries[call.layer] = torch.full((batch,), length * length)
-            else:
-                self.squared[call.layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
-                self.entries[call.layer] = count_valid(self.real_BL, window)
+            parts[place] = (dO_BLHD, v_BKLD)
+            arrived = [part for part in parts if part is not None]
+            if len(arrived) < len(parts):
+                return
+            dO_BLHD, v_BKLD = (torch.cat(tensors, -1) if len(parts) > 1 else tensors[0] for tensors in zip(*arrived))
+            parts[:] = [None] * len(parts)
+            self._measure(call.layer, dO_BLHD, v_BKLD, window)
 
         return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)
+
+    def _measure(self, layer: int, dO_BLHD: Tensor, v_BKLD: Tensor, window: int | None) -> None:
+        batch, length = dO_BLHD.shape[:2]
+        if self.real_BL is None:
+            self.squared[layer] = squared_norm_all(dO_BLHD, v_BKLD)
+            self.entries[layer] = torch.full((batch,), length * length)
+        else:
+            self.squared[layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
+            self.entries[layer] = count_valid(self.real_BL, window)
