@@ -11,8 +11,15 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.masks import seen_entries
 from seekr_cl.attention.rows import attention_rows
-from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
+from seekr_cl.attention.sensitivity import (
+    OutputGradientTap,
+    count_valid,
+    squared_norm_all,
+    squared_norm_seen,
+    squared_norm_valid,
+)
 
 
 class RecordRows:
@@ -95,7 +102,8 @@ class MeasureSensitivity:
     """Collects ||dL/dA||_F^2 of every layer, sample and head during the backward pass.
 
     Args:
-        real_BL: true where a token is real; ``None`` measures all L x L entries as the official code does.
+        real_BL: true where a token is real: causal entries of real tokens that the layer's window and mask allow are
+            measured. ``None`` measures all L x L entries as the official code does.
 
     Attributes:
         squared: after the backward pass, ``{layer: [B, H]}``.
@@ -113,6 +121,7 @@ class MeasureSensitivity:
         if not output_BLHD.requires_grad:
             return output_BLHD
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
+        seen_BLL = None if self.real_BL is None else seen_entries(call, self.real_BL)
 
         # Differential attention uses one map A for several values: dL/dA is the sum of dO V^T over the calls, which is
         # one product with the calls side by side in D, so the last gradient to arrive takes the norm for all.
@@ -128,15 +137,20 @@ class MeasureSensitivity:
                 return
             dO_BLHD, v_BKLD = (torch.cat(tensors, -1) if len(parts) > 1 else tensors[0] for tensors in zip(*arrived))
             parts[:] = [None] * len(parts)
-            self._measure(call.layer, dO_BLHD, v_BKLD, window)
+            self._measure(call.layer, dO_BLHD, v_BKLD, window, seen_BLL)
 
         return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)
 
-    def _measure(self, layer: int, dO_BLHD: Tensor, v_BKLD: Tensor, window: int | None) -> None:
+    def _measure(
+        self, layer: int, dO_BLHD: Tensor, v_BKLD: Tensor, window: int | None, seen_BLL: Tensor | None
+    ) -> None:
         batch, length = dO_BLHD.shape[:2]
         if self.real_BL is None:
             self.squared[layer] = squared_norm_all(dO_BLHD, v_BKLD)
             self.entries[layer] = torch.full((batch,), length * length)
+        elif seen_BLL is not None:
+            self.squared[layer] = squared_norm_seen(dO_BLHD, v_BKLD, seen_BLL)
+            self.entries[layer] = seen_BLL.sum((1, 2)).cpu()
         else:
             self.squared[layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
             self.entries[layer] = count_valid(self.real_BL, window)

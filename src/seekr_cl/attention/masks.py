@@ -65,11 +65,43 @@ def _seen_rows(call: AttentionCall, index: RowIndex, length: int) -> Tensor:
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return causal_rows(index.query_PR, length, call.window) & mask.bool()[index.sample_P, None, :length]
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        return gather_mask_rows(mask, index)[..., :length]
+        rows_PRL = gather_mask_rows(mask, index)[..., :length]
+        return rows_PRL if rows_PRL.dtype == torch.bool else rows_PRL > torch.finfo(rows_PRL.dtype).min / 2
     raise ModelError(
         f"attention masks of type {type(mask).__name__} cannot be read row by row; "
         "load the model with attn_implementation='sdpa', 'eager', 'flex_attention' or flash attention"
     )
+
+
+def seen_entries(call: AttentionCall, real_BL: Tensor) -> Tensor | None:
+    """Entries that real queries and real keys have, where the mask allows fewer than causality and the window.
+
+    Chunked attention, sparse keys and packed sequences are such masks. One that differs from head to head is not looked
+    at: what a head of its own masks away is still counted.
+
+    Args:
+        call: the layer's call.
+        real_BL: true where a token is real.
+
+    Returns:
+        bool [B, L, L], or ``None`` where the mask says nothing more.
+    """
+    mask = call.mask
+    if (mask is None and call.segment_BL is None) or (isinstance(mask, Tensor) and mask.dim() == 2):
+        return None
+    if isinstance(mask, Tensor) and mask.shape[1] > 1:
+        return None
+    real_BL = real_BL.bool()
+    query_1L = torch.arange(real_BL.shape[1], device=real_BL.device)[None]
+    causal_1LL = causal_rows(query_1L, real_BL.shape[1], call.window)
+    seen, narrower = [], False
+    for number, real_L in enumerate(real_BL):
+        sample_P = torch.full((1,), number, device=real_BL.device)
+        both_1LL = causal_1LL & real_L[:, None] & real_L
+        rows_1LL = _seen_rows(call, RowIndex(sample_P, torch.zeros_like(sample_P), query_1L), len(real_L))
+        seen.append(rows_1LL & both_1LL)
+        narrower = narrower or not torch.equal(seen[-1], both_1LL)
+    return torch.cat(seen) if narrower else None
 
 
 def add_bias(mask: object, bias: Tensor, window: int | None) -> Tensor:
