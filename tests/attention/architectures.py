@@ -306,9 +306,9 @@ def build(row: Architecture, implementation: str | None = None):
     wanted = row.implementation if implementation is None else implementation
     model = kind.from_config(make_config(row), **({"attn_implementation": wanted} if wanted else {}))
     for name, parameter in model.named_parameters():
-        # Sinks may start at zero or minus infinity, where a forgotten one would hardly show.
+        # Sinks that start at zero take next to nothing from scores as large as these: a forgotten one would not show.
         if "sink" in name:
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, mean=6.0)
     return model.double().eval()
 
 

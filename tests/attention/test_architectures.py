@@ -164,7 +164,9 @@ def test_gradients(case, padding):
     for name, grad in theirs.items():
         assert (grad is None) == (mine[name] is None), name
         if grad is not None:
-            torch.testing.assert_close(mine[name], grad, rtol=0, atol=row.tolerance * largest, msg=name)
+            torch.testing.assert_close(
+                mine[name], grad, rtol=0, atol=row.tolerance * largest, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @each_padding
