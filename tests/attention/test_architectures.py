@@ -6,10 +6,12 @@ can. All of it is in double precision, so that a window, cap, sink or bias that 
 
 import contextlib
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from architectures import MATRIX, REFUSED, Architecture, build, eager_twin
+from architectures import MATRIX, REFUSED, STRICT, Architecture, build, eager_twin
 from tiny_models import make_batch, run
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as eager_with_sinks
 
@@ -26,7 +28,6 @@ from seekr_cl.errors import ModelError
 from seekr_cl.methods.losses import causal_lm_loss
 
 each_padding = pytest.mark.parametrize("padding", ["none", "left"])
-STRICT = 1e-10
 
 
 # Module scope groups the tests by row, so that each model is built once.
@@ -194,6 +195,23 @@ def test_refused(row):
         AttentionTap(model)
     assert row.reason in str(caught.value)
     assert row.kind in str(caught.value).lower()
+
+
+def test_compressed_keys_are_refused_when_they_come():
+    row = next(row for row in MATRIX if row.kind == "deepseek_v4")
+    config = {"layer_types": ["sliding_attention", "compressed_sparse_attention"], "num_hidden_layers": 2}
+    model = build(replace(row, config=config))
+    with AttentionTap(model) as tap, tap.use(RecordRows({})), pytest.raises(ModelError, match="keys for 11 tokens"):
+        run(model, make_batch("none"))
+
+
+def test_page_is_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+    import architectures_page
+
+    assert architectures_page.PAGE.read_text(encoding="utf-8") == architectures_page.page(), (
+        "run recipes/architectures_page.py"
+    )
 
 
 def test_matrix_is_large_and_has_no_doubles():

