@@ -11,8 +11,15 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.masks import seen_entries
 from seekr_cl.attention.rows import attention_rows
-from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
+from seekr_cl.attention.sensitivity import (
+    OutputGradientTap,
+    count_valid,
+    squared_norm_all,
+    squared_norm_seen,
+    squared_norm_valid,
+)
 
 Keep = Callable[[AttentionCall, RowIndex, Tensor], Any]
 
@@ -37,7 +44,7 @@ class RecordRows:
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Records without touching the output."""
         index = self.wanted.get(call.layer)
-        if index is not None:
+        if index is not None and not call.repeated:
             with torch.no_grad():
                 self.rows[call.layer] = self.keep(call, index, attention_rows(call, index))
         return output_BLHD
@@ -74,7 +81,7 @@ class DistillRows:
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output, through the injector if gradients are on."""
         targets = self.targets.get(call.layer)
-        if not targets:
+        if not targets or call.repeated:
             return output_BLHD
         value = torch.stack([row_kl(call, target, self.eps) for target in targets]).sum()
         self._values[call.layer] = value.detach()
@@ -118,7 +125,8 @@ class MeasureSensitivity:
     """Collects ||dL/dA||_F^2 of every layer, sample and head during the backward pass.
 
     Args:
-        real_BL: true where a token is real; ``None`` measures all L x L entries as the official code does.
+        real_BL: true where a token is real: causal entries of real tokens that the layer's window and mask allow are
+            measured. ``None`` measures all L x L entries as the official code does.
 
     Attributes:
         squared: after the backward pass, ``{layer: [B, H]}``.
@@ -129,6 +137,7 @@ class MeasureSensitivity:
         self.real_BL = real_BL
         self.squared: dict[int, Tensor] = {}
         self.entries: dict[int, Tensor] = {}
+        self._parts: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output with the gradient tap on it.
@@ -141,14 +150,36 @@ class MeasureSensitivity:
         if not output_BLHD.requires_grad:
             output_BLHD = output_BLHD.detach().requires_grad_()
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
+        seen_BLL = None if self.real_BL is None else seen_entries(call, self.real_BL)
+
+        # Differential attention uses one map A for several values: dL/dA is the sum of dO V^T over the calls, which is
+        # one product with the calls side by side in D, so the last gradient to arrive takes the norm for all.
+        parts = self._parts[call.layer] if call.repeated else []
+        self._parts[call.layer] = parts
+        parts.append(None)
+        place = len(parts) - 1
 
         def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:
-            batch, length = dO_BLHD.shape[:2]
-            if self.real_BL is None:
-                self.squared[call.layer] = squared_norm_all(dO_BLHD, v_BKLD)
-                self.entries[call.layer] = torch.full((batch,), length * length)
-            else:
-                self.squared[call.layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
-                self.entries[call.layer] = count_valid(self.real_BL, window)
+            parts[place] = (dO_BLHD, v_BKLD)
+            arrived = [part for part in parts if part is not None]
+            if len(arrived) < len(parts):
+                return
+            dO_BLHD, v_BKLD = (torch.cat(tensors, -1) if len(parts) > 1 else tensors[0] for tensors in zip(*arrived))
+            parts[:] = [None] * len(parts)
+            self._measure(call.layer, dO_BLHD, v_BKLD, window, seen_BLL)
 
         return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)
+
+    def _measure(
+        self, layer: int, dO_BLHD: Tensor, v_BKLD: Tensor, window: int | None, seen_BLL: Tensor | None
+    ) -> None:
+        batch, length = dO_BLHD.shape[:2]
+        if self.real_BL is None:
+            self.squared[layer] = squared_norm_all(dO_BLHD, v_BKLD)
+            self.entries[layer] = torch.full((batch,), length * length)
+        elif seen_BLL is not None:
+            self.squared[layer] = squared_norm_seen(dO_BLHD, v_BKLD, seen_BLL)
+            self.entries[layer] = seen_BLL.sum((1, 2)).cpu()
+        else:
+            self.squared[layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
+            self.entries[layer] = count_valid(self.real_BL, window)

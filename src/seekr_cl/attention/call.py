@@ -29,6 +29,7 @@ class AttentionCall:
         window: sliding window of this layer, if it has one.
         sink_H: each head's attention sink, one more score in the softmax that belongs to no key, if the model has them.
         segment_BL: number of the packed sequence a token belongs to, where the backend is not told by its mask.
+        repeated: this layer was called with these very queries and keys just before; only its values are others.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class AttentionCall:
     window: int | None = None
     sink_H: Tensor | None = None
     segment_BL: Tensor | None = None
+    repeated: bool = False
 
     @property
     def group(self) -> int:
