@@ -159,6 +159,7 @@ def test_what_the_kernels_do_not_cover_is_left_to_the_tiles(teacher):
     double = kernel_cases.replace(call, q_BHLD=call.q_BHLD.double(), k_BKLD=call.k_BKLD.double())
     assert not available(double, target)
     assert not available(kernel_cases.replace(call, mask="blocks"), target)
+    assert not available(kernel_cases.replace(call, mask=torch.zeros(1, 1, 37, 37, requires_grad=True)), target)
     assert not available(call, RowTarget(target.index, object(), target.weight_PR))
     none = slice(0, 0)
     assert not available(call, target.tile(none))

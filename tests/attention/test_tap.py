@@ -1,5 +1,7 @@
 """AttentionTap leaves transformers as it found it and every other model alone."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import TABLE, build, make_batch, run
@@ -16,6 +18,11 @@ def functions():
     return dict(AttentionInterface._global_mapping)
 
 
+def marked(model):
+    """Layers that still carry something of a tap's."""
+    return [module for module in model.modules() if tap_module._SLOT in vars(module)]
+
+
 def spoil(call, output):
     return output + 1
 
@@ -25,9 +32,10 @@ def test_functions_are_restored(implementation):
     model, before = build("llama-gqa", implementation), functions()
     with AttentionTap(model):
         assert functions() != before
+        assert marked(model)
     assert functions() == before
     assert not tap_module._installed
-    assert not tap_module._taps
+    assert not marked(model)
 
 
 def test_closing_twice_is_harmless():
@@ -119,4 +127,25 @@ def test_models_outside_the_interface_are_refused(kind):
     with pytest.raises(ModelError, match=kind):
         AttentionTap(model)
     assert functions() == before
-    assert not tap_module._taps
+    assert not marked(model)
+
+
+def test_a_model_whose_attention_was_replaced_is_refused(monkeypatch):
+    def forward(self, hidden_states, *args, **kwargs):
+        return self.o_proj(self.q_proj(hidden_states)), None
+
+    model = build("llama-gqa", "sdpa")
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", forward)
+    with pytest.raises(ModelError, match="its attention was replaced"):
+        AttentionTap(model)
+    assert not marked(model)
+
+
+def test_a_copy_of_a_tapped_model_is_not_tapped():
+    model, batch = build("llama-gqa", "sdpa"), make_batch("left")
+    clean = run(model, batch).logits
+    with AttentionTap(model) as tap, tap.use(spoil):
+        twin = copy.deepcopy(model)
+        assert torch.equal(run(twin, batch).logits, clean)
+        assert not torch.allclose(run(model, batch).logits, clean)
+    assert torch.equal(run(twin, batch).logits, clean)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tinylm import HEADS, LAYERS, config_for, reverse_task, teach
+from tinylm import HEADS, LAYERS, config_for, reverse_task, rows_of, teach
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,7 @@ def test_stored_rows_are_the_eager_maps(taught: Path) -> None:
             maps = teacher(input_ids=sample.ids_L[None], output_attentions=True).attentions
         assert torch.equal(sample.attention.query_R, torch.arange(len(sample.ids_L)))
         for layer in range(LAYERS):
-            torch.testing.assert_close(sample.attention.rows[layer], maps[layer][0], rtol=0, atol=1e-6)
+            torch.testing.assert_close(rows_of(task, sample)[layer], maps[layer][0], rtol=0, atol=1e-6)
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from seekr_cl.attention.stored import StoredDense, StoredTopK
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.store import _digest
@@ -15,22 +16,23 @@ HEADS = {0: [1, 3], 2: [0]}
 INFO = {"examples": 40, "fingerprint": "f00d"}
 
 
-def make_sample(number: int, dense: bool = False) -> ReplaySample:
+def make_sample(number: int, dense: bool = False, dtype: str = "float16") -> ReplaySample:
     """Nine tokens, three answer positions, four queries; numbers that no half precision holds exactly."""
     draw = torch.Generator().manual_seed(number)
     position_A = torch.tensor([4, 5, 6])
-    logprob_AV = torch.randn((3, VOCABULARY), generator=draw).log_softmax(-1)
-    logprob_AK, token_AK = (logprob_AV, None) if dense else logprob_AV.topk(4)
+    logits_AV = torch.randn((3, VOCABULARY), generator=draw)
     query_R = torch.tensor([0, 2, 5, 8])
-    rows = {layer: torch.rand((len(heads), 4, TOKENS), generator=draw).softmax(-1) for layer, heads in HEADS.items()}
+    rows_MRL = torch.rand((sum(map(len, HEADS.values())), 4, TOKENS), generator=draw).softmax(-1)
+    rows = StoredDense.encode(rows_MRL, dtype) if dense else StoredTopK.encode(rows_MRL, 5, dtype)
     return ReplaySample(
         f"prompt {number} ∑", f"completion {number}\n", torch.randint(VOCABULARY, (TOKENS,), generator=draw), 5,
-        LogitSignal(position_A, logprob_AK, token_AK), AttentionSignal(query_R, rows),
+        LogitSignal.encode(position_A, logits_AV, None if dense else 4, dtype), AttentionSignal(query_R, rows),
     )  # fmt: skip
 
 
-def make_task(name: str, first: int = 0, count: int = 2) -> MemoryTask:
-    return MemoryTask(name, [make_sample(first + i, dense=i % 2 == 1) for i in range(count)], dict(HEADS), dict(INFO))
+def make_task(name: str, first: int = 0, count: int = 2, dtype: str = "float16") -> MemoryTask:
+    samples = [make_sample(first + i, i % 2 == 1, dtype) for i in range(count)]
+    return MemoryTask(name, samples, dict(HEADS), dict(INFO))
 
 
 def make_importance(scale: float = 1.0) -> HeadImportance:
@@ -38,10 +40,10 @@ def make_importance(scale: float = 1.0) -> HeadImportance:
     return HeadImportance((0, 1, 2), table_NH, table_NH + 1, table_NH + 2)
 
 
-def commit(memory: ReplayMemory, *tasks: MemoryTask, dtype: str = "float16", model: str = "m", **more: Any) -> None:
+def commit(memory: ReplayMemory, *tasks: MemoryTask, model: str = "m", **more: Any) -> None:
     """One more generation."""
     given = {"importance": make_importance(memory.generation + 1), "tokenizer_sha256": "t", "method": {"name": "x"}}
-    memory.commit(list(tasks), model_sha256=model, signal_dtype=dtype, **(given | more))
+    memory.commit(list(tasks), model_sha256=model, **(given | more))
 
 
 def resign(folder: Path, change: Any) -> None:

@@ -84,10 +84,10 @@ def test_json_that_is_no_manifest(folder: Path, content: str) -> None:
     assert "'format' is not 'seekr-memory'" in refused(folder, names="manifest.json")
 
 
-@pytest.mark.parametrize("version", [2, 99, 0, "1", None, [1]])
+@pytest.mark.parametrize("version", [1, 99, 0, "2", None, [2]])
 def test_another_version(folder: Path, version: Any) -> None:
     resign(folder, lambda manifest: manifest.update(version=version))
-    assert f"format version {version!r}, this release reads 1; update seekr-cl" in refused(
+    assert f"format version {version!r}, this release reads 2; update seekr-cl" in refused(
         folder, names="manifest.json"
     )
 
@@ -186,15 +186,20 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], name
     "change",
     [
         lambda t: t.pop("000000/ids"), lambda t: t.pop("000001/completion_start"),
-        lambda t: t.pop("000000/logits/position"), lambda t: t.pop("000000/logits/logprob"),
-        lambda t: t.pop("000000/attention/2"), lambda t: t.pop("000000/attention/query"),
+        lambda t: t.pop("000000/logits/position"), lambda t: t.pop("000000/logits/code"),
+        lambda t: t.pop("000000/attention/rows/code"), lambda t: t.pop("000000/attention/query"),
         lambda t: t.update({"000002/ids": torch.zeros(3)}), lambda t: t.update({"000000/ids": torch.zeros(3)}),
         lambda t: t.update({"000000/ids": torch.zeros(9, 2)}), lambda t: t.update({"-1/ids": torch.zeros(9)}),
         lambda t: t.update({"000000/logits/position": torch.tensor([4, 5, 9])}),
         lambda t: t.update({"000000/logits/position": torch.tensor([-1, 5, 6])}),
         lambda t: t.update({"000000/logits/token": torch.zeros(3, 3)}),
         lambda t: t.update({"000000/attention/query": torch.tensor([0, 2, 5])}),
-        lambda t: t.update({"000000/attention/0": torch.zeros(1, 4, 9)}),
+        lambda t: t.update({"000000/attention/rows/code": torch.zeros(2, 4, 5)}),
+        lambda t: t.update({"000000/attention/rows/key": torch.full((3, 4, 5), 9)}),
+        lambda t: t.update({"000000/attention/rows/key": torch.full((3, 4, 5), -1)}),
+        lambda t: t.update({"000000/attention/rows/key": torch.zeros(3, 4, 5)}),
+        lambda t: t.update({"000000/attention/rows/tail": torch.zeros(3, 5)}),
+        lambda t: t.update({"000000/attention/rows/other": torch.zeros(3, 5)}),
         lambda t: t.update({"000000/completion_start": torch.tensor(10)}),
         lambda t: t.update({"000000/completion_start": torch.zeros(2)}),
         lambda t: t.update({"stray": torch.zeros(2)}),

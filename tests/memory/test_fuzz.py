@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_memory import commit, make_task, resign
 
+from seekr_cl.attention import DenseRows
+from seekr_cl.attention.stored import collate_rows
 from seekr_cl.errors import SeekrError
 from seekr_cl.memory import ReplayMemory
 
@@ -45,7 +47,10 @@ def open_and_use(folder: Path) -> None:
     for task, sample in memory.samples:
         assert task.name + sample.prompt + sample.completion is not None
         for layer, heads in task.heads.items():
-            assert sample.attention.rows[layer].shape[0] == len(heads)
+            rows = sample.attention.of_layer(task.heads, layer)
+            teacher = collate_rows([rows], [0], len(sample.attention.query_R), len(sample.ids_L))
+            assert len(teacher.prob_PRL if isinstance(teacher, DenseRows) else teacher.prob_PRK) == len(heads)
+        assert sample.logits.probabilities().shape[0] == len(sample.logits.position_A)
 
 
 @QUICK

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tinylm import HEADS, LAYERS, config_for, constant_task, reverse_task, teach
+from tinylm import HEADS, LAYERS, config_for, constant_task, reverse_task, rows_of, teach
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from seekr_cl.attention.stored import join_layers
 from seekr_cl.memory import MemoryTask, ReplayMemory
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr import Seekr, SeekrSettings
@@ -67,7 +68,7 @@ def test_the_factors_choose_differently(base: Path, tmp_path: Path) -> None:
 def test_all_heads_whatever_the_budgets(base: Path, tmp_path: Path) -> None:
     memory = keep(base, tmp_path, heads="all", layer_budget=1, head_budget=1)
     assert [task.heads for task in memory.tasks] == [{n: list(range(HEADS)) for n in range(LAYERS)}] * 2
-    rows = memory.samples[0][1].attention.rows
+    rows = rows_of(*memory.samples[0])
     assert [rows[n].shape[0] for n in range(LAYERS)] == [HEADS] * LAYERS
 
 
@@ -95,13 +96,13 @@ def test_random_heads_do_not_depend_on_what_was_learnt(base: Path, tmp_path: Pat
 def mixed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[tuple[MemoryTask, Any]]]:
     """A student and samples of three tasks whose heads overlap in no simple way."""
     folder = tmp_path_factory.mktemp("mixed")
-    memory = keep(base, folder, heads="all", query_budget=5, replay={"samples": 2})
+    memory = keep(base, folder, heads="all", attention_signal="dense", query_budget=5, replay={"samples": 2})
     student = AutoModelForCausalLM.from_pretrained(base).eval()
     choices: list[dict[int, list[int]]] = [{0: [1, 3]}, {0: [0], 1: [1, 2, 3]}]
     picked = []
     for (task, sample), heads in zip([memory.samples[0], memory.samples[2]], choices):
-        rows = {layer: sample.attention.rows[layer][chosen] for layer, chosen in heads.items()}
-        signal = type(sample.attention)(sample.attention.query_R, rows)
+        rows = [sample.attention.of_layer(task.heads, layer).pick(chosen) for layer, chosen in heads.items()]
+        signal = type(sample.attention)(sample.attention.query_R, join_layers(rows))
         picked.append((MemoryTask(task.name, [], heads), type(sample)(
             sample.prompt, sample.completion, sample.ids_L, sample.completion_start, sample.logits, signal
         )))  # fmt: skip
@@ -133,7 +134,7 @@ def test_a_mixed_batch_holds_every_sample_to_its_own_heads(mixed: Any) -> None:
         for row, (number, head) in enumerate(places[layer]):
             task, sample = picked[number]
             length, count = len(sample.ids_L), len(sample.attention.query_R)
-            own = sample.attention.rows[layer][task.heads[layer].index(head)]
+            own = rows_of(task, sample)[layer][task.heads[layer].index(head)]
             assert torch.equal(target.teacher.prob_PRL[row, :count, :length], own)
             assert target.index.query_PR[row, :count].tolist() == sample.attention.query_R.tolist()
             assert not target.teacher.prob_PRL[row, :, length:].any()

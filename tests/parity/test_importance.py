@@ -47,7 +47,7 @@ def test_rows_stored_for_replay(case, key):
         scorer = Scorer(tap, case.layout, "padded", case.samples[task])
         for number, sample in enumerate(case.samples[task]):
             query_R = case.queries(mode, task)[number] + scorer.offset(sample)
-            rows, _ = scorer.rows(sample, query_R)
+            rows = scorer.before(sample, query_R, lambda call, index, rows_HRL: rows_HRL)
             for layer, rows_HRL in rows.items():
                 close(rows_HRL, golden[number, layer], what=f"sample {number} layer {layer}", of_max=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from golden_case import close, each, settings
 
-from seekr_cl.methods.logits import distil_logits, pad_logits, take_logits
+from seekr_cl.methods.logits import distil_logits, first_position, pad_logits, take_logits
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.schedule import MicroBatch
 
@@ -82,8 +82,8 @@ def stored(case, row, **changes):
         sample = case.samples[task][number]
         logits = torch.tensor(case.arrays[f"imp/{task}/replay_logits"][number])
         start = case.layout.offset(len(sample.ids_L), len(logits))
-        own = logits[start : start + len(sample.ids_L)]
-        samples.append(replace(sample, logits=take_logits(own, sample, given)))
+        own = logits[start + first_position(sample) : start + len(sample.ids_L)]
+        samples.append(replace(sample, logits=take_logits(own, sample, given, "float32")))
     student = torch.tensor(case.arrays[f"{row['arrays']}/student_logits"])
     return distil_logits(student, pad_logits(samples, case.layout, student.shape[1]), given)
 
@@ -103,7 +103,7 @@ def test_teacher_logits_as_the_official_collator_delivers_them(case, key):
         sample = memory[task].samples[number]
         at = sample.logits.position_A + case.layout.offset(len(sample.ids_L), len(teacher))
         assert ((teacher != -100).any(-1).nonzero()[:, 0] == at).all()
-        close(sample.logits.logprob_AK, teacher[at].log_softmax(-1), of_max=True)
+        close(sample.logits.probabilities(), teacher[at].softmax(-1), of_max=True)
 
 
 @each(lambda case: with_logits(case) if (case.folder / "alt_correct.npz").is_file() else [])

@@ -78,7 +78,8 @@ WRONG: dict[str, Any] = {
     "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logit_alignment": 1, "method.logit_form": None,
     "method.lambda2": "much", "method.attention_share": None, "method.heads": 8, "method.layer_budget": "most",
     "method.head_budget": True, "method.query_budget": [5], "method.importance_rule": 1, "method.measure": None,
-    "method.attention_reduction": 3, "method.attention_eps": "tiny", "method.query_replacement": 1,
+    "method.attention_reduction": 3, "method.attention_signal": 1, "method.attention_top_k": 2.5,
+    "method.attention_tail": 0, "method.attention_eps": "tiny", "method.query_replacement": 1,
     "method.gradient_leak": "no",
 }  # fmt: skip
 
@@ -106,8 +107,9 @@ OUT_OF_RANGE = [
     ("method.logit_alignment", "prev"), ("method.logit_form", "mse"), ("method.heads", "best"),
     ("method.layer_budget", -1), ("method.head_budget", 1.5), ("method.query_budget", 0), ("method.query_budget", -3),
     ("method.importance_rule", "sum"), ("method.measure", "all"), ("method.attention_reduction", "max"),
-    ("method.attention_eps", -1e-8), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
-    ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int8"),
+    ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.attention_signal", "rows"),
+    ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
+    ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
     ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),
 ]  # fmt: skip
 
@@ -157,7 +159,7 @@ def test_the_official_preset_is_the_official_code_whatever_the_defaults_become()
         lambda1=0.5, logits_top_k=None, logit_alignment="label", logit_form="cross_entropy", lambda2=1000.0,
         heads="importance", layer_budget=24, head_budget=128, query_budget=None, importance_rule="sum_of_products",
         measure="padded", attention_reduction="layer_mean", attention_eps=1e-8, query_replacement=True,
-        gradient_leak=True,
+        gradient_leak=True, attention_signal="dense",
     )  # fmt: skip
     assert config.replay_settings == ReplaySettings(ratio=0.01, cadence="official", choice="first", step="separate")
     assert (config.order, config.padding_side, config.pad_multiple, config.boundary) == ("official", "left", 8, "joint")
@@ -210,3 +212,9 @@ def test_combinations_of_which_one_would_be_ignored(settings: dict[str, Any], pa
 def test_the_trainer_may_not_save_or_evaluate_on_its_own(tmp_path: Path) -> None:
     config = SeekrConfig(output_dir=str(tmp_path), use_cpu=True, method=None, replay=None)
     assert (config.save_strategy, config.eval_strategy, config.method_class.name) == ("no", "no", "seekr")
+
+
+@pytest.mark.parametrize(("key", "value"), [("attention_top_k", 8), ("attention_tail", "bucket")])
+def test_what_only_top_k_reads_is_refused_without_it(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"method.{key}: would be ignored"):
+        make(method={"name": "seekr", "attention_signal": "dense", key: value})

@@ -84,10 +84,10 @@ def test_general_data_is_task_zero(base: Path, tmp_path: Path, method: str) -> N
         sample = memory.tasks[0].samples[0]
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(base)(input_ids=sample.ids_L[None]).logits[0]
-        expected = logits.log_softmax(-1)[signal.position_A]
+        expected = logits.softmax(-1)[signal.position_A]
         if signal.token_AK is not None:
-            expected = expected.gather(-1, signal.token_AK)
-        torch.testing.assert_close(signal.logprob_AK, expected)
+            expected = expected.gather(-1, signal.token_AK.long())
+        torch.testing.assert_close(signal.probabilities(), expected)
 
 
 def test_the_optimizer_is_carried_over_if_asked(base: Path, tmp_path: Path) -> None:

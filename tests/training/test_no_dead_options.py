@@ -59,6 +59,9 @@ METHOD_ROWS = {
     "measure": Row("frobenius", "memory"),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),
+    "attention_signal": Row("factors", "memory"),
+    "attention_top_k": Row(2, "memory"),
+    "attention_tail": Row("bucket", "weights", method(attention_top_k=2)),
     "query_replacement": Row(True, "memory", method(query_budget=40)),
     "gradient_leak": Row(True, "weights", {"carry_optimizer": True}),
 }

@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from seekr_cl.memory import MemoryTask, ReplayMemory
+from seekr_cl.attention.stored import StoredDense, StoredFactors
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import Learnt, SeekrConfig, config_from, learn
 
@@ -112,16 +113,32 @@ def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, 
             key = f"{place}/{number}"
             found[f"{key}/ids"] = sample.ids_L
             if sample.logits is not None:
-                found |= {f"{key}/position": sample.logits.position_A, f"{key}/logprob": sample.logits.logprob_AK}
+                found |= {f"{key}/position": sample.logits.position_A, f"{key}/prob": sample.logits.probabilities()}
                 if sample.logits.token_AK is not None:
-                    found[f"{key}/token"] = sample.logits.token_AK
+                    found[f"{key}/token"] = sample.logits.token_AK.long()
             if sample.attention is not None:
                 found[f"{key}/query"] = sample.attention.query_R
-                found |= {f"{key}/rows/{layer}": rows for layer, rows in sample.attention.rows.items()}
+                found |= {f"{key}/rows/{layer}": rows for layer, rows in rows_of(task, sample).items()}
     importance = None if isinstance(memory, list) else _opened(memory).importance
     if importance is not None:
         for name in ("sensitivity_NH", "forgettability_NH", "product_NH"):
             found[f"importance/{name}"] = getattr(importance, name)
+    return found
+
+
+def rows_of(task: MemoryTask, sample: ReplaySample) -> dict[int, Tensor]:
+    """``{layer: [M, R, L]}`` what is kept of a sample's rows, zero elsewhere; of factors, the queries."""
+    found = {}
+    for layer in task.heads:
+        stored = sample.attention.of_layer(task.heads, layer)
+        if isinstance(stored, StoredDense):
+            found[layer] = stored.decode()
+            continue
+        if isinstance(stored, StoredFactors):
+            found[layer] = stored.q_MRD
+            continue
+        prob_MRK, key_MRK, _, _ = stored.decode()
+        found[layer] = torch.zeros(*prob_MRK.shape[:2], len(sample.ids_L)).scatter_(-1, key_MRK, prob_MRK)
     return found
 
 

@@ -1,6 +1,6 @@
 """The attention engine: pure tensor code that taps, scores and distils attention on the model's own fast kernel."""
 
-from seekr_cl.attention.actions import DistillRows, MeasureSensitivity, RecordRows
+from seekr_cl.attention.actions import DistillRows, InTurn, MeasureSensitivity, RecordRows
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import RowTarget, row_kl
 from seekr_cl.attention.rows import attention_rows
@@ -13,6 +13,7 @@ __all__ = [
     "DenseRows",
     "DistillRows",
     "FactorRows",
+    "InTurn",
     "MeasureSensitivity",
     "RecordRows",
     "RowIndex",

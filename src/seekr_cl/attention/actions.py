@@ -3,7 +3,7 @@
 Shapes as in ``rows``: B batch, H query heads, L sequence length, D head size, P (sample, head) pairs, R rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,25 +11,55 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.masks import seen_entries
 from seekr_cl.attention.rows import attention_rows
-from seekr_cl.attention.sensitivity import OutputGradientTap, count_valid, squared_norm_all, squared_norm_valid
+from seekr_cl.attention.sensitivity import (
+    OutputGradientTap,
+    count_valid,
+    squared_norm_all,
+    squared_norm_seen,
+    squared_norm_valid,
+)
+
+Keep = Callable[[AttentionCall, RowIndex, Tensor], Any]
 
 
 class RecordRows:
     """Keeps the attention rows of the layers in ``wanted``.
 
+    Args:
+        wanted: which rows of which layers.
+        keep: makes of a layer's call, index and rows [P, R, L] what is to be kept of them while they are at hand, so
+            that no two layers' rows need exist at once; by default the rows themselves.
+
     Attributes:
-        rows: after a forward pass, ``{layer: [P, R, L]}``.
+        rows: after a forward pass, ``{layer: what was kept}``.
     """
 
-    def __init__(self, wanted: dict[int, RowIndex]) -> None:
+    def __init__(self, wanted: dict[int, RowIndex], keep: Keep = lambda call, index, rows_PRL: rows_PRL) -> None:
         self.wanted = wanted
-        self.rows: dict[int, Tensor] = {}
+        self.keep = keep
+        self.rows: dict[int, Any] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Records without touching the output."""
-        if call.layer in self.wanted:
-            self.rows[call.layer] = attention_rows(call, self.wanted[call.layer])
+        index = self.wanted.get(call.layer)
+        if index is not None and not call.repeated:
+            with torch.no_grad():
+                self.rows[call.layer] = self.keep(call, index, attention_rows(call, index))
+        return output_BLHD
+
+
+class InTurn:
+    """Several actions, one after the other."""
+
+    def __init__(self, *actions: Callable[[AttentionCall, Tensor], Tensor]) -> None:
+        self.actions = actions
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Each gets the output that the one before returned."""
+        for action in self.actions:
+            output_BLHD = action(call, output_BLHD)
         return output_BLHD
 
 
@@ -51,7 +81,7 @@ class DistillRows:
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
         """Returns the output, through the injector if gradients are on."""
         targets = self.targets.get(call.layer)
-        if not targets:
+        if not targets or call.repeated:
             return output_BLHD
         value = torch.stack([row_kl(call, target, self.eps) for target in targets]).sum()
         self._values[call.layer] = value.detach()
@@ -95,7 +125,8 @@ class MeasureSensitivity:
     """Collects ||dL/dA||_F^2 of every layer, sample and head during the backward pass.
 
     Args:
-        real_BL: true where a token is real; ``None`` measures all L x L entries as the official code does.
+        real_BL: true where a token is real: causal entries of real tokens that the layer's window and mask allow are
+            measured. ``None`` measures all L x L entries as the official code does.
 
     Attributes:
         squared: after the backward pass, ``{layer: [B, H]}``.
@@ -106,20 +137,49 @@ class MeasureSensitivity:
         self.real_BL = real_BL
         self.squared: dict[int, Tensor] = {}
         self.entries: dict[int, Tensor] = {}
+        self._parts: dict[int, list[tuple[Tensor, Tensor] | None]] = {}
 
     def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
-        """Returns the output with the gradient tap on it."""
-        if not output_BLHD.requires_grad:
+        """Returns the output with the gradient tap on it.
+
+        With every weight frozen, gradients begin at the first attention output that passes here: what lies below it
+        has no part in any dL/dA.
+        """
+        if not torch.is_grad_enabled():
             return output_BLHD
+        if not output_BLHD.requires_grad:
+            output_BLHD = output_BLHD.detach().requires_grad_()
         window = call.window if call.window is not None and call.window < call.k_BKLD.shape[2] else None
+        seen_BLL = None if self.real_BL is None else seen_entries(call, self.real_BL)
+
+        # Differential attention uses one map A for several values: dL/dA is the sum of dO V^T over the calls, which is
+        # one product with the calls side by side in D, so the last gradient to arrive takes the norm for all.
+        parts = self._parts[call.layer] if call.repeated else []
+        self._parts[call.layer] = parts
+        parts.append(None)
+        place = len(parts) - 1
 
         def receive(dO_BLHD: Tensor, v_BKLD: Tensor) -> None:
-            batch, length = dO_BLHD.shape[:2]
-            if self.real_BL is None:
-                self.squared[call.layer] = squared_norm_all(dO_BLHD, v_BKLD)
-                self.entries[call.layer] = torch.full((batch,), length * length)
-            else:
-                self.squared[call.layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
-                self.entries[call.layer] = count_valid(self.real_BL, window)
+            parts[place] = (dO_BLHD, v_BKLD)
+            arrived = [part for part in parts if part is not None]
+            if len(arrived) < len(parts):
+                return
+            dO_BLHD, v_BKLD = (torch.cat(tensors, -1) if len(parts) > 1 else tensors[0] for tensors in zip(*arrived))
+            parts[:] = [None] * len(parts)
+            self._measure(call.layer, dO_BLHD, v_BKLD, window, seen_BLL)
 
         return OutputGradientTap.apply(output_BLHD, call.v_BKLD, receive)
+
+    def _measure(
+        self, layer: int, dO_BLHD: Tensor, v_BKLD: Tensor, window: int | None, seen_BLL: Tensor | None
+    ) -> None:
+        batch, length = dO_BLHD.shape[:2]
+        if self.real_BL is None:
+            self.squared[layer] = squared_norm_all(dO_BLHD, v_BKLD)
+            self.entries[layer] = torch.full((batch,), length * length)
+        elif seen_BLL is not None:
+            self.squared[layer] = squared_norm_seen(dO_BLHD, v_BKLD, seen_BLL)
+            self.entries[layer] = seen_BLL.sum((1, 2)).cpu()
+        else:
+            self.squared[layer] = squared_norm_valid(dO_BLHD, v_BKLD, self.real_BL, window)
+            self.entries[layer] = count_valid(self.real_BL, window)

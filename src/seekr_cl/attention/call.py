@@ -29,6 +29,7 @@ class AttentionCall:
         window: sliding window of this layer, if it has one.
         sink_H: each head's attention sink, one more score in the softmax that belongs to no key, if the model has them.
         segment_BL: number of the packed sequence a token belongs to, where the backend is not told by its mask.
+        repeated: this layer was called with these very queries and keys just before; only its values are others.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class AttentionCall:
     window: int | None = None
     sink_H: Tensor | None = None
     segment_BL: Tensor | None = None
+    repeated: bool = False
 
     @property
     def group(self) -> int:
@@ -65,6 +67,10 @@ class RowIndex:
 
     def __getitem__(self, pairs: slice) -> "RowIndex":
         return RowIndex(self.sample_P[pairs], self.head_P[pairs], self.query_PR[pairs])
+
+    def of_queries(self, rows: slice) -> "RowIndex":
+        """The same pairs with some of their queries."""
+        return RowIndex(self.sample_P, self.head_P, self.query_PR[:, rows])
 
     def __len__(self) -> int:
         return len(self.sample_P)

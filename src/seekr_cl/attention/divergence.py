@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seekr_cl.attention import kernels
 from seekr_cl.attention.call import AttentionCall, RowIndex
+from seekr_cl.attention.masks import add_to_mask_rows
 from seekr_cl.attention.rows import RowScores, student_scores
 from seekr_cl.attention.teachers import Comparison, TeacherRows
 
@@ -49,14 +50,16 @@ def row_kl(call: AttentionCall, target: RowTarget, eps: float = 0.0) -> Tensor:
     """Weighted divergence between stored teacher rows and the rows the model computes now.
 
     Args:
-        call: the layer's q, k, mask and sinks; gradients flow into q, k and the sinks.
+        call: the layer's q, k, mask and sinks; gradients flow into q, k, the sinks and an additive mask that was
+            computed from parameters.
         target: the rows, their teacher and their weights.
         eps: added to the student's probabilities inside the logarithm (official code: 1e-8); 0 is exact.
 
     Returns:
         A scalar with gradient, sum over rows of weight times KL(teacher, student).
     """
-    return RowKL.apply(call.q_BHLD, call.k_BKLD, call.sink_H, call, target, eps)
+    learned = isinstance(call.mask, Tensor) and call.mask.requires_grad
+    return RowKL.apply(call.q_BHLD, call.k_BKLD, call.sink_H, call.mask if learned else None, call, target, eps)
 
 
 class RowKL(torch.autograd.Function):
@@ -71,6 +74,7 @@ class RowKL(torch.autograd.Function):
         q_BHLD: Tensor,
         k_BKLD: Tensor,
         sink_H: Tensor | None,
+        mask_BHQL: Tensor | None,
         call: AttentionCall,
         target: RowTarget,
         eps: float,
@@ -78,6 +82,7 @@ class RowKL(torch.autograd.Function):
         """Returns the weighted sum as a scalar of at least float32."""
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
         ctx.rest, ctx.state = (call, target, eps), None
+        ctx.mask = None if mask_BHQL is None else (mask_BHQL.shape, mask_BHQL.dtype)
         if kernels.usable(call, target, eps):
             from seekr_cl.attention.kernels import launch
 
@@ -96,17 +101,18 @@ class RowKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for q, k and the sinks only; the teacher and the weights are data."""
+        """Gradients for q, k, the sinks and a learned mask only; the teacher and the weights are data."""
         (scale,) = grads
         q_BHLD, k_BKLD, *sinks = ctx.saved_tensors
         call, target, eps = ctx.rest
         if ctx.state is not None:
             from seekr_cl.attention.kernels import launch
 
-            return *launch.backward(call, target, ctx.state, scale), None, None, None
+            return *launch.backward(call, target, ctx.state, scale), None, None, None, None
         # The model's q and k may be strided; the sums need plain memory.
         dq_BHLD, dk_BKLD = q_BHLD.new_zeros(q_BHLD.shape), k_BKLD.new_zeros(k_BKLD.shape)
         dsink_H = torch.zeros_like(sinks[0]) if sinks else None
+        dmask_BHQL = None if ctx.mask is None else q_BHLD.new_zeros(ctx.mask[0], dtype=ctx.mask[1])
         heads, kv_heads, length = q_BHLD.shape[1], k_BKLD.shape[1], q_BHLD.shape[2]
         for tile in target.index.tiles(*k_BKLD.shape[2:]):
             part = target.tile(tile)
@@ -122,14 +128,17 @@ class RowKL(torch.autograd.Function):
                 dsink_H.scatter_add_(0, index.head_P, dsink_P.to(dsink_H.dtype))
             p_PRL = (scores.score_PRL - lse_PR[..., None]).exp_()
             ds_PRL = p_PRL.mul_(pull_PR[..., None]).sub_(comparison.pull_PRL)
-            ds_PRL = ds_PRL.mul_((weight_PR * call.scaling)[..., None])
+            ds_PRL = ds_PRL.mul_(weight_PR[..., None])
+            if dmask_BHQL is not None:
+                add_to_mask_rows(dmask_BHQL, ds_PRL, index)
+            ds_PRL = ds_PRL.mul_(call.scaling)
             if scores.slope_PRL is not None:
                 ds_PRL = ds_PRL.mul_(scores.slope_PRL)
             row_PR = (index.sample_P * heads + index.head_P)[:, None] * length + index.query_PR
             _add_at(dq_BHLD.view(-1, q_BHLD.shape[3]), row_PR.flatten(), (ds_PRL @ scores.k_PLD).flatten(0, 1))
             kv_P = index.sample_P * kv_heads + index.head_P // call.group
             _add_at(dk_BKLD.view(k_BKLD.shape[0] * kv_heads, -1), kv_P, (ds_PRL.mT @ scores.q_PRD).flatten(1))
-        return dq_BHLD, dk_BKLD, dsink_H, None, None, None
+        return dq_BHLD, dk_BKLD, dsink_H, dmask_BHQL, None, None, None
 
 
 def _compare(call: AttentionCall, part: RowTarget, eps: float) -> tuple[RowScores, Tensor, Comparison]:

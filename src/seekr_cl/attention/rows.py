@@ -52,12 +52,19 @@ def student_scores(call: AttentionCall, index: RowIndex) -> RowScores:
 def row_scores(q_PRD: Tensor, k_PLD: Tensor, sink_P: Tensor | None, call: AttentionCall, index: RowIndex) -> RowScores:
     """Scores of any queries and keys, scaled, capped and masked as in ``call``."""
     with torch.autocast(q_PRD.device.type, enabled=False):
-        score_PRL = (q_PRD @ k_PLD.mT).mul_(call.scaling)
+        score_PRL = (q_PRD * call.scaling) @ k_PLD.mT
     slope_PRL = None
     if call.softcap is not None:
         capped_PRL = torch.tanh(score_PRL / call.softcap)
         score_PRL, slope_PRL = call.softcap * capped_PRL, 1 - capped_PRL.square()
     return RowScores(mask_scores(score_PRL, call, index), q_PRD, k_PLD, slope_PRL, sink_P)
+
+
+def row_probabilities(scores: RowScores) -> Tensor:
+    """Softmax of the scores with the sink in it: [P, R, L]."""
+    if scores.sink_P is None:
+        return scores.score_PRL.softmax(-1)
+    return (scores.score_PRL - scores.log_normaliser()[..., None]).exp_()
 
 
 @torch.no_grad()
@@ -73,7 +80,7 @@ def attention_rows(call: AttentionCall, index: RowIndex) -> Tensor:
     rows = []
     for tile in index.tiles(length, size):
         scores = student_scores(call, index[tile])
-        rows.append((scores.score_PRL - scores.log_normaliser()[..., None]).exp_())
+        rows.append(row_probabilities(scores))
     if not rows:
         kept = torch.promote_types(call.q_BHLD.dtype, torch.float32)
         return call.q_BHLD.new_zeros((0, index.query_PR.shape[1], length), dtype=kept)

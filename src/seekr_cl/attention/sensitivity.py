@@ -67,6 +67,28 @@ def squared_norm_valid(
     return total_BKG.flatten(1)
 
 
+def squared_norm_seen(dO_BLHD: Tensor, v_BKLD: Tensor, seen_BLL: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Squared norm of dL/dA over any entries, for masks that are more than causal.
+
+    Args:
+        dO_BLHD: gradient of the loss with respect to the attention output.
+        v_BKLD: values.
+        seen_BLL: true for the entries that count; none of them acausal.
+        chunk: queries handled at a time.
+
+    Returns:
+        [B, H], float32 or wider.
+    """
+    dO_BKGLD, v_BKLD = _grouped(dO_BLHD, v_BKLD)
+    total_BKG = dO_BKGLD.new_zeros(dO_BKGLD.shape[:3])
+    for start in range(0, v_BKLD.shape[2], chunk):
+        stop = min(start + chunk, v_BKLD.shape[2])
+        grad_BKGCM = dO_BKGLD[:, :, :, start:stop] @ v_BKLD[:, :, None, :stop].mT
+        seen_BCM = seen_BLL[:, start:stop, :stop]
+        total_BKG = total_BKG + torch.where(seen_BCM[:, None, None], grad_BKGCM, 0).square().sum((-1, -2))
+    return total_BKG.flatten(1)
+
+
 def count_valid(real_BL: Tensor, window: int | None = None) -> Tensor:
     """How many entries ``squared_norm_valid`` runs over, int64 [B] on the CPU."""
     length_B = real_BL.sum(1).cpu()

@@ -9,14 +9,16 @@ patched, and models without an open tap run through the wrapper untouched.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.reading import read_call
 from seekr_cl.errors import ModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -30,7 +32,23 @@ class Action(Protocol):
         ...
 
 
-_taps: "WeakKeyDictionary[nn.Module, AttentionTap]" = WeakKeyDictionary()
+class _Slot:
+    """Where the attention layers of one model find the action.
+
+    It is an attribute of every layer, so that a compiled model guards on a plain attribute and is traced once without
+    an action and once with one.
+    """
+
+    def __init__(self) -> None:
+        self.action: Action | None = None
+        self.last_query: ReferenceType[Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type["_Slot"], tuple[()]]:
+        """Copies and pickles of a model are not tapped."""
+        return _Slot, ()
+
+
+_SLOT = "_seekr_slot"
 _installed: dict[str, tuple[AttentionFunction | None, int]] = {}
 
 
@@ -49,25 +67,40 @@ class AttentionTap:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.action: Action | None = None
         self.heads: dict[int, int] = {}
+        self._slot = _Slot()
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ModelError(f"{_named(model)} is an encoder-decoder; only decoder-only models can be distilled")
         self._names = _implementations(model)
         for name in self._names:
             _install(name)
-        for module in model.modules():
-            if hasattr(module, "layer_idx"):
-                _taps[module] = self
+        for module in _layers(model):
+            setattr(module, _SLOT, self._slot)
         try:
             self.heads = self._find_heads()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def action(self) -> Action | None:
+        """Who looks on now."""
+        return self._slot.action
+
+    @action.setter
+    def action(self, action: Action | None) -> None:
+        self._slot.action = action
+
     def _find_heads(self) -> dict[int, int]:
         heads: dict[int, int] = {}
 
         def note(call: AttentionCall, output_BLHD: Tensor) -> Tensor:
-            heads.setdefault(call.layer, call.q_BHLD.shape[1])
+            if call.layer in heads and not call.repeated:
+                raise ModelError(
+                    f"{_named(self.model)} runs attention layer {call.layer} more than once in a forward pass (it is "
+                    "recurrent in depth), so that a layer's head has no one attention map to distil"
+                )
+            heads[call.layer] = call.q_BHLD.shape[1]
             return output_BLHD
 
         training = self.model.training
@@ -76,14 +109,16 @@ class AttentionTap:
             with self.use(note), torch.no_grad():
                 ids = torch.zeros((1, 2), dtype=torch.long, device=self.model.device)
                 self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except ModelError:
+            raise
+        except Exception as error:
+            if _asks_interface(self.model):
+                raise
+            raise ModelError(_refusal(self.model)) from error
         finally:
             self.model.train(training)
         if not heads:
-            kind = getattr(self.model.config, "model_type", type(self.model).__name__)
-            raise ModelError(
-                f"the attention of a '{kind}' model does not go through transformers' AttentionInterface, so its "
-                "attention cannot be distilled; use method derpp or replay, or a model that uses the interface"
-            )
+            raise ModelError(_refusal(self.model))
         return dict(sorted(heads.items()))
 
     @contextmanager
@@ -97,8 +132,9 @@ class AttentionTap:
 
     def close(self) -> None:
         """Takes the tap off; the attention functions are the original ones again when the last tap closes."""
-        for module in [module for module, tap in _taps.items() if tap is self]:
-            del _taps[module]
+        for module in _layers(self.model):
+            if module.__dict__.get(_SLOT) is self._slot:
+                delattr(module, _SLOT)
         for name in self._names:
             _uninstall(name)
         self._names = []
@@ -117,11 +153,42 @@ def _implementations(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in model.modules() if hasattr(module, "layer_idx"))
+
+
+def _named(model: nn.Module) -> str:
+    return f"a '{getattr(model.config, 'model_type', type(model).__name__)}' model"
+
+
+def _asks_interface(model: nn.Module) -> bool:
+    """Whether a modelling file that the model comes from looks its attention function up at all."""
+    names = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    files = [sys.modules.get(name) for name in names - {PreTrainedModel.__module__}]
+    return any("ALL_ATTENTION_FUNCTIONS" in vars(file) for file in files if file is not None)
+
+
+def _refusal(model: nn.Module) -> str:
+    """Why no attention layer of a model was reached."""
+    advice = "use method derpp or replay, or a model that uses the interface"
+    if not hasattr(model.config, "num_attention_heads"):
+        return f"{_named(model)} has no softmax attention at all, so there are no rows to distil; {advice}"
+    if _asks_interface(model):
+        return (
+            f"no attention layer of {_named(model)} asked transformers' AttentionInterface: either its attention was "
+            f"replaced (by Unsloth or another patch), or all layers of this config are recurrent ones; {advice}"
+        )
+    return (
+        f"the attention of {_named(model)} does not go through transformers' AttentionInterface, so its "
+        f"attention cannot be distilled; {advice}"
+    )
+
+
 def _install(name: str) -> None:
     mapping = AttentionInterface._global_mapping
     original, users = _installed.get(name, (mapping.get(name), 0))
     if users == 0:
-        AttentionInterface.register(name, _tapped(original))
+        AttentionInterface.register(name, _tapped(name, original))
     _installed[name] = (original, users + 1)
 
 
@@ -137,35 +204,50 @@ def _uninstall(name: str) -> None:
         AttentionInterface.register(name, original)
 
 
-def _tapped(original: AttentionFunction | None) -> AttentionFunction:
+def _tapped(name: str, original: AttentionFunction | None) -> AttentionFunction:
     """The wrapper; without ``original`` (the name "eager") the modelling file's own eager function is the inner one."""
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        inner = original or sys.modules[type(module).__module__].eager_attention_forward
+        inner = original or _own_eager(module)
         output_BLHD, weights = inner(module, query, key, value, attention_mask, *args, **kwargs)
-        tap = _taps.get(module)
-        if tap is None or tap.action is None:
+        slot = getattr(module, _SLOT, None)
+        if slot is None or slot.action is None:
             return output_BLHD, weights
-        return tap.action(_read_call(module, query, key, value, attention_mask, kwargs), output_BLHD), weights
+        return _look_on(slot, name, module, query, key, value, attention_mask, kwargs, output_BLHD), weights
 
     return attention
 
 
-def _read_call(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
-) -> AttentionCall:
-    if kwargs.get("s_aux") is not None or getattr(module, "sinks", None) is not None:
-        raise ModelError("attention sinks (as in gpt-oss) are not supported by attention distillation yet")
-    scaling = kwargs.get("scaling")
-    return AttentionCall(
-        layer=int(module.layer_idx),  # type: ignore[arg-type]
-        q_BHLD=query,
-        k_BKLD=key,
-        v_BKLD=value,
-        mask=mask,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        softcap=kwargs.get("softcap"),
-        window=kwargs.get("sliding_window"),
-    )
+def _own_eager(module: nn.Module) -> AttentionFunction:
+    """The eager function of the modelling file; that of a base class's file where a subclass lives elsewhere."""
+    for kind in type(module).__mro__:
+        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise ModelError(f"the file of {type(module).__name__} has no eager_attention_forward")
+
+
+# An action takes and keeps tensors in plain Python, which a graph cannot hold: one graph break a layer, and only while
+# an action is set.
+@torch._dynamo.disable
+def _look_on(
+    slot: _Slot,
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    kwargs: dict[str, Any],
+    output_BLHD: Tensor,
+) -> Tensor:
+    action = slot.action
+    if action is None:
+        return output_BLHD
+    call = read_call(name, module, query, key, value, mask, kwargs)
+    # Differential attention uses one map for several values: the same queries come again.
+    last = None if slot.last_query is None else slot.last_query()
+    slot.last_query = ref(query)
+    return action(replace(call, repeated=True) if last is query else call, output_BLHD)

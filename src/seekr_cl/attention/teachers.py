@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.rows import row_scores
+from seekr_cl.attention.rows import RowScores, row_probabilities, row_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +75,34 @@ class DenseRows:
 
 @dataclass(frozen=True, slots=True)
 class TopKRows:
-    """The largest entries of each row, and the mass of all others together.
+    """Some entries of each row, and the mass of all others together.
 
     Attributes:
         prob_PRK: probabilities of the kept keys; zero in surplus places.
         key_PRK: their positions in the padded sequence. Surplus places repeat a kept key.
-        tail_PR: what all other keys got.
+        tail_PR: what all other keys got, compared as one bucket; zero where kept keys stand for the others.
+        offset_PR: added to each row's divergence: what the entropy of the kept entries misses where they were drawn
+            from more; ``None`` is zero.
     """
 
     prob_PRK: Tensor
     key_PRK: Tensor
     tail_PR: Tensor
+    offset_PR: Tensor | None = None
 
     def tile(self, pairs: slice) -> "TopKRows":
         """The rows of some of the pairs."""
-        return TopKRows(self.prob_PRK[pairs], self.key_PRK[pairs], self.tail_PR[pairs])
+        offset_PR = None if self.offset_PR is None else self.offset_PR[pairs]
+        return TopKRows(self.prob_PRK[pairs], self.key_PRK[pairs], self.tail_PR[pairs], offset_PR)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TopKRows":
         """The same on another device."""
-        parts = (self.prob_PRK, self.key_PRK, self.tail_PR)
-        return TopKRows(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        return TopKRows(
+            self.prob_PRK.to(device, non_blocking=non_blocking),
+            self.key_PRK.to(device, non_blocking=non_blocking),
+            self.tail_PR.to(device, non_blocking=non_blocking),
+            None if self.offset_PR is None else self.offset_PR.to(device, non_blocking=non_blocking),
+        )
 
     def compare(self, logp_PRL: Tensor, call: AttentionCall, index: RowIndex, eps: float) -> Comparison:
         """K buckets of one key and one of all the others."""
@@ -108,6 +116,8 @@ class TopKRows:
         log_others_PR = (others_PR + eps).clamp_min(torch.finfo(others_PR.dtype).tiny).log()
         kl_PRK = torch.special.xlogy(T_PRK, T_PRK) - T_PRK * _log(logp_PRK, eps)
         kl_PR = kl_PRK.sum(-1) + torch.special.xlogy(tail_PR, tail_PR) - tail_PR * log_others_PR
+        if self.offset_PR is not None:
+            kl_PR = kl_PR + self.offset_PR
         spread_PR = torch.where(others_PR > 0, tail_PR / (others_PR + eps), 0.0)
         pull_PRL = p_PRL.mul_(spread_PR[..., None])
         if eps:
@@ -151,11 +161,12 @@ class FactorRows:
 
     def compare(self, logp_PRL: Tensor, call: AttentionCall, index: RowIndex, eps: float) -> Comparison:
         """Every key is a bucket."""
-        kept = logp_PRL.dtype
-        sink_P = None if self.sink_P is None else self.sink_P.to(kept)
-        scores = row_scores(self.q_PRD.to(kept), self.k_GLD[self.group_P].to(kept), sink_P, call, index)
-        T_PRL = (scores.score_PRL - scores.log_normaliser()[..., None]).exp_()
-        return _compare_whole(T_PRL, logp_PRL, eps)
+        return _compare_whole(row_probabilities(self.scores(call, index, logp_PRL.dtype)), logp_PRL, eps)
+
+    def scores(self, call: AttentionCall, index: RowIndex, dtype: torch.dtype) -> RowScores:
+        """The teacher's scores, scaled, capped and masked as in the student's ``call``."""
+        sink_P = None if self.sink_P is None else self.sink_P.to(dtype)
+        return row_scores(self.q_PRD.to(dtype), self.k_GLD[self.group_P].to(dtype), sink_P, call, index)
 
 
 def _compare_whole(T_PRL: Tensor, logp_PRL: Tensor, eps: float) -> Comparison:

@@ -5,9 +5,13 @@ Shapes: L tokens of the sample, A stored answer positions, K stored tokens of ea
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from seekr_cl.attention.stored import StoredRows, stored_from
+from seekr_cl.quantise import decode_probabilities, encode_probabilities, narrow_index, small_float
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +20,31 @@ class LogitSignal:
 
     Attributes:
         position_A: positions in the sample whose output is distilled.
-        logprob_AK: log-probabilities of the K likeliest tokens; all tokens in order when ``token_AK`` is None.
+        code_AK: encoded probabilities of the K likeliest tokens; of all tokens in order when ``token_AK`` is None.
         token_AK: which tokens these are.
+        tail_A: probability of all other tokens; ``None`` when there are none.
     """
 
     position_A: Tensor
-    logprob_AK: Tensor
+    code_AK: Tensor
     token_AK: Tensor | None = None
+    tail_A: Tensor | None = None
+
+    @classmethod
+    def encode(cls, position_A: Tensor, logits_AV: Tensor, top_k: int | None, dtype: str) -> Self:
+        """From a teacher's logits: the ``top_k`` likeliest tokens, or all in order."""
+        prob_AV = logits_AV.float().softmax(-1)
+        vocabulary = prob_AV.shape[-1]
+        if top_k is None or top_k >= vocabulary:
+            return cls(position_A, encode_probabilities(prob_AV, dtype))
+        prob_AK, token_AK = prob_AV.topk(top_k, dim=-1)
+        tail_A = (1 - prob_AK.sum(-1)).clamp_min(0).to(small_float(dtype))
+        return cls(position_A, encode_probabilities(prob_AK, dtype), narrow_index(token_AK, vocabulary), tail_A)
+
+    def probabilities(self) -> Tensor:
+        """Float32 probabilities [A, K] of the kept tokens."""
+        mass_A = torch.ones(len(self.code_AK)) if self.tail_A is None else 1 - self.tail_A.float()
+        return decode_probabilities(self.code_AK, mass_A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +53,16 @@ class AttentionSignal:
 
     Attributes:
         query_R: query positions in the sample.
-        rows: ``{layer: [M, R, L]}`` probabilities, in the order of the task's heads of that layer.
+        rows: the rows of all of the task's heads, layer after layer.
     """
 
     query_R: Tensor
-    rows: dict[int, Tensor]
+    rows: StoredRows
+
+    def of_layer(self, heads: dict[int, list[int]], layer: int) -> StoredRows:
+        """One layer's rows, in the order of the task's ``heads`` of that layer."""
+        first = sum(len(heads[earlier]) for earlier in heads if earlier < layer)
+        return self.rows.pick(list(range(first, first + len(heads[layer]))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +103,8 @@ class MemoryTask:
     info: dict[str, object] = field(default_factory=dict)
 
 
-def pack(samples: Iterable[ReplaySample], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Samples as named tensors for a safetensors file; floating signals are stored as ``dtype``."""
+def pack(samples: Iterable[ReplaySample]) -> dict[str, Tensor]:
+    """Samples as named tensors for a safetensors file."""
     tensors: dict[str, Tensor] = {}
     for number, sample in enumerate(samples):
         key = f"{number:06d}"
@@ -85,13 +112,15 @@ def pack(samples: Iterable[ReplaySample], dtype: torch.dtype) -> dict[str, Tenso
         tensors[f"{key}/completion_start"] = torch.tensor(sample.completion_start, dtype=torch.int32)
         if sample.logits is not None:
             tensors[f"{key}/logits/position"] = sample.logits.position_A.to(torch.int32)
-            tensors[f"{key}/logits/logprob"] = sample.logits.logprob_AK.to(dtype)
+            tensors[f"{key}/logits/code"] = sample.logits.code_AK
             if sample.logits.token_AK is not None:
-                tensors[f"{key}/logits/token"] = sample.logits.token_AK.to(torch.int32)
+                tensors[f"{key}/logits/token"] = sample.logits.token_AK
+            if sample.logits.tail_A is not None:
+                tensors[f"{key}/logits/tail"] = sample.logits.tail_A
         if sample.attention is not None:
             tensors[f"{key}/attention/query"] = sample.attention.query_R.to(torch.int32)
-            for layer, rows_MRL in sample.attention.rows.items():
-                tensors[f"{key}/attention/{layer}"] = rows_MRL.to(dtype)
+            rows = sample.attention.rows.tensors()
+            tensors |= {f"{key}/attention/rows/{name}": tensor for name, tensor in rows.items()}
     return tensors
 
 
@@ -116,17 +145,13 @@ def unpack(tensors: dict[str, Tensor], texts: list[dict[str, str]]) -> list[Repl
 def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
     logits = attention = None
     if any(name.startswith("logits/") for name in part):
-        token_AK = part.get("logits/token")
         logits = LogitSignal(
-            part["logits/position"].long(),
-            part["logits/logprob"].float(),
-            None if token_AK is None else token_AK.long(),
+            part["logits/position"].long(), part["logits/code"], part.get("logits/token"), part.get("logits/tail")
         )
     if any(name.startswith("attention/") for name in part):
-        layers = sorted(int(name[10:]) for name in part if name.startswith("attention/") and name[10:].isdigit())
-        attention = AttentionSignal(
-            part["attention/query"].long(), {layer: _renormalised(part[f"attention/{layer}"]) for layer in layers}
-        )
+        prefix = "attention/rows/"
+        rows = {name.removeprefix(prefix): tensor for name, tensor in part.items() if name.startswith(prefix)}
+        attention = AttentionSignal(part["attention/query"].long(), stored_from(rows))
     return ReplaySample(
         prompt=text["prompt"],
         completion=text["completion"],
@@ -146,16 +171,17 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
     length = len(sample.ids_L)
     fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
     if sample.logits is not None:
-        position_A, logprob_AK, token_AK = sample.logits.position_A, sample.logits.logprob_AK, sample.logits.token_AK
-        fits["logits/position"] = _inside(position_A, length)
-        fits["logits/logprob"] = logprob_AK.dim() == 2 and len(logprob_AK) == len(position_A)
-        fits["logits/token"] = token_AK is None or token_AK.shape == logprob_AK.shape
+        signal = sample.logits
+        fits["logits/position"] = _inside(signal.position_A, length)
+        fits["logits/code"] = signal.code_AK.dim() == 2 and len(signal.code_AK) == len(signal.position_A)
+        fits["logits/token"] = signal.token_AK is None or (
+            signal.token_AK.shape == signal.code_AK.shape and not signal.token_AK.is_floating_point()
+        )
+        fits["logits/tail"] = signal.tail_A is None or signal.tail_A.shape == signal.position_A.shape
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
         fits["attention/query"] = _inside(query_R, length)
-        fits["attention layers"] = rows.keys() == heads.keys()
-        for layer in rows.keys() & heads.keys():
-            fits[f"attention/{layer}"] = rows[layer].shape == (len(heads[layer]), len(query_R), length)
+        fits["attention/rows"] = rows.check(sum(map(len, heads.values())), len(query_R), length)
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")
@@ -163,11 +189,3 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
 
 def _inside(index_N: Tensor, length: int) -> bool:
     return index_N.dim() == 1 and bool(((index_N >= 0) & (index_N < length)).all())
-
-
-def _renormalised(rows_MRL: Tensor) -> Tensor:
-    """Rows as float32; half-precision ones are made to sum to one again, for rounding shifts the divergence's zero."""
-    if rows_MRL.dtype == torch.float32:
-        return rows_MRL
-    rows_MRL = rows_MRL.float()
-    return rows_MRL / rows_MRL.sum(-1, keepdim=True)

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -28,9 +27,8 @@ from seekr_cl.memory.samples import MemoryTask, ReplaySample, check_sample, pack
 from seekr_cl.tasks.task import safe_name
 
 FORMAT = "seekr-memory"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(slots=True)
@@ -134,7 +132,6 @@ class ReplayMemory:
         model_sha256: str,
         tokenizer_sha256: str,
         method: dict[str, Any],
-        signal_dtype: str = "float16",
     ) -> None:
         """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
 
@@ -144,7 +141,6 @@ class ReplayMemory:
             model_sha256: the model that was written with it.
             tokenizer_sha256: its tokenizer.
             method: name and settings, for people and for later checks.
-            signal_dtype: ``float16``, ``bfloat16`` or ``float32``.
 
         Raises:
             OutputError: if something cannot be written; the former generation stays what it was.
@@ -152,7 +148,7 @@ class ReplayMemory:
         generation = self.generation + 1
         records = list(self._records)
         for task in new_tasks:
-            records.append(self._write_task(task, len(records) + 1, signal_dtype))
+            records.append(self._write_task(task, len(records) + 1))
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -168,14 +164,14 @@ class ReplayMemory:
         fresh = records[len(self._records) :]
         self.generation, self.importance, self._records = generation, importance, records
         self.model_sha256, self.tokenizer_sha256 = model_sha256, tokenizer_sha256
-        # What was just written is read back, so that this process and a later one see the same rounded signals.
+        # Read back, so that this process and a later one work with the same tensors.
         self.tasks += [_load_task(self.path, record, self.path / MANIFEST) for record in fresh]
 
-    def _write_task(self, task: MemoryTask, number: int, signal_dtype: str) -> dict[str, Any]:
+    def _write_task(self, task: MemoryTask, number: int) -> dict[str, Any]:
         stem = f"{number:04d}-{safe_name(task.name)}"
         texts, tensors = self.path / f"{stem}.json", self.path / f"{stem}.safetensors"
         write_json(texts, [{"prompt": sample.prompt, "completion": sample.completion} for sample in task.samples])
-        write_tensors(tensors, pack(task.samples, DTYPES[signal_dtype]))
+        write_tensors(tensors, pack(task.samples))
         return {
             "name": task.name,
             "samples": len(task.samples),

@@ -72,6 +72,7 @@ class Context:
         importance: head importance from the memory, if any.
         seed: for everything the method draws; differs from task to task.
         warn: for sentences the user should read.
+        signal_dtype: precision in which a teacher's signals are kept, a key of ``quantise.DTYPES``.
     """
 
     model: PreTrainedModel
@@ -79,6 +80,7 @@ class Context:
     importance: HeadImportance | None
     seed: int
     warn: Callable[[str], None]
+    signal_dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

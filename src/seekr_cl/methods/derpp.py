@@ -7,7 +7,15 @@ import torch
 
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
-from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, require_logits, take_logits
+from seekr_cl.methods.logits import (
+    LogitSettings,
+    answer_logits,
+    distil_logits,
+    first_position,
+    pad_logits,
+    require_logits,
+    take_logits,
+)
 from seekr_cl.methods.losses import causal_lm_loss
 
 
@@ -41,10 +49,11 @@ class DERpp(Method):
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Stores this model's answer-position logits with the samples."""
-        kept = []
+        context, kept = self.context, []
         for sample in samples:
-            ids_1L = sample.ids_L[None].to(self.context.model.device)
             with torch.no_grad():
-                logits_1LV = self.context.model(input_ids=ids_1L, use_cache=False).logits
-            kept.append(replace(sample, logits=take_logits(logits_1LV[0], sample, self.settings)))
+                logits_NV = answer_logits(
+                    context.model, sample.ids_L[None].to(context.model.device), first_position(sample)
+                )
+            kept.append(replace(sample, logits=take_logits(logits_NV, sample, self.settings, context.signal_dtype)))
         return MemoryTask(name, kept)

@@ -3,16 +3,20 @@
 Shapes: L tokens of a sample, A answer positions, K kept tokens, V vocabulary, B batch.
 """
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, ReplaySample
 from seekr_cl.methods.base import Batch, Layout
-from seekr_cl.methods.losses import logit_distillation, teacher_logprobs
+from seekr_cl.methods.losses import logit_distillation
 
 ALIGNMENTS = ("next_token", "label")
 FORMS = ("kl", "cross_entropy")
@@ -45,14 +49,42 @@ class LogitSettings:
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
 
 
-def take_logits(logits_LV: Tensor, sample: ReplaySample, settings: LogitSettings) -> LogitSignal:
-    """The distributions of one sample's answer positions, from the logits of its own L tokens."""
+def answer_logits(model: PreTrainedModel, ids_1L: Tensor, first: int) -> Tensor:
+    """The logits [L - first, V] of a sample's positions from ``first`` on.
+
+    Models that can leave out the vocabulary product for the prompt are told to.
+    """
+    keep = {"logits_to_keep": ids_1L.shape[1] - first} if _can_keep(model) else {}
+    logits_1NV = model(input_ids=ids_1L, use_cache=False, **keep).logits
+    return logits_1NV[0, logits_1NV.shape[1] - (ids_1L.shape[1] - first) :]
+
+
+def _can_keep(model: PreTrainedModel) -> bool:
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def first_position(sample: ReplaySample) -> int:
+    """The first position whose output any loss on the sample's answer uses."""
+    return max(0, sample.completion_start - 1)
+
+
+def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
+    """The distributions of one sample's answer positions.
+
+    Args:
+        logits_NV: logits of the sample's positions from ``first_position`` on.
+        sample: the sample.
+        settings: which positions and how many tokens.
+        dtype: precision of what is kept, a key of ``quantise.DTYPES``.
+    """
     labelled_A = torch.arange(sample.completion_start, len(sample.ids_L))
     position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
     # An answer without a prompt has no position before its first token.
     position_A = position_A[position_A >= 0]
-    logprob_AK, token_AK = teacher_logprobs(logits_LV[position_A], settings.logits_top_k)
-    return LogitSignal(position_A, logprob_AK.cpu(), None if token_AK is None else token_AK.cpu())
+    return LogitSignal.encode(
+        position_A, logits_NV[position_A - first_position(sample)].cpu(), settings.logits_top_k, dtype
+    )
 
 
 def require_logits(samples: list[ReplaySample]) -> None:
@@ -69,40 +101,37 @@ def require_logits(samples: list[ReplaySample]) -> None:
 
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch as ``position`` [B, A], ``real`` [B, A], ``logprob`` [B, A, K], ``token``."""
-    signals = [(sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples]
+    """The logit signals of a batch: ``position``, ``real`` and ``tail`` [B, A], ``prob`` and ``token`` [B, A, K]."""
     require_logits(samples)
-    kept = [(signal, offset) for signal, offset in signals if signal is not None]
-    widest = max(signal.logprob_AK.shape[1] for signal, _ in kept)
-    if any(signal.logprob_AK.shape[1] < widest for signal, _ in kept):
-        kept = [(_widened(signal, widest), offset) for signal, offset in kept]
-    return {
-        "position": pad_sequence([signal.position_A + offset for signal, offset in kept], batch_first=True),
-        "real": pad_sequence([torch.ones_like(signal.position_A, dtype=torch.bool) for signal, _ in kept], True),
-        "logprob": pad_sequence([signal.logprob_AK for signal, _ in kept], batch_first=True),
-        "token": None
-        if any(signal.token_AK is None for signal, _ in kept)
-        else pad_sequence([signal.token_AK for signal, _ in kept if signal.token_AK is not None], batch_first=True),
-    }
-
-
-def _widened(signal: LogitSignal, widest: int) -> LogitSignal:
-    """A signal with room for as many tokens as another that was kept under a larger ``logits_top_k``.
-
-    What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
-    """
-    count, kept = signal.logprob_AK.shape
-    token_AK = torch.arange(kept).expand(count, -1) if signal.token_AK is None else signal.token_AK
-    room = widest - kept
-    return LogitSignal(
-        signal.position_A,
-        torch.cat([signal.logprob_AK, torch.full((count, room), -torch.inf)], 1),
-        torch.cat([token_AK, token_AK[:, :1].expand(-1, room)], 1),
-    )
+    kept = [
+        (sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples if sample.logits is not None
+    ]
+    widest = max(signal.code_AK.shape[1] for signal, _ in kept)
+    # Tokens by name as soon as one signal names them; under a larger ``logits_top_k`` another may hold more.
+    named = any(signal.token_AK is not None or signal.code_AK.shape[1] < widest for signal, _ in kept)
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("position", "real", "prob", "token", "tail")}
+    for signal, offset in kept:
+        count, width = signal.code_AK.shape
+        token_AK = torch.arange(width).expand(count, -1) if signal.token_AK is None else signal.token_AK.long()
+        # What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
+        filler_AK = token_AK[:, :1].expand(-1, widest - width)
+        columns["position"].append(signal.position_A + offset)
+        columns["real"].append(torch.ones(count, dtype=torch.bool))
+        columns["prob"].append(F.pad(signal.probabilities(), (0, widest - width)))
+        columns["token"].append(torch.cat([token_AK, filler_AK], 1))
+        columns["tail"].append(torch.zeros(count) if signal.tail_A is None else signal.tail_A.float())
+    batch: Batch = {name: pad_sequence(column, batch_first=True) for name, column in columns.items()}
+    return batch if named else batch | {"token": None}
 
 
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
     """L_ld of a batch (eq. 3)."""
     return logit_distillation(
-        logits_BLV, signals["position"], signals["real"], signals["logprob"], signals["token"], settings.logit_form
+        logits_BLV,
+        signals["position"],
+        signals["real"],
+        signals["prob"],
+        signals["token"],
+        signals["tail"],
+        settings.logit_form,
     )

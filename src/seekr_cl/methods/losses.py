@@ -19,8 +19,9 @@ def logit_distillation(
     logits_BLV: Tensor,
     position_BA: Tensor,
     real_BA: Tensor,
-    logprob_BAK: Tensor,
+    prob_BAK: Tensor,
     token_BAK: Tensor | None,
+    tail_BA: Tensor,
     form: str = "kl",
 ) -> Tensor:
     """Mean divergence between the teacher's and the student's next-token distributions (eq. 3).
@@ -31,8 +32,9 @@ def logit_distillation(
         logits_BLV: the student's logits.
         position_BA: positions whose output is distilled.
         real_BA: false where ``position_BA`` only fills the rectangle.
-        logprob_BAK: the teacher's log-probabilities of the kept tokens.
+        prob_BAK: the teacher's probabilities of the kept tokens.
         token_BAK: which tokens these are; ``None`` if they are the whole vocabulary in order.
+        tail_BA: the teacher's probability of all other tokens.
         form: ``kl``, or ``cross_entropy``, which keeps the teacher's entropy in the value (same gradient).
 
     Returns:
@@ -40,30 +42,15 @@ def logit_distillation(
     """
     sample_BA = torch.arange(len(position_BA), device=position_BA.device)[:, None].expand_as(position_BA)
     logits_NV = logits_BLV[sample_BA[real_BA], position_BA[real_BA]].float()
-    logp_NK = logprob_BAK[real_BA].float()
-    p_NK = logp_NK.exp()
+    p_NK = prob_BAK[real_BA].float()
     logq_NV = logits_NV.log_softmax(-1)
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1)
     if token_BAK is None:
         cross_N = -(p_NK * logq_NV).sum(-1)
-        entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1)
     else:
-        token_NK = token_BAK[real_BA]
-        tail_N = (1 - p_NK.sum(-1)).clamp(min=0)
+        token_NK, tail_N = token_BAK[real_BA], tail_BA[real_BA].float()
         logq_tail_N = logq_NV.scatter(-1, token_NK, torch.finfo(logq_NV.dtype).min).logsumexp(-1)
         cross_N = -(p_NK * logq_NV.gather(-1, token_NK)).sum(-1) - tail_N * logq_tail_N
-        entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - torch.special.xlogy(tail_N, tail_N)
+        entropy_N = entropy_N - torch.special.xlogy(tail_N, tail_N)
     loss_N = cross_N - entropy_N if form == "kl" else cross_N
     return loss_N.sum() / max(1, len(loss_N))
-
-
-def teacher_logprobs(logits_AV: Tensor, top_k: int | None) -> tuple[Tensor, Tensor | None]:
-    """A teacher's distributions as they are stored: the ``top_k`` likeliest tokens, or all in order.
-
-    Returns:
-        ``logprob_AK`` and ``token_AK`` (``None`` for all).
-    """
-    logprob_AV = logits_AV.float().log_softmax(-1)
-    if top_k is None or top_k >= logprob_AV.shape[-1]:
-        return logprob_AV, None
-    logprob_AK, token_AK = logprob_AV.topk(top_k, dim=-1)
-    return logprob_AK, token_AK

@@ -1,22 +1,50 @@
-"""What SEEKR measures on the samples it keeps: attention rows before and after a task, sensitivity, forgettability.
+"""What SEEKR measures on the samples it keeps: attention before and after a task, sensitivity, forgettability.
 
-Samples go through the model one by one, so a measure never depends on how a batch was padded. ``official`` puts each
-sample on the left of nothing: it pads to the longest sample of the set and measures the padding too.
+A kept sample goes through the model three times: forward before its task, forward and backward after it. The rows of
+all heads are computed while a layer runs and kept in the compact form of the memory; nothing of all layers' whole rows
+exists at once. Samples go one by one, so a measure never depends on how a batch was padded. ``padded``, the official
+code's measure, pads to the longest sample of the set and measures the padding too.
 
 Shapes: N tappable layers, H query heads, R query rows, L sequence length (padded where it says so).
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.attention import AttentionTap, MeasureSensitivity, RecordRows, RowIndex
+from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
+from seekr_cl.attention.stored import StoredRows
 from seekr_cl.heads import normalise_within_layers
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
+from seekr_cl.methods.logits import answer_logits, first_position
 from seekr_cl.methods.losses import causal_lm_loss
 
 MEASURES = ("valid", "frobenius", "padded")
+
+
+Encode = Callable[[AttentionCall, RowIndex, Tensor], StoredRows]
+"""Makes of a layer's call, index and rows [H, R, L] what is kept of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the pass after a task gave for one sample.
+
+    Attributes:
+        rows: ``{layer: rows of all heads}`` as ``encode`` made them.
+        logits_NV: logits of the sample's positions from ``first_position`` on.
+        sensitivity_NH: S of this sample alone, not normalised (eq. 7).
+        forgettability_NH: F of this sample alone (eq. 9).
+    """
+
+    rows: dict[int, StoredRows]
+    logits_NV: Tensor
+    sensitivity_NH: Tensor
+    forgettability_NH: Tensor
 
 
 class Scorer:
@@ -37,107 +65,107 @@ class Scorer:
         self.measure = measure
         self.padded = layout.length([len(sample.ids_L) for sample in samples]) if samples else 0
 
-    def rows(self, sample: ReplaySample, query_R: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """All heads' attention rows at some queries, with the logits of the same pass.
+    def before(self, sample: ReplaySample, query_R: Tensor, encode: Encode) -> dict[int, StoredRows]:
+        """All heads' attention rows at some queries of the padded sequence, before a task is trained."""
+        record = RecordRows(self._all_heads(query_R), encode)
+        with self.tap.use(record), torch.no_grad():
+            self._logits(sample, len(sample.ids_L) - 1)
+        return record.rows
 
-        Returns:
-            ``{layer: [H, R, L']}`` and logits [L', V]; L' is the padded length under ``padded``, else the sample's.
+    def after(
+        self,
+        sample: ReplaySample,
+        query_R: Tensor,
+        former: dict[int, StoredRows],
+        encode: Encode,
+        keep_gradients: bool = False,
+    ) -> Scored:
+        """One forward and backward pass at the model right after a task.
+
+        Args:
+            sample: one of the kept samples.
+            query_R: where its rows are wanted, in the padded sequence.
+            former: what ``before`` gave for it.
+            encode: what to keep of the rows.
+            keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
+                otherwise they are not even computed.
         """
+        moved_NH = self._table()
+        row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
+
+        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
+            moved_HRL = former[call.layer].moved(call, index, rows_HRL)
+            squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
+            moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)
+            return encode(call, index, rows_HRL)
+
+        record = RecordRows(self._all_heads(query_R), compare_and_keep)
+        real = None if self.measure == "padded" else torch.ones_like(sample.ids_L, dtype=torch.bool)[None]
+        sensitivity = MeasureSensitivity(None if real is None else real.to(self.model.device))
+        frozen = [] if keep_gradients else [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        first = first_position(sample)
+        try:
+            with self.tap.use(InTurn(record, sensitivity)), torch.enable_grad():
+                logits_NV = self._logits(sample, first)
+                labels_N = sample.ids_L[first:].clone()
+                labels_N[: sample.completion_start - first] = -100
+                causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device)).backward()
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        return Scored(record.rows, logits_NV.detach(), self._sensitivity(sensitivity), moved_NH)
+
+    def _sensitivity(self, action: MeasureSensitivity) -> Tensor:
+        result_NH = self._table()
+        for row, (layer, heads) in enumerate(self.tap.heads.items()):
+            squared_H = action.squared[layer][0].cpu()
+            norm = self.measure == "frobenius"
+            result_NH[row, :heads] = squared_H.sqrt() if norm else squared_H / action.entries[layer]
+        return result_NH
+
+    def _per_entry(self, squared_H: Tensor, query_R: Tensor) -> Tensor:
+        """F from the sum of squared differences."""
+        if self.measure == "frobenius":
+            return squared_H.sqrt()
+        return squared_H / ((query_R + 1).sum() if self.measure == "valid" else len(query_R) * self.padded)
+
+    def _table(self) -> Tensor:
+        return torch.zeros(len(self.tap.heads), max(self.tap.heads.values()))
+
+    def _all_heads(self, query_R: Tensor) -> dict[int, RowIndex]:
         query_R = query_R.to(self.model.device)
         wanted = {}
         for layer, heads in self.tap.heads.items():
             head_P = torch.arange(heads, device=query_R.device)
             wanted[layer] = RowIndex(torch.zeros_like(head_P), head_P, query_R.expand(heads, -1))
-        record = RecordRows(wanted)
-        with self.tap.use(record), torch.no_grad():
-            logits_1LV = self.model(**self._inputs(sample), use_cache=False).logits
-        return {layer: rows.cpu() for layer, rows in record.rows.items()}, logits_1LV[0].cpu()
+        return wanted
 
-    def sensitivity(self, samples: list[ReplaySample], keep_gradients: bool = False) -> Tensor:
-        """S~ [N, H]: each head's mean sensitivity over the samples, normalised within its layer (eq. 7).
-
-        Args:
-            samples: at the model right after their task.
-            keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
-                otherwise they are not even computed.
-        """
-        total_NH = torch.zeros(len(self.tap.heads), max(self.tap.heads.values()))
-        frozen = [] if keep_gradients else [p for p in self.model.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        # With every weight frozen, only the embedding's output makes the activations require gradients.
-        handle = self.model.get_input_embeddings().register_forward_hook(
-            lambda _module, _args, output: output if output.requires_grad else output.requires_grad_()
-        )
-        try:
-            for sample in samples:
-                total_NH += self._squared_gradients(sample)
-        finally:
-            handle.remove()
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        return normalise_within_layers(total_NH / max(1, len(samples)))
-
-    def _squared_gradients(self, sample: ReplaySample) -> Tensor:
-        inputs = self._inputs(sample)
-        padded = self.measure == "padded"
-        action = MeasureSensitivity(None if padded else torch.ones_like(inputs["input_ids"], dtype=torch.bool))
-        with self.tap.use(action), torch.enable_grad():
-            logits_1LV = self.model(**inputs, use_cache=False).logits
-            causal_lm_loss(logits_1LV, self._labels(sample)).backward()
-        result_NH = torch.zeros(len(self.tap.heads), max(self.tap.heads.values()))
-        for row, (layer, heads) in enumerate(self.tap.heads.items()):
-            squared_H = action.squared[layer][0].cpu()
-            if self.measure == "frobenius":
-                result_NH[row, :heads] = squared_H.sqrt()
-            else:
-                result_NH[row, :heads] = squared_H / action.entries[layer]
-        return result_NH
-
-    def forgettability(
-        self, before: list[dict[int, Tensor]], after: list[dict[int, Tensor]], queries: list[Tensor]
-    ) -> Tensor:
-        """F [N, H]: how much training moved each head's rows on the samples, averaged over them (eq. 9).
-
-        Args:
-            before: for each sample, ``{layer: [H, R, L']}`` at the model before the task.
-            after: the same rows after it.
-            queries: for each sample the query positions [R] the rows belong to.
-        """
-        total_NH = torch.zeros(len(self.tap.heads), max(self.tap.heads.values()))
-        for old, new, query_R in zip(before, after, queries):
-            for row, (layer, heads) in enumerate(self.tap.heads.items()):
-                squared_H = (old[layer] - new[layer]).square().sum((1, 2))
-                if self.measure == "frobenius":
-                    total_NH[row, :heads] += squared_H.sqrt()
-                elif self.measure == "valid":
-                    total_NH[row, :heads] += squared_H / (query_R + 1).sum()
-                else:
-                    total_NH[row, :heads] += squared_H / (len(query_R) * self.padded)
-        return total_NH / max(1, len(before))
+    def _logits(self, sample: ReplaySample, first: int) -> Tensor:
+        """Logits of the sample's own positions from ``first`` on, [L - first, V]."""
+        device, length = self.model.device, len(sample.ids_L)
+        if self.measure != "padded":
+            return answer_logits(self.model, sample.ids_L[None].to(device), first)
+        start = self.offset(sample)
+        ids_1L = torch.full((1, self.padded), self.layout.pad_id)
+        ids_1L[0, start : start + length] = sample.ids_L
+        real_L = torch.zeros(self.padded, dtype=torch.bool)
+        real_L[start : start + length] = True
+        mask = _official_mask(real_L, self.model.dtype).to(device)
+        logits_1LV = self.model(input_ids=ids_1L.to(device), attention_mask=mask, use_cache=False).logits
+        return logits_1LV[0, start + first : start + length]
 
     def offset(self, sample: ReplaySample) -> int:
         """Where the sample's first token stands in the pass."""
         length = len(sample.ids_L)
         return self.layout.offset(length, self.padded) if self.measure == "padded" else 0
 
-    def _inputs(self, sample: ReplaySample) -> dict[str, Tensor]:
-        device = self.model.device
-        if self.measure != "padded":
-            return {"input_ids": sample.ids_L[None].to(device)}
-        ids_1L = torch.full((1, self.padded), self.layout.pad_id)
-        start = self.offset(sample)
-        ids_1L[0, start : start + len(sample.ids_L)] = sample.ids_L
-        real_L = torch.zeros(self.padded, dtype=torch.bool)
-        real_L[start : start + len(sample.ids_L)] = True
-        return {"input_ids": ids_1L.to(device), "attention_mask": _official_mask(real_L, self.model.dtype).to(device)}
 
-    def _labels(self, sample: ReplaySample) -> Tensor:
-        start = self.offset(sample)
-        labels_1L = torch.full((1, self.padded if self.measure == "padded" else len(sample.ids_L)), -100)
-        first = start + sample.completion_start
-        labels_1L[0, first : start + len(sample.ids_L)] = sample.ids_L[sample.completion_start :]
-        return labels_1L.to(self.model.device)
+def mean_scores(scored: list[Scored]) -> tuple[Tensor, Tensor]:
+    """S~ [N, H], normalised within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9)."""
+    sensitivity_NH = torch.stack([one.sensitivity_NH for one in scored]).mean(0)
+    return normalise_within_layers(sensitivity_NH), torch.stack([one.forgettability_NH for one in scored]).mean(0)
 
 
 def _official_mask(real_L: Tensor, dtype: torch.dtype) -> Tensor:

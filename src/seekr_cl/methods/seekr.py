@@ -8,12 +8,14 @@ P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention import AttentionTap, DenseRows, DistillRows, RowIndex, RowTarget
+from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
+from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.heads.importance import RULES
@@ -22,10 +24,12 @@ from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
 from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, require_logits, take_logits
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.scoring import MEASURES, Scorer
+from seekr_cl.methods.row_targets import REDUCTIONS, row_targets
+from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
-REDUCTIONS = ("sample_mean", "layer_mean", "sum")
+SIGNALS = ("top_k", "dense", "factors")
+TAILS = ("sampled", "bucket")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,10 @@ class SeekrSettings(LogitSettings):
         measure: what S and F average over: ``valid``, ``frobenius`` (eq. 7 and 9) or ``padded`` (official code).
         attention_reduction: ``sample_mean`` averages over a sample's heads, queries and layers, then over samples;
             ``layer_mean`` over the union of the batch's layers (official code); ``sum`` adds heads and queries (eq. 5).
+        attention_signal: what is stored of the teacher's attention rows: ``top_k`` entries of each, whole ``dense``
+            rows, or the ``factors`` (queries and keys) they are computed from.
+        attention_top_k: entries of a row under ``top_k``.
+        attention_tail: what stands for the other entries: keys ``sampled`` from them, or one ``bucket``.
         attention_eps: added to the student's probabilities in the logarithm (official code: 1e-8).
         query_replacement: draw queries with replacement where a sample is shorter than the budget (official code).
         gradient_leak: let the scoring pass's gradients into the next task's first step (official code).
@@ -58,6 +66,9 @@ class SeekrSettings(LogitSettings):
     importance_rule: str = "product_of_sums"
     measure: str = "valid"
     attention_reduction: str = "sample_mean"
+    attention_signal: str = "top_k"
+    attention_top_k: int = 32
+    attention_tail: str = "sampled"
     attention_eps: float = 0.0
     query_replacement: bool = False
     gradient_leak: bool = False
@@ -70,6 +81,10 @@ class SeekrSettings(LogitSettings):
             raise ConfigError(f"method.lambda2: {self.lambda2} is negative; 0 turns attention distillation off")
         if not 0 < self.attention_share < 1:
             raise ConfigError(f"method.attention_share: {self.attention_share} must lie between 0 and 1")
+        if self.attention_top_k < 1:
+            raise ConfigError(
+                f"method.attention_top_k: {self.attention_top_k} must be at least 1; attention_signal: dense keeps all"
+            )
         if self.attention_eps < 0:
             raise ConfigError(f"method.attention_eps: {self.attention_eps} is negative; 0 is exact")
         for key, known in (
@@ -77,6 +92,8 @@ class SeekrSettings(LogitSettings):
             ("importance_rule", RULES),
             ("measure", MEASURES),
             ("attention_reduction", REDUCTIONS),
+            ("attention_signal", SIGNALS),
+            ("attention_tail", TAILS),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
@@ -109,7 +126,7 @@ class Seekr(Method):
         if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
         self._queries: list[Tensor] = []
-        self._before: list[dict[int, Tensor]] = []
+        self._before: list[dict[int, StoredRows]] = []
 
     @property
     def importance(self) -> HeadImportance:
@@ -162,46 +179,8 @@ class Seekr(Method):
         samples = [sample for _, sample in picked]
         return {
             "logits": pad_logits(samples, self.context.layout, padded),
-            "attention": self._row_targets(picked, padded),
+            "attention": row_targets(picked, self.context.layout, padded, self.settings.attention_reduction),
         }
-
-    def _row_targets(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> dict[int, list[RowTarget]]:
-        """One layer's P pairs are all (sample, head) that some sample of the batch distils in this layer."""
-        targets: dict[int, list[RowTarget]] = {}
-        num_queries = max((len(s.attention.query_R) for _, s in picked if s.attention is not None), default=0)
-        for layer in sorted({layer for task, _ in picked for layer in task.heads}):
-            places: list[tuple[int, int]] = []
-            queries, rows, weights = [], [], []
-            for number, (task, sample) in enumerate(picked):
-                if sample.attention is None or layer not in task.heads:
-                    continue
-                rows_MRL, query_R = sample.attention.rows[layer], sample.attention.query_R
-                start, length, given = self.context.layout.offset(len(sample.ids_L), padded), *rows_MRL.shape[:0:-1]
-                room_R, room_MRL = (
-                    torch.zeros(num_queries, dtype=torch.long),
-                    torch.zeros(len(rows_MRL), num_queries, padded),
-                )
-                # Rows that only fill the rectangle point at a real query and weigh nothing.
-                room_R[:] = start
-                room_R[:given] = query_R + start
-                room_MRL[:, :given, start : start + length] = rows_MRL
-                weight_R = torch.zeros(num_queries)
-                weight_R[:given] = self._row_weight(len(picked), len(rows_MRL), given, len(task.heads))
-                places += [(number, head) for head in task.heads[layer]]
-                queries.append(room_R.expand(len(rows_MRL), -1))
-                rows.append(room_MRL)
-                weights.append(weight_R.expand(len(rows_MRL), -1))
-            if places:
-                sample_P, head_P = torch.tensor(places).T
-                index = RowIndex(sample_P, head_P, torch.cat(queries))
-                targets[layer] = [RowTarget(index, DenseRows(torch.cat(rows)), torch.cat(weights))]
-        return targets
-
-    def _row_weight(self, batch: int, heads: int, queries: int, layers: int) -> float:
-        if self.settings.attention_reduction == "sum":
-            return 1 / batch
-        per_layer = 1 / (batch * heads * queries)
-        return per_layer / layers if self.settings.attention_reduction == "sample_mean" else per_layer
 
     # One task's ends ------------------------------------------------------------------------------------------
 
@@ -210,7 +189,7 @@ class Seekr(Method):
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
         self._before = [
-            scorer.rows(sample, self._measured_queries(scorer, sample, query_R))[0]
+            scorer.before(sample, self._measured_queries(scorer, sample, query_R), self._encode_former)
             for sample, query_R in zip(samples, self._queries)
         ]
 
@@ -219,26 +198,51 @@ class Seekr(Method):
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        sensitivity_NH = scorer.sensitivity(samples, keep_gradients=self.settings.gradient_leak)
-        measured = [self._measured_queries(scorer, s, q) for s, q in zip(samples, self._queries)]
-        passes = [scorer.rows(sample, query_R) for sample, query_R in zip(samples, measured)]
-        forgettability_NH = scorer.forgettability(self._before, [rows for rows, _ in passes], measured)
-        self._importance = self._importance.add(sensitivity_NH, forgettability_NH)
+        scored = []
+        for sample, query_R, former in zip(samples, self._queries, self._before):
+            encode = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
+            measured_R = self._measured_queries(scorer, sample, query_R)
+            scored.append(scorer.after(sample, measured_R, former, encode, self.settings.gradient_leak))
+        self._importance = self._importance.add(*mean_scores(scored))
         self._before = []
 
-        heads = self._choose_heads()
-        kept = []
-        for sample, query_R, (rows, logits_LV) in zip(samples, self._queries, passes):
-            start, length = scorer.offset(sample), len(sample.ids_L)
-            # Under the padded measure with all queries, the rows also cover the padding, which is not kept.
-            first = start if rows and next(iter(rows.values())).shape[1] > len(query_R) else 0
-            own_rows = {
-                layer: rows[layer][chosen, first : first + len(query_R), start : start + length]
-                for layer, chosen in heads.items()
-            }
-            logits = take_logits(logits_LV[start : start + length], sample, self.settings)
-            kept.append(replace(sample, logits=logits, attention=AttentionSignal(query_R, own_rows)))
+        heads, kept = self._choose_heads(), []
+        for sample, query_R, one in zip(samples, self._queries, scored):
+            logits = take_logits(one.logits_NV, sample, self.settings, self.context.signal_dtype)
+            rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
+            attention = AttentionSignal(query_R, join_layers(rows)) if rows else None
+            kept.append(replace(sample, logits=logits, attention=attention))
         return MemoryTask(name, kept, heads)
+
+    def _encode_former(self, call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
+        """What is held of all heads' rows while a task is trained: enough to see how far each head moves."""
+        return self._encode(call, index, rows_HRL, "bucket")
+
+    def _encode_own(
+        self, start: int, length: int, query_R: Tensor, call: AttentionCall, index: RowIndex, rows_HRL: Tensor
+    ) -> StoredRows:
+        """What may be kept of all heads' rows for replay: the sample's own tokens, without the padding."""
+        # Under the padded measure with all queries, the rows also cover the padding, which is not kept.
+        first = start if rows_HRL.shape[1] > len(query_R) else 0
+        own = slice(first, first + len(query_R))
+        rows_HRL = rows_HRL[:, own, start : start + length]
+        return self._encode(call, index.of_queries(own), rows_HRL, self.settings.attention_tail, start, length)
+
+    def _encode(
+        self,
+        call: AttentionCall,
+        index: RowIndex,
+        rows_HRL: Tensor,
+        tail: str,
+        start: int = 0,
+        length: int | None = None,
+    ) -> StoredRows:
+        dtype = self.context.signal_dtype
+        if self.settings.attention_signal == "factors":
+            return StoredFactors.encode(call, index, dtype, start, length).to("cpu")
+        if self.settings.attention_signal == "dense":
+            return StoredDense.encode(rows_HRL, dtype).to("cpu")
+        return StoredTopK.encode(rows_HRL, self.settings.attention_top_k, dtype, tail).to("cpu")
 
     def _draw_queries(self, lengths: list[int]) -> list[Tensor]:
         generator = task_generator(self.context.seed)

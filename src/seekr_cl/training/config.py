@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import Method, get_method
+from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
 from seekr_cl.training.presets import PRESETS
 from seekr_cl.training.schedule import Cadence
@@ -152,7 +153,7 @@ class SeekrConfig(TrainingArguments):
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
         loss_average: ``tokens`` weighs all answer tokens of an optimizer step alike; ``micro_batches`` all batches.
         carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
-        signal_dtype: how teacher signals are stored.
+        signal_dtype: precision of stored teacher signals: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
         measure_every: gradient norms of the loss terms are measured on every so many batches of each kind; 0 never.
         keep_models: ``all`` models of a run or only the ``last``.
         progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
@@ -206,6 +207,9 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
         if "attention_share" in given and self.method_settings.lambda2 != "auto":
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
+        for key in ("attention_top_k", "attention_tail"):
+            if key in given and self.method_settings.attention_signal != "top_k":
+                raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
@@ -246,7 +250,7 @@ _DEFAULTS: dict[str, Any] = {
     "order": "shuffled",
     "loss_average": "tokens",
     "carry_optimizer": False,
-    "signal_dtype": "float16",
+    "signal_dtype": "int8",
     "lr_scheduler_type": "cosine",
 }
 
@@ -272,7 +276,7 @@ _CHOICES = {
     "padding_side": ("right", "left"),
     "order": ("shuffled", "official"),
     "loss_average": ("tokens", "micro_batches"),
-    "signal_dtype": ("float16", "bfloat16", "float32"),
+    "signal_dtype": tuple(DTYPES),
     "dtype": ("float32", "bfloat16", "float16", "auto"),
     "keep_models": ("all", "last"),
     "progress": ("auto", "bar", "lines", "none"),

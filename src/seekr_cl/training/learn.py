@@ -98,6 +98,7 @@ def learn(
         importance=store.importance,
         seed=config.seed + number * _SEED_STEP,
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
+        signal_dtype=config.signal_dtype or "int8",
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
@@ -140,7 +141,6 @@ def learn(
         model_sha256=model_hash(network),
         tokenizer_sha256=tokens_sha,
         method=describe_method(config),
-        signal_dtype=config.signal_dtype or "float16",
     )
     return Learnt(network, tokenizer, seconds, trainer.state.global_step, log, encoder.cut_count)
 

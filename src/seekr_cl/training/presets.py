@@ -17,11 +17,13 @@ _OFFICIAL_LOGITS: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
+        "signal_dtype": "float16",
         "replay": {"step": "joint"},
         "derpp": {"logits_top_k": None},
         "seekr": {
             "logits_top_k": None,
             "measure": "frobenius",
+            "attention_signal": "dense",
             "attention_reduction": "sum",
             "lambda2": _PAPER_LAMBDA2,
             "layer_budget": 24,
@@ -46,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "importance_rule": "sum_of_products",
             "attention_reduction": "layer_mean",
             "attention_eps": 1e-8,
+            "attention_signal": "dense",
             "lambda2": 1000.0,
             "query_replacement": True,
             "query_budget": None,

@@ -74,6 +74,8 @@ def available(call: AttentionCall, target: "RowTarget") -> bool:
 def _readable(mask: object) -> bool:
     if not isinstance(mask, Tensor):
         return mask is None
+    if mask.requires_grad:
+        return False
     return mask.dim() == 2 or (mask.dim() == 4 and mask.dtype in (torch.bool, *DTYPES))
 
 

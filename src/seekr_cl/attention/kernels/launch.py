@@ -76,6 +76,8 @@ def forward(call: AttentionCall, target: "RowTarget") -> tuple[Tensor, RowState]
             SINK=call.sink_H is not None,
             TEACHER_SINK=teacher_sink is not None,
         )
+    if isinstance(target.teacher, TopKRows) and target.teacher.offset_PR is not None:
+        kl_PR += target.teacher.offset_PR
     return (weight_PR * kl_PR).sum(), RowState(lse_PR, pull_PR, aux_PR, sink_PR)
 
 
@@ -230,7 +232,8 @@ def _arguments(call: AttentionCall, target: "RowTarget") -> dict[str, Any]:
 
 
 def _mask(call: AttentionCall) -> dict[str, Any]:
-    mask, segment = call.mask, call.segment_BL
+    # Any mask is told of packed sequences itself.
+    mask, segment = call.mask, call.segment_BL if call.mask is None else None
     found: dict[str, Any] = {"mask": None, "mask_b": 0, "mask_h": 0, "mask_q": 0, "mask_k": 0, "MASK": 0}
     if mask is not None and mask.dim() == 2:
         mask = mask.bool().view(torch.uint8)

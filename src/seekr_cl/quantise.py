@@ -1,0 +1,64 @@
+"""Probabilities, vectors and positions in few bits.
+
+Eight bits hold a probability by its square root: KL is flat in that coordinate, so equal steps in it cost equal
+divergence. Scale and most rounding cancel, for what was kept of a distribution is made to sum to the mass it had.
+"""
+
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.uint8}
+"""Precision of teacher signals by its name in the settings, and what probabilities are stored as."""
+
+
+def small_float(dtype: str) -> torch.dtype:
+    """What single numbers beside the entries are stored as: they are few, so never in 8 bits."""
+    return torch.float32 if dtype == "float32" else torch.float16
+
+
+def encode_probabilities(prob_NK: Tensor, dtype: str) -> Tensor:
+    """Probabilities as floats of ``dtype``, or under ``int8`` as the square root on 256 steps up to the row's largest.
+
+    Returns:
+        [..., K], to be read by ``decode_probabilities``.
+    """
+    if dtype != "int8":
+        return prob_NK.to(DTYPES[dtype])
+    largest_N1 = prob_NK.amax(-1, keepdim=True).clamp_min(torch.finfo(prob_NK.dtype).tiny)
+    code_NK = (255 * (prob_NK / largest_N1).clamp(0, 1).sqrt()).round().to(torch.uint8)
+    # Zero stays the mark of an entry that is not there.
+    return torch.where((prob_NK > 0) & (code_NK == 0), torch.ones_like(code_NK), code_NK)
+
+
+def decode_probabilities(code_NK: Tensor, mass_N: Tensor) -> Tensor:
+    """Float32 probabilities [..., K] that sum to ``mass_N``; what was stored in float32 is returned as it is."""
+    if code_NK.dtype == torch.float32:
+        return code_NK
+    weight_NK = code_NK.float()
+    if code_NK.dtype == torch.uint8:
+        weight_NK = weight_NK.square_()
+    total_N = weight_NK.sum(-1)
+    # A row without any mass (a query that sees nothing) stays empty.
+    return weight_NK * torch.where(total_N > 0, mass_N.float() / total_N, 0.0)[..., None]
+
+
+def encode_vectors(vector_ND: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """Vectors as floats of ``dtype``, or under ``int8`` in steps of 1/127 of each one's largest component.
+
+    Returns:
+        the components [..., D] and the size of a step [...], ``None`` for floats.
+    """
+    if dtype != "int8":
+        return vector_ND.to(DTYPES[dtype]), None
+    step_N = (vector_ND.float().abs().amax(-1) / 127).clamp_min(torch.finfo(torch.float16).tiny).half()
+    return (vector_ND.float() / step_N.float()[..., None]).round().clamp(-127, 127).to(torch.int8), step_N
+
+
+def decode_vectors(vector_ND: Tensor, step_N: Tensor | None) -> Tensor:
+    """Float32 vectors [..., D]."""
+    return vector_ND.float() if step_N is None else vector_ND.float() * step_N.float()[..., None]
+
+
+def narrow_index(index: Tensor, bound: int) -> Tensor:
+    """Integers from 0 to ``bound`` - 1 in the smallest type that holds these all and that safetensors knows."""
+    return index.to(torch.uint8 if bound <= 1 << 8 else torch.uint16 if bound <= 1 << 16 else torch.int32)
