@@ -13,9 +13,10 @@ from materialising import Maps
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
-from seekr_cl.methods.logits import LogitSettings, distil_logits
+from seekr_cl.methods.logits import LogitSettings, answer_logits, distil_logits
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.training.batches import ScheduledBatches
@@ -103,8 +104,6 @@ def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int,
 
 def whole_rows(model: PreTrainedModel, task: MemoryTask) -> dict[int, Tensor]:
     """The rows of a task's first sample, whole."""
-    from seekr_cl.attention import AttentionTap, RecordRows, RowIndex
-
     sample = task.samples[0]
     wanted = {}
     for layer, heads in task.heads.items():
@@ -141,3 +140,23 @@ def plain_pass(model: PreTrainedModel, sample: ReplaySample) -> Callable[[], Non
         model.zero_grad(set_to_none=True)
 
     return train
+
+
+def bare_scoring(model: PreTrainedModel, sample: ReplaySample) -> Callable[[], None]:
+    """The forward and the forward with backward that the scoring pass makes, with nobody looking on."""
+    ids_1L, first = sample.ids_L[None], sample.completion_start - 1
+    labels = sample.ids_L[None, first:].clone()
+    labels[0, 0] = -100
+
+    def begin(call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        return output_BLHD if output_BLHD.requires_grad else output_BLHD.detach().requires_grad_()
+
+    def run() -> None:
+        with torch.no_grad():
+            answer_logits(model, ids_1L, len(sample.ids_L) - 1)
+        model.requires_grad_(False)
+        with AttentionTap(model) as tap, tap.use(begin):
+            causal_lm_loss(answer_logits(model, ids_1L, first)[None], labels).backward()
+        model.requires_grad_(True)
+
+    return run

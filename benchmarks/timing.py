@@ -15,9 +15,9 @@ import torch
 import transformers
 
 
-def alternate(variants: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each variant, run in turn after one warm-up of each; the first one rotates from round to round."""
-    for variant in variants.values():
+def alternate(variants: dict[str, Callable[[], Any]], runs: int, warm: bool = True) -> dict[str, list[float]]:
+    """CPU seconds of each variant, run in turn after one warm-up of each (unless ``warm`` is off); the first one rotates from round to round."""
+    for variant in variants.values() if warm else ():
         variant()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
@@ -25,9 +25,9 @@ def alternate(variants: dict[str, Callable[[], Any]], runs: int) -> dict[str, li
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
             gc.collect()
-            started = time.perf_counter()
+            started = time.process_time()
             variants[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return seconds
 
 

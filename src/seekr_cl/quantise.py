@@ -16,8 +16,13 @@ def small_float(dtype: str) -> torch.dtype:
     return torch.float32 if dtype == "float32" else torch.float16
 
 
-def encode_probabilities(prob_NK: Tensor, dtype: str) -> Tensor:
+def encode_probabilities(prob_NK: Tensor, dtype: str, keep_small: bool = False) -> Tensor:
     """Probabilities as floats of ``dtype``, or under ``int8`` as the square root on 256 steps up to the row's largest.
+
+    Args:
+        prob_NK: probabilities.
+        dtype: a key of ``DTYPES``.
+        keep_small: round nothing but zero to zero, for forms in which a zero means something else.
 
     Returns:
         [..., K], to be read by ``decode_probabilities``.
@@ -26,8 +31,7 @@ def encode_probabilities(prob_NK: Tensor, dtype: str) -> Tensor:
         return prob_NK.to(DTYPES[dtype])
     largest_N1 = prob_NK.amax(-1, keepdim=True).clamp_min(torch.finfo(prob_NK.dtype).tiny)
     code_NK = (255 * (prob_NK / largest_N1).clamp(0, 1).sqrt()).round().to(torch.uint8)
-    # Zero stays the mark of an entry that is not there.
-    return torch.where((prob_NK > 0) & (code_NK == 0), torch.ones_like(code_NK), code_NK)
+    return torch.where((prob_NK > 0) & (code_NK == 0), torch.ones_like(code_NK), code_NK) if keep_small else code_NK
 
 
 def decode_probabilities(code_NK: Tensor, mass_N: Tensor) -> Tensor:

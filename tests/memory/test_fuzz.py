@@ -50,7 +50,7 @@ def open_and_use(folder: Path) -> None:
             rows = sample.attention.of_layer(task.heads, layer)
             teacher = collate_rows([rows], [0], len(sample.attention.query_R), len(sample.ids_L))
             assert len(teacher.prob_PRL if isinstance(teacher, DenseRows) else teacher.prob_PRK) == len(heads)
-        assert sample.logits.probabilities().shape[0] == len(sample.logits.position_A)
+        assert sample.logits.decode()[0].shape[0] == len(sample.logits.position_A)
 
 
 @QUICK

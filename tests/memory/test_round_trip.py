@@ -32,7 +32,7 @@ def same_samples(left: list[ReplaySample], right: list[ReplaySample], atol: floa
         close(one.ids_L, other.ids_L)
         assert (one.logits is None, one.attention is None) == (other.logits is None, other.attention is None)
         if one.logits is not None:
-            for name in ("position_A", "code_AK", "token_AK", "tail_A"):
+            for name in ("position_A", "code_AK", "token_AK", "tail_A", "offset_A"):
                 close(getattr(one.logits, name), getattr(other.logits, name))
         if one.attention is not None:
             close(one.attention.query_R, other.attention.query_R)

@@ -75,7 +75,8 @@ WRONG: dict[str, Any] = {
     "progress": None,
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,
     "replay.batch_size": "4x", "replay.choice": None, "replay.step": 2,
-    "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logit_alignment": 1, "method.logit_form": None,
+    "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logits_tail": True,
+    "method.logit_alignment": 1, "method.logit_form": None,
     "method.lambda2": "much", "method.attention_share": None, "method.heads": 8, "method.layer_budget": "most",
     "method.head_budget": True, "method.query_budget": [5], "method.importance_rule": 1, "method.measure": None,
     "method.attention_reduction": 3, "method.attention_signal": 1, "method.attention_top_k": 2.5,
@@ -107,7 +108,8 @@ OUT_OF_RANGE = [
     ("method.logit_alignment", "prev"), ("method.logit_form", "mse"), ("method.heads", "best"),
     ("method.layer_budget", -1), ("method.head_budget", 1.5), ("method.query_budget", 0), ("method.query_budget", -3),
     ("method.importance_rule", "sum"), ("method.measure", "all"), ("method.attention_reduction", "max"),
-    ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.attention_signal", "rows"),
+    ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.logits_tail", "cut"),
+    ("method.attention_signal", "rows"),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
     ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),
@@ -212,6 +214,11 @@ def test_combinations_of_which_one_would_be_ignored(settings: dict[str, Any], pa
 def test_the_trainer_may_not_save_or_evaluate_on_its_own(tmp_path: Path) -> None:
     config = SeekrConfig(output_dir=str(tmp_path), use_cpu=True, method=None, replay=None)
     assert (config.save_strategy, config.eval_strategy, config.method_class.name) == ("no", "no", "seekr")
+
+
+def test_a_tail_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method.logits_tail: would be ignored"):
+        make(method={"name": "derpp", "logits_top_k": None, "logits_tail": "bucket"})
 
 
 @pytest.mark.parametrize(("key", "value"), [("attention_top_k", 8), ("attention_tail", "bucket")])

@@ -59,6 +59,7 @@ METHOD_ROWS = {
     "measure": Row("frobenius", "memory"),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),
+    "logits_tail": Row("bucket", "weights", method(logits_top_k=4)),
     "attention_signal": Row("factors", "memory"),
     "attention_top_k": Row(2, "memory"),
     "attention_tail": Row("bucket", "weights", method(attention_top_k=2)),

@@ -113,7 +113,7 @@ def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, 
             key = f"{place}/{number}"
             found[f"{key}/ids"] = sample.ids_L
             if sample.logits is not None:
-                found |= {f"{key}/position": sample.logits.position_A, f"{key}/prob": sample.logits.probabilities()}
+                found |= {f"{key}/position": sample.logits.position_A, f"{key}/prob": sample.logits.decode()[0]}
                 if sample.logits.token_AK is not None:
                     found[f"{key}/token"] = sample.logits.token_AK.long()
             if sample.attention is not None:

@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import StoredRows, stored_from
-from seekr_cl.quantise import decode_probabilities, encode_probabilities, narrow_index, small_float
+from seekr_cl.attention.stored import StoredRows, StoredTopK, stored_from
+from seekr_cl.quantise import decode_probabilities, encode_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +20,40 @@ class LogitSignal:
 
     Attributes:
         position_A: positions in the sample whose output is distilled.
-        code_AK: encoded probabilities of the K likeliest tokens; of all tokens in order when ``token_AK`` is None.
+        code_AK: encoded probabilities of K tokens; of all tokens in order when ``token_AK`` is None.
         token_AK: which tokens these are.
         tail_A: probability of all other tokens; ``None`` when there are none.
+        offset_A: present if tokens are drawn for the others as in ``StoredTopK``; otherwise they are one bucket.
     """
 
     position_A: Tensor
     code_AK: Tensor
     token_AK: Tensor | None = None
     tail_A: Tensor | None = None
+    offset_A: Tensor | None = None
 
     @classmethod
-    def encode(cls, position_A: Tensor, logits_AV: Tensor, top_k: int | None, dtype: str) -> Self:
-        """From a teacher's logits: the ``top_k`` likeliest tokens, or all in order."""
+    def encode(
+        cls, position_A: Tensor, logits_AV: Tensor, top_k: int | None, dtype: str, tail: str = "sampled"
+    ) -> Self:
+        """From a teacher's logits: ``top_k`` tokens of each distribution, or all in order."""
         prob_AV = logits_AV.float().softmax(-1)
-        vocabulary = prob_AV.shape[-1]
-        if top_k is None or top_k >= vocabulary:
+        if top_k is None or top_k >= prob_AV.shape[-1]:
             return cls(position_A, encode_probabilities(prob_AV, dtype))
-        prob_AK, token_AK = prob_AV.topk(top_k, dim=-1)
-        tail_A = (1 - prob_AK.sum(-1)).clamp_min(0).to(small_float(dtype))
-        return cls(position_A, encode_probabilities(prob_AK, dtype), narrow_index(token_AK, vocabulary), tail_A)
+        kept = StoredTopK.encode(prob_AV[None], top_k, dtype, tail)
+        offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
+        return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
 
-    def probabilities(self) -> Tensor:
-        """Float32 probabilities [A, K] of the kept tokens."""
-        mass_A = torch.ones(len(self.code_AK)) if self.tail_A is None else 1 - self.tail_A.float()
-        return decode_probabilities(self.code_AK, mass_A)
+    def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
+        count, width = self.code_AK.shape
+        if self.token_AK is None or self.tail_A is None:
+            prob_AK = decode_probabilities(self.code_AK, torch.ones(count))
+            return prob_AK, torch.arange(width).expand(count, -1), torch.zeros(count), torch.zeros(count)
+        offset_1A = None if self.offset_A is None else self.offset_A[None]
+        kept = StoredTopK(self.code_AK[None], self.token_AK[None], self.tail_A[None], offset_MR=offset_1A)
+        prob_1AK, token_1AK, bucket_1A, offset_1A = kept.decode()
+        return prob_1AK[0], token_1AK[0], bucket_1A[0], offset_1A[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,8 @@ def pack(samples: Iterable[ReplaySample]) -> dict[str, Tensor]:
                 tensors[f"{key}/logits/token"] = sample.logits.token_AK
             if sample.logits.tail_A is not None:
                 tensors[f"{key}/logits/tail"] = sample.logits.tail_A
+            if sample.logits.offset_A is not None:
+                tensors[f"{key}/logits/offset"] = sample.logits.offset_A
         if sample.attention is not None:
             tensors[f"{key}/attention/query"] = sample.attention.query_R.to(torch.int32)
             rows = sample.attention.rows.tensors()
@@ -146,7 +157,11 @@ def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
     logits = attention = None
     if any(name.startswith("logits/") for name in part):
         logits = LogitSignal(
-            part["logits/position"].long(), part["logits/code"], part.get("logits/token"), part.get("logits/tail")
+            part["logits/position"].long(),
+            part["logits/code"],
+            part.get("logits/token"),
+            part.get("logits/tail"),
+            part.get("logits/offset"),
         )
     if any(name.startswith("attention/") for name in part):
         prefix = "attention/rows/"
@@ -177,7 +192,8 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
         fits["logits/token"] = signal.token_AK is None or (
             signal.token_AK.shape == signal.code_AK.shape and not signal.token_AK.is_floating_point()
         )
-        fits["logits/tail"] = signal.tail_A is None or signal.tail_A.shape == signal.position_A.shape
+        for name, numbers in (("tail", signal.tail_A), ("offset", signal.offset_A)):
+            fits[f"logits/{name}"] = numbers is None or numbers.shape == signal.position_A.shape
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
         fits["attention/query"] = _inside(query_R, length)

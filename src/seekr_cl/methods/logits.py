@@ -20,6 +20,7 @@ from seekr_cl.methods.losses import logit_distillation
 
 ALIGNMENTS = ("next_token", "label")
 FORMS = ("kl", "cross_entropy")
+TAILS = ("sampled", "bucket")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,8 @@ class LogitSettings:
 
     Attributes:
         lambda1: weight of the labels on old samples; 1 - lambda1 is the weight of the logits (eq. 13).
-        logits_top_k: tokens kept of each distribution, the rest as one bucket; null keeps them all.
+        logits_top_k: tokens kept of each distribution; null keeps them all.
+        logits_tail: what stands for the other tokens: tokens ``sampled`` from them, or one ``bucket``.
         logit_alignment: ``next_token`` distils the positions that predict the answer tokens; ``label`` the positions
             of these tokens themselves, as the official code does.
         logit_form: ``kl`` (eq. 3) or ``cross_entropy`` (the official code: same gradient, never zero).
@@ -36,6 +38,7 @@ class LogitSettings:
 
     lambda1: float = 0.5
     logits_top_k: int | None = 64
+    logits_tail: str = "sampled"
     logit_alignment: str = "next_token"
     logit_form: str = "kl"
 
@@ -44,7 +47,7 @@ class LogitSettings:
             raise ConfigError(f"method.lambda1: {self.lambda1} must lie between 0 (logits only) and 1 (labels only)")
         if self.logits_top_k is not None and self.logits_top_k < 1:
             raise ConfigError(f"method.logits_top_k: {self.logits_top_k} must be at least 1, or null for all tokens")
-        for key, known in (("logit_alignment", ALIGNMENTS), ("logit_form", FORMS)):
+        for key, known in (("logit_alignment", ALIGNMENTS), ("logit_form", FORMS), ("logits_tail", TAILS)):
             if getattr(self, key) not in known:
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
 
@@ -82,9 +85,8 @@ def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings
     position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
     # An answer without a prompt has no position before its first token.
     position_A = position_A[position_A >= 0]
-    return LogitSignal.encode(
-        position_A, logits_NV[position_A - first_position(sample)].cpu(), settings.logits_top_k, dtype
-    )
+    logits_AV = logits_NV[position_A - first_position(sample)].cpu()
+    return LogitSignal.encode(position_A, logits_AV, settings.logits_top_k, dtype, settings.logits_tail)
 
 
 def require_logits(samples: list[ReplaySample]) -> None:
@@ -101,7 +103,10 @@ def require_logits(samples: list[ReplaySample]) -> None:
 
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch: ``position``, ``real`` and ``tail`` [B, A], ``prob`` and ``token`` [B, A, K]."""
+    """The logit signals of a batch: ``position``, ``real``, ``tail``, ``offset`` [B, A], ``prob``, ``token`` [B, A, K].
+
+    ``token`` is ``None`` where all samples keep the whole vocabulary.
+    """
     require_logits(samples)
     kept = [
         (sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples if sample.logits is not None
@@ -109,17 +114,18 @@ def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batc
     widest = max(signal.code_AK.shape[1] for signal, _ in kept)
     # Tokens by name as soon as one signal names them; under a larger ``logits_top_k`` another may hold more.
     named = any(signal.token_AK is not None or signal.code_AK.shape[1] < widest for signal, _ in kept)
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("position", "real", "prob", "token", "tail")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("position", "real", "prob", "token", "tail", "offset")}
     for signal, offset in kept:
         count, width = signal.code_AK.shape
-        token_AK = torch.arange(width).expand(count, -1) if signal.token_AK is None else signal.token_AK.long()
+        prob_AK, token_AK, tail_A, offset_A = signal.decode()
         # What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
         filler_AK = token_AK[:, :1].expand(-1, widest - width)
         columns["position"].append(signal.position_A + offset)
         columns["real"].append(torch.ones(count, dtype=torch.bool))
-        columns["prob"].append(F.pad(signal.probabilities(), (0, widest - width)))
+        columns["prob"].append(F.pad(prob_AK, (0, widest - width)))
         columns["token"].append(torch.cat([token_AK, filler_AK], 1))
-        columns["tail"].append(torch.zeros(count) if signal.tail_A is None else signal.tail_A.float())
+        columns["tail"].append(tail_A)
+        columns["offset"].append(offset_A)
     batch: Batch = {name: pad_sequence(column, batch_first=True) for name, column in columns.items()}
     return batch if named else batch | {"token": None}
 
@@ -133,5 +139,6 @@ def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -
         signals["prob"],
         signals["token"],
         signals["tail"],
+        signals["offset"],
         settings.logit_form,
     )

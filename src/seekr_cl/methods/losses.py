@@ -22,11 +22,13 @@ def logit_distillation(
     prob_BAK: Tensor,
     token_BAK: Tensor | None,
     tail_BA: Tensor,
+    offset_BA: Tensor,
     form: str = "kl",
 ) -> Tensor:
     """Mean divergence between the teacher's and the student's next-token distributions (eq. 3).
 
-    Kept tokens are compared exactly; the rest of the vocabulary counts as one bucket on both sides.
+    Kept tokens are compared exactly; the rest of the vocabulary counts as one bucket on both sides, unless tokens
+    drawn from it stand for it.
 
     Args:
         logits_BLV: the student's logits.
@@ -34,7 +36,9 @@ def logit_distillation(
         real_BA: false where ``position_BA`` only fills the rectangle.
         prob_BAK: the teacher's probabilities of the kept tokens.
         token_BAK: which tokens these are; ``None`` if they are the whole vocabulary in order.
-        tail_BA: the teacher's probability of all other tokens.
+        tail_BA: the teacher's probability of all other tokens, compared as one bucket; zero where kept tokens stand
+            for them.
+        offset_BA: what the entropy of the kept tokens misses where they were drawn from more.
         form: ``kl``, or ``cross_entropy``, which keeps the teacher's entropy in the value (same gradient).
 
     Returns:
@@ -44,7 +48,7 @@ def logit_distillation(
     logits_NV = logits_BLV[sample_BA[real_BA], position_BA[real_BA]].float()
     p_NK = prob_BAK[real_BA].float()
     logq_NV = logits_NV.log_softmax(-1)
-    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1)
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - offset_BA[real_BA].float()
     if token_BAK is None:
         cross_N = -(p_NK * logq_NV).sum(-1)
     else:

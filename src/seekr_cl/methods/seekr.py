@@ -22,14 +22,13 @@ from seekr_cl.heads.importance import RULES
 from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
-from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, require_logits, take_logits
+from seekr_cl.methods.logits import TAILS, LogitSettings, distil_logits, pad_logits, require_logits, take_logits
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.row_targets import REDUCTIONS, row_targets
 from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
 SIGNALS = ("top_k", "dense", "factors")
-TAILS = ("sampled", "bucket")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

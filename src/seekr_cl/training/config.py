@@ -207,6 +207,8 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
         if "attention_share" in given and self.method_settings.lambda2 != "auto":
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
+        if "logits_tail" in given and self.method_settings.logits_top_k is None:
+            raise ConfigError("method.logits_tail: would be ignored; set method.logits_top_k, or remove it")
         for key in ("attention_top_k", "attention_tail"):
             if key in given and self.method_settings.attention_signal != "top_k":
                 raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")

@@ -54,7 +54,7 @@ class StoredTopK(Stored):
             code_MRK = encode_probabilities(prob_MRK, dtype)
             return cls(code_MRK, narrow_index(key_MRK, rows_MRL.shape[-1]), tail_MR.to(small), mass_MR)
         prob_MRK, key_MRK, tail_MR, offset_MR = _draw_tail(rows_MRL, prob_MRK, key_MRK)
-        code_MRK = encode_probabilities(prob_MRK, dtype)
+        code_MRK = encode_probabilities(prob_MRK, dtype, keep_small=True)
         return cls(code_MRK, narrow_index(key_MRK, rows_MRL.shape[-1]), tail_MR.to(small), mass_MR, offset_MR.to(small))
 
     def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
