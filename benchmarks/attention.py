@@ -115,7 +115,7 @@ def loss_changes(quick: bool) -> list[dict[str, float]]:
     """The default's changes on real rows, one entry for each pair of tasks."""
     with tempfile.TemporaryDirectory() as folder:
         pairs = PAIRS[:1] if quick else PAIRS
-        length, examples, count = (512, 96, 4) if quick else (1024, 400, 6)
+        length, examples, count = 512, 96 if quick else 240, 4
         return [
             measure(train_pair(first, second, length, examples, count, seed, Path(folder)), [DEFAULT])[DEFAULT.name]
             for seed, (first, second) in enumerate(pairs)
@@ -137,10 +137,10 @@ def main() -> None:
         return
     quick = options.quick
     say("replay steps at L = 1024")
-    short = steps(1024, 5 if quick else 15, STEPS[:2] if quick else STEPS)
+    short = steps(1024, 5 if quick else 9, STEPS[:2] if quick else STEPS)
     say("replay steps at L = 2048")
-    long = steps(2048, 2 if quick else 7, STEPS[1:] if quick else STEPS, warm=not quick)
-    rounds = {512: 2, 1024: 5, 2048: 1, 4096: 1} if quick else {512: 9, 1024: 9, 2048: 5, 4096: 3}
+    long = steps(2048, 2 if quick else 5, STEPS[1:] if quick else STEPS, warm=not quick)
+    rounds = {512: 2, 1024: 5, 2048: 1, 4096: 1} if quick else {512: 7, 1024: 9, 2048: 3, 4096: 2}
     scored = scoring(LENGTHS, rounds, quick)
     say("peak memory")
     memory = {1024: peaks(1024, STEPS[:2])} if quick else {L: peaks(L, STEPS) for L in (1024, 2048)}

@@ -25,7 +25,7 @@ TASK = "20Minuten"
 LENGTH, EXAMPLES = 256, 500
 
 
-def stage_ratio(rounds: int = 3) -> dict[str, Any]:
+def stage_ratio(rounds: int = 2) -> dict[str, Any]:
     """CPU seconds of the sixth task's stage under both methods, learnt in turn from the same start."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

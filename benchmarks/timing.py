@@ -16,7 +16,10 @@ import transformers
 
 
 def alternate(variants: dict[str, Callable[[], Any]], runs: int, warm: bool = True) -> dict[str, list[float]]:
-    """CPU seconds of each variant, run in turn after one warm-up of each (unless ``warm`` is off); the first one rotates from round to round."""
+    """CPU seconds of each variant, run in turn, after one warm-up of each unless ``warm`` is off.
+
+    Which one goes first rotates from round to round.
+    """
     for variant in variants.values() if warm else ():
         variant()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
