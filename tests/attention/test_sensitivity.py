@@ -41,7 +41,7 @@ def check(action, gradients, entries):
     for layer, gradient in enumerate(gradients):
         seen_BLL = entries[layer]
         expected = (gradient.square() * seen_BLL[:, None]).sum((-1, -2))
-        torch.testing.assert_close(action.squared[layer], expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(action.squared[layer], expected, rtol=1e-10, atol=0)
         assert action.entries[layer].tolist() == seen_BLL.sum((1, 2)).tolist()
 
 
