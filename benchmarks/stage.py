@@ -71,9 +71,11 @@ def _task(name: str, examples: int) -> Task:
 
 def _config(method: str, work: Path, samples: int = EXAMPLES // 100) -> Any:
     budgets = {"layer_budget": 0.75, "head_budget": 0.125, "query_budget": 100} if method == "seekr" else {}
+    # What steers lambda2 is part of SEEKR's price; plain training measures no gradients.
+    measured = {} if method == "seekr" else {"measure_every": 0}
     settings = {
         "use_cpu": True, "progress": "none", "method": {"name": method, **budgets}, "max_length": LENGTH,
         "num_train_epochs": 1, "per_device_train_batch_size": 8, "replay": {"samples": samples},
-        "long_completions": "skip",
+        "long_completions": "skip", **measured,
     }  # fmt: skip
     return config_from(settings, str(work / "trainer"))

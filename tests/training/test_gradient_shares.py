@@ -10,6 +10,7 @@ from torch import nn
 
 from seekr_cl.methods import LossTerm
 from seekr_cl.training.gradients import GradientShares
+from seekr_cl.training.trainer import SeekrTrainer
 
 TERMS = {
     "seqft": {"task"},
@@ -132,3 +133,17 @@ def test_lambda2_auto_steers_and_a_number_does_not(base: Path, tmp_path: Path) -
     for line in lines:
         expected = 0.5 * line["loss_replay"] + 0.5 * line["loss_logits"] + 1000 * line["loss_attention"]
         assert line["loss_replay_total"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_backward_pass_itself_serves_a_lone_term(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """The norm taken from the step's own gradient is the one that a pass of its own gives."""
+    settings: dict[str, Any] = {"measure_every": 1, "gradient_accumulation_steps": steps}
+    one = teach(base, tmp_path / "one", tasks(), config_for("derpp", tmp_path, **settings))[1].log
+    monkeypatch.setattr(SeekrTrainer, "_leaves_gradient_alone", lambda *_: False)
+    two = teach(base, tmp_path / "two", tasks(), config_for("derpp", tmp_path, **settings))[1].log
+    shares = [[value for line in log for key, value in line.items() if key == "share_task"] for log in (one, two)]
+    assert shares[0] == pytest.approx(shares[1], rel=1e-4)
+    assert len(shares[0]) > 1

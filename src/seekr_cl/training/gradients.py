@@ -44,13 +44,17 @@ class GradientShares:
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
             alone = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
             _total(alone).backward(retain_graph=True)
-            squares = [parameter.grad.float().square().sum() for parameter in trained if parameter.grad is not None]
-            norm = float(_total(squares).sqrt()) if squares else 0.0
-            former = self._unweighted.get(name)
-            self._unweighted[name] = norm if former is None else MEMORY * former + (1 - MEMORY) * norm
-            self.norms[name] = self._unweighted[name] * abs(terms[name].weight)
+            self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):
             parameter.grad = grad
+
+    def note_gradient(self, name: str, weight: float, factor: float, parameters: Iterable[nn.Parameter]) -> None:
+        """Notes a term's gradient that stands in ``.grad``, multiplied by ``factor``."""
+        squares = [parameter.grad.float().square().sum() for parameter in parameters if parameter.grad is not None]
+        norm = float(_total(squares).sqrt()) / abs(factor) if squares else 0.0
+        former = self._unweighted.get(name)
+        self._unweighted[name] = norm if former is None else MEMORY * former + (1 - MEMORY) * norm
+        self.norms[name] = self._unweighted[name] * abs(weight)
 
     def reweigh(self, name: str, weight: float) -> None:
         """Says that a term now has another weight than when it was measured."""

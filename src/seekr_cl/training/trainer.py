@@ -56,6 +56,7 @@ class SeekrTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._measured_next: tuple[dict[str, LossTerm], int] | None = None
         self._group_tokens: int | None = None
         self._group_new = 1
 
@@ -81,8 +82,22 @@ class SeekrTrainer(Trainer):
         """One forward and backward for each part; the parts of a joint step add up to eq. 13."""
         if self.carry is not None:
             self.carry.put_gradients(self._network)
-        losses = [super(SeekrTrainer, self).training_step(model, {kind: part}) for kind, part in inputs.items()]
+        losses = [self._part(model, kind, part) for kind, part in inputs.items()]
         return torch.stack(losses).sum()
+
+    def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
+        loss = super().training_step(model, {kind: part})
+        if self._measured_next is not None:
+            terms, divisor = self._measured_next
+            self._measured_next = None
+            ((name, term),) = terms.items()
+            self.shares.note_gradient(name, term.weight, term.weight / divisor, model.parameters())
+        return loss
+
+    def _leaves_gradient_alone(self, terms: dict[str, LossTerm], model: nn.Module) -> bool:
+        """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
+        alone = len(terms) == 1 and all(term.weight for term in terms.values()) and self.accelerator.scaler is None
+        return alone and all(parameter.grad is None for parameter in model.parameters())
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -96,8 +111,11 @@ class SeekrTrainer(Trainer):
             terms["task"].weight *= self._token_factor(batch)
         self._steer(terms)
         if self.shares.due(kind):
-            self.shares.measure(terms, model.parameters())
-            self._steer(terms)
+            if self._leaves_gradient_alone(terms, model):
+                self._measured_next = (terms, self.current_gradient_accumulation_steps)
+            else:
+                self.shares.measure(terms, model.parameters())
+                self._steer(terms)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
         return loss / self.current_gradient_accumulation_steps
