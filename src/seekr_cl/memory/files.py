@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
         # mkstemp's 0600 would shut out the colleagues a memory is handed to.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        temporary = ""
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
@@ -62,7 +64,9 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
         ) from error
     finally:
         if temporary:
-            Path(temporary).unlink(missing_ok=True)
+            # A disk that does not even let go of the file is no second error; the first one says what is wrong.
+            with suppress(OSError):
+                Path(temporary).unlink()
     return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -274,6 +274,9 @@ def _sweep(lineage: Lineage) -> int:
             path.unlink()
         except OSError as error:
             raise OutputError(f"{path}: cannot be deleted ({error.strerror}); change its permissions") from error
-    for folder in (lineage.folder, lineage.folder / GENERATIONS):
-        sync_folder(folder)
+    try:
+        for folder in (lineage.folder, lineage.folder / GENERATIONS):
+            sync_folder(folder)
+    except OSError as error:
+        raise OutputError(f"{lineage.folder}: what was deleted may come back ({error.strerror}); run this again") from error
     return freed
