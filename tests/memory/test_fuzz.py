@@ -213,7 +213,9 @@ def test_any_bytes_in_an_archive(original: Path, data: st.DataObject) -> None:
             archive.export(original, original.parent / "whole.tar", every=True)
         content = bytearray((original.parent / "whole.tar").read_bytes())
         # Headers are few among the bytes, and the first of the file's blocks are most of them.
-        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, len(content) // 512 - 1).map(lambda n: 512 * n))
+        at = data.draw(
+            st.integers(0, len(content) - 1) | st.integers(0, len(content) // 512 - 1).map(lambda n: 512 * n)
+        )
         piece = data.draw(st.binary(min_size=1, max_size=24))
         content[at : at + len(piece)] = piece
         file.write_bytes(content[: data.draw(st.sampled_from([None, len(content) // 2, at]))])

@@ -252,7 +252,9 @@ class Stops:
 
 @pytest.mark.parametrize("error", [Crash, OSError])
 @pytest.mark.parametrize("name", changes())
-def test_stopped_at_every_write(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]) -> None:
+def test_stopped_at_every_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]
+) -> None:
     """Before or after, never between; what was current is current or what is to be current is; again works."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     old, points = prompts(folder), 0

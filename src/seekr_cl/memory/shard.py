@@ -254,6 +254,10 @@ def _seal(seed: int, place_4: Any, row: Any, crc: int) -> int:
 def _mapped(path: Path) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            # Replay draws samples at random: what lies around one on the disk is not wanted next.
+            mapped.madvise(mmap.MADV_RANDOM)
+        return mapped
     except (OSError, ValueError) as error:
         raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error

@@ -278,5 +278,7 @@ def _sweep(lineage: Lineage) -> int:
         for folder in (lineage.folder, lineage.folder / GENERATIONS):
             sync_folder(folder)
     except OSError as error:
-        raise OutputError(f"{lineage.folder}: what was deleted may come back ({error.strerror}); run this again") from error
+        raise OutputError(
+            f"{lineage.folder}: what was deleted may come back ({error.strerror}); run this again"
+        ) from error
     return freed
