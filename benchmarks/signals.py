@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from timing import machine
 from torch import Tensor
 
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RecordRows, RowIndex
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers
 from seekr_cl.heads import draw_queries
-from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.memory.samples import pack
+from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, records
 from seekr_cl.methods import Layout
 from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, take_logits
 from seekr_cl.methods.row_targets import row_targets
@@ -166,8 +164,8 @@ def losses_and_gradient(pair: Pair, task: MemoryTask) -> tuple[float, float, Ten
 
 
 def sample_bytes(task: MemoryTask) -> float:
-    """Bytes a sample of the file that the memory would write, token ids included."""
-    return len(save({name: tensor.contiguous() for name, tensor in pack(task.samples).items()})) / len(task.samples)
+    """Bytes a sample in the memory's file, token ids included, its text and 50 bytes of tables not."""
+    return sum(len(records.encode(sample).content) for sample in task.samples) / len(task.samples)
 
 
 def measure(pair: Pair, forms: list[Form]) -> dict[str, dict[str, float]]:

@@ -65,7 +65,7 @@ CASES = [
         "truncated",
         "from a copy",
     ),
-    memory("altered texts", lambda m: flip(m / "0001-first.json"), "0001-first.json", "sha256", "from a copy"),
+    memory("altered texts", lambda m: flip(m / "0001-first.jsonl"), "0001-first.jsonl", "sha256", "from a copy"),
     memory(
         "altered importance",
         lambda m: flip(m / "importance-0001.safetensors"),

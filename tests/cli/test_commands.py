@@ -16,6 +16,12 @@ def rows(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
 
 
+def generation(memory):
+    """The current generation of a memory."""
+    name = json.loads((memory / "manifest.json").read_text(encoding="utf-8"))["current"]
+    return json.loads((memory / "generations" / name).read_text(encoding="utf-8"))
+
+
 def test_two_tasks_on_two_days(world, seekr, tmp_path):
     """The next task goes on with the model and memory that the first left, and the memory grows by a generation."""
     first = seekr(*world.learn(tmp_path))
@@ -30,8 +36,8 @@ def test_two_tasks_on_two_days(world, seekr, tmp_path):
     assert second.code == 0, second.err
     assert "generation 2, 6 samples" in second.out
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "model2"))
-    manifest = json.loads((tmp_path / "memory" / "manifest.json").read_text(encoding="utf-8"))
-    assert [task["name"] for task in manifest["tasks"]] == ["first", "second"]
+    assert [task["name"] for task in generation(tmp_path / "memory")["tasks"]] == ["first", "second"]
+    assert generation(tmp_path / "memory")["model_folder"] == str(tmp_path / "model2")
     log = (tmp_path / "model2" / "training_log.json").read_text(encoding="utf-8")
     assert "loss_attention" in log  # the old task was replayed
     # Going on from the base model instead is refused: this memory has come further.
@@ -44,9 +50,9 @@ def test_a_memory_is_shown(world, seekr):
     assert done.err == ""
     assert "generation 1" in done.out
     assert "method seekr (preset default)" in done.out
-    manifest = json.loads((world.memory / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["model_sha256"] in done.out
-    size = sum(file["bytes"] for file in manifest["tasks"][0]["files"])
+    content = generation(world.memory)
+    assert content["model_sha256"] in done.out
+    size = sum(file["bytes"] for file in content["tasks"][0]["files"])
     # Three samples of a letter, =, two letters and EOS; three answer positions each; all five queries each.
     assert rows(done.out) == [["first", "3", "6", "15", "9", "4", "2", "15", f"{size / 1000:.1f} kB"]]
 
@@ -118,7 +124,7 @@ def test_settings_from_a_file_and_from_the_command_line(world, seekr, tmp_path):
     config = write(tmp_path / "c.yaml", "learning_rate: 1e-3\nmethod: {name: seekr, head_budget: 3}\nseed: 5\n")
     done = seekr(*world.learn(tmp_path, "method.head_budget=2", "replay.samples=null", config=config))
     assert done.code == 0, done.err
-    method = json.loads((tmp_path / "memory" / "manifest.json").read_text(encoding="utf-8"))["method"]
+    method = generation(tmp_path / "memory")["method"]
     assert method["settings"]["head_budget"] == 2
     assert method["replay"]["ratio"] == 0.5
     assert [row[5] for row in rows(seekr("memory", "show", tmp_path / "memory").out)] == ["2"]
@@ -139,7 +145,9 @@ def test_another_method_on_the_command_line_drops_the_files_settings(world, seek
     assert scores["method"]["name"] == "derpp"
 
 
-@pytest.mark.parametrize("words", [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["memory", "show"]])
+@pytest.mark.parametrize(
+    "words", [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["memory", "show"], ["memory", "forget"]]
+)
 def test_help_is_there_at_once(words, tmp_path):
     started = time.perf_counter()
     command = [sys.executable, "-X", "importtime", "-m", "seekr_cl", *words, "--help"]
@@ -152,7 +160,20 @@ def test_help_is_there_at_once(words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["lern"], ["learn"], ["learn", "--modle", "x"], ["evaluate", "--batch-size", "x"], []]
+    "words",
+    [
+        ["lern"],
+        ["learn"],
+        ["learn", "--modle", "x"],
+        ["evaluate", "--batch-size", "x"],
+        [],
+        ["memory"],
+        ["memory", "forget", "m"],
+        ["memory", "forget", "m", "--task", "a", "--sample", "b"],
+        ["memory", "rollback", "m"],
+        ["memory", "gc", "m", "--keep", "x"],
+        ["memory", "show", "m", "x=1"],
+    ],
 )
 def test_a_slip_in_the_options_is_one_line(words, seekr):
     done = seekr(*words)

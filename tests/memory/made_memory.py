@@ -9,7 +9,8 @@ import torch
 from seekr_cl.attention.stored import StoredDense, StoredTopK
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.store import _digest
+from seekr_cl.memory.files import file_record
+from seekr_cl.memory.lineage import digest
 
 TOKENS, VOCABULARY = 9, 11
 HEADS = {0: [1, 3], 2: [0]}
@@ -46,13 +47,49 @@ def commit(memory: ReplayMemory, *tasks: MemoryTask, model: str = "m", **more: A
     memory.commit(list(tasks), model_sha256=model, **(given | more))
 
 
-def resign(folder: Path, change: Any) -> None:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The commit marker."""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def current_of(folder: Path) -> Path:
+    """The file of the current generation."""
+    return folder / "generations" / manifest_of(folder)["current"]
+
+
+def remark(folder: Path, change: Any) -> None:
     """Changes the manifest as somebody would who knows the format: with its own hash put right again."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = manifest_of(folder)
     manifest.pop("sha256")
     changed = change(manifest)
     manifest = manifest if changed is None else changed
     if isinstance(manifest, dict):
-        manifest["sha256"] = _digest(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+        manifest["sha256"] = digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def resign(folder: Path, change: Any) -> None:
+    """Changes the current generation likewise, and the manifest's record of it."""
+    path = current_of(folder)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    changed = change(content)
+    path.write_text(json.dumps(content if changed is None else changed), encoding="utf-8")
+    put_right(folder, path)
+
+
+def put_right(folder: Path, path: Path) -> None:
+    """Makes the manifest's record of a generation what its file is."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        (record,) = (record for record in manifest["generations"] if record["file"] == path.name)
+        record |= file_record(path)
+
+    remark(folder, change)
+
+
+def read_all(folder: Path, **given: Any) -> ReplayMemory:
+    """Opens a memory and reads every sample, as training would."""
+    memory = ReplayMemory.open(folder, **given)
+    for _ in memory.samples:
+        pass
+    return memory

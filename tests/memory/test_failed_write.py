@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_memory import commit, make_task
+from made_memory import commit, make_task, read_all
 
-from seekr_cl.errors import OutputError
-from seekr_cl.memory import ReplayMemory
+from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.memory import ReplayMemory, upkeep
 from seekr_cl.memory.files import write_bytes
 
-# One commit writes texts, tensors, importance and manifest; each is fsynced, renamed, and its folder fsynced.
-WRITES = 4
+# One commit writes texts, signals, importance, generation and manifest; each is fsynced, renamed, and its folder fsynced.
+WRITES = 5
+# The first one begins with a manifest that names no generation.
+FIRST = WRITES + 1
 
 
 class Fails:
@@ -31,7 +33,8 @@ class Fails:
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.mark.parametrize(
@@ -52,8 +55,8 @@ def test_a_full_disk_at_any_point(folder: Path, monkeypatch: pytest.MonkeyPatch,
 
     after = state(folder)
     assert {key: after[key] for key in before} == before
-    assert not [key for key in after if key.startswith(".")], "a temporary file was left behind"
-    later = ReplayMemory.open(folder)
+    assert not [key for key in after if "/." in f"/{key}"], "a temporary file was left behind"
+    later = read_all(folder, verify=True)
     assert [task.name for task in later.tasks] == ["first", "second"]
     assert (later.generation, later.model_sha256) == (2, "m2")
 
@@ -73,17 +76,22 @@ def test_the_last_sync_comes_after_the_generation_exists(folder: Path, monkeypat
     assert ReplayMemory.open(folder).generation == 3
 
 
-@pytest.mark.parametrize("at", range(1, WRITES + 1))
+@pytest.mark.parametrize("at", range(1, FIRST + 1))
 def test_the_first_generation_failing_is_not_a_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     memory = ReplayMemory.open(tmp_path / "memory", create=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", Fails(os.replace, at))
         with pytest.raises(OutputError):
             commit(memory, make_task("first"))
-    assert not (tmp_path / "memory" / "manifest.json").exists()
+    with pytest.raises(MemoryFormatError, match=r"holds no manifest\.json|nothing has been committed"):
+        ReplayMemory.open(tmp_path / "memory")
     assert memory.generation == 0
-    commit(ReplayMemory(tmp_path / "memory"), make_task("first"))
-    assert ReplayMemory.open(tmp_path / "memory").generation == 1
+    # What is left is taken for the new memory it was to be, by the command as well as by the same object.
+    again = ReplayMemory.open(tmp_path / "memory", create=True)
+    assert (again.generation, again.tasks) == (0, [])
+    commit(memory if at % 2 else again, make_task("first"))
+    assert read_all(tmp_path / "memory", verify=True).generation == 1
+    assert upkeep.opened(tmp_path / "memory").leftovers() == []
 
 
 def test_an_interrupt_is_no_disguise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +106,7 @@ def test_an_interrupt_is_no_disguise(folder: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(KeyboardInterrupt):
             commit(memory, make_task("third", 4))
     assert ReplayMemory.open(folder).generation == 2
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_generations_pile_up_and_old_files_never_change(tmp_path: Path) -> None:
     before: dict[str, bytes] = {}
     for number in (1, 2, 3):
         commit(memory, make_task(f"task {number}", number), model=f"m{number}")
-        files = {path.name: path.read_bytes() for path in memory.path.iterdir() if path.name != "manifest.json"}
+        found = [path for path in memory.path.rglob("*") if path.is_file() and path.name != "manifest.json"]
+        files = {str(path.relative_to(memory.path)): path.read_bytes() for path in found}
         assert {name: files[name] for name in before} == before
         before = files
         later = ReplayMemory.open(memory.path)
@@ -71,8 +72,8 @@ def test_generations_pile_up_and_old_files_never_change(tmp_path: Path) -> None:
         assert later.importance.layers == (0, 1, 2)
         for name in ("sensitivity_NH", "forgettability_NH", "product_NH"):
             assert torch.equal(getattr(later.importance, name), getattr(make_importance(number), name))
-        listed = {f["file"] for task in later._records for f in task["files"]}
-        listed |= {"manifest.json", f"importance-{number:04d}.safetensors"}
+        listed = {f["file"] for task in later.current.tasks for f in task["files"]}
+        listed |= {"manifest.json", f"importance-{number:04d}.safetensors", f"generations/{number:04d}.json"}
         assert later.num_bytes == memory.num_bytes == sum((memory.path / name).stat().st_size for name in listed)
 
 
@@ -106,7 +107,8 @@ def test_task_names_from_unicode(tmp_path: Path, name: str) -> None:
     memory = ReplayMemory.open(tmp_path / "memory", create=True)
     commit(memory, make_task(name))
     assert [task.name for task in ReplayMemory.open(memory.path).tasks] == [name]
-    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {memory.path}
+    folders = {path.parent for path in tmp_path.rglob("*") if path.is_file()}
+    assert folders == {memory.path, memory.path / "generations"}
 
 
 def test_two_names_with_one_folder_form_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -119,7 +121,11 @@ def test_two_names_with_one_folder_form_do_not_overwrite_each_other(tmp_path: Pa
 def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
     memory = ReplayMemory.open(folder)
     memory.check_belongs("m2", "t")
-    with pytest.raises(MemoryFormatError, match=r"manifest\.json: generation 2 belongs to another model.*'second'"):
+    wanted = (
+        r"manifest\.json: generation 2 belongs to another model.*'second'.*"
+        rf"this model belongs to generation 0001, after task 'first'.*rollback {folder} --to 0001"
+    )
+    with pytest.raises(MemoryFormatError, match=wanted):
         memory.check_belongs("m1", "t")
     with pytest.raises(MemoryFormatError, match=r"manifest\.json: its token ids come from another tokenizer"):
         memory.check_belongs("m2", "other")
@@ -127,15 +133,13 @@ def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
 
 
 def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
-    for path in folder.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o644
-        assert (
-            path.name == "manifest.json"
-            or path.name in (folder / "manifest.json").read_text("utf-8")
-            or (path.name == "importance-0001.safetensors")
-        )
+    listed = "".join(path.read_text("utf-8") for path in [*folder.glob("generations/*"), folder / "manifest.json"])
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == 0o644
+            assert path.name == "manifest.json" or f'"{path.name}"' in listed
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
-    assert "∑" in (folder / "0001-first.json").read_text("utf-8")
+    assert "∑" in (folder / "0001-first.jsonl").read_text("utf-8")
 
 
 def test_nothing_in_the_library_unpickles() -> None:

@@ -1,14 +1,13 @@
 """What each command does: turn options into calls of the library and print the result."""
 
-import json
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from seekr_cl.cli.output import out, size
 from seekr_cl.cli.settings import apply_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation import evaluate_task, get_metric, write_predictions
@@ -32,12 +31,12 @@ def learn_command(given: Any) -> None:
     task = Task.load(given.task, name=given.name)
     learnt = learn(given.model, task, given.memory, given.output, config)
     if learnt.cut:
-        _out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
+        out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
     memory = ReplayMemory.open(given.memory)
-    _out().print(
+    out().print(
         f"learnt {task.name} in {learnt.steps} steps, {learnt.seconds:.0f} s; model in {given.output}; "
         f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
-        f"{_size(memory.num_bytes)}",
+        f"{size(memory.num_bytes)}",
         soft_wrap=True,
     )
 
@@ -63,8 +62,8 @@ def run_command(given: Any) -> None:
     matrix = run(
         _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume
     )
-    _out().print(score_table(matrix))
-    _out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
+    out().print(score_table(matrix))
+    out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
 
 def evaluate_command(given: Any) -> None:
@@ -99,8 +98,8 @@ def evaluate_command(given: Any) -> None:
         "prompts_cut": encoder.cut_count,
     }
     write_json(output / "scores.json", {"model": given.model, "tasks": scores, **conventions})
-    _out().print(table)
-    _out().print(f"scores and predictions in {output}", soft_wrap=True)
+    out().print(table)
+    out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
 def demo_command(given: Any) -> None:
@@ -117,33 +116,10 @@ def demo_command(given: Any) -> None:
 
 
 def memory_command(given: Any) -> None:
-    """``seekr memory show``."""
-    memory = ReplayMemory.open(given.folder)
-    manifest = json.loads((memory.path / "manifest.json").read_text(encoding="utf-8"))
-    out = _out()
-    method = manifest["method"]
-    out.print(
-        f"{memory.path}: generation {memory.generation}, {_size(memory.num_bytes)}, method {method['name']} "
-        f"(preset {method['preset']}), written {manifest['written']}",
-        soft_wrap=True,
-    )
-    out.print(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}", soft_wrap=True)
-    table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
-    for task, record in zip(memory.tasks, manifest["tasks"]):
-        logits = [len(s.logits.position_A) for s in task.samples if s.logits is not None]
-        queries = [len(s.attention.query_R) for s in task.samples if s.attention is not None]
-        table.add_row(
-            task.name,
-            str(len(task.samples)),
-            str(task.info.get("examples", "-")),
-            str(sum(len(s.ids_L) for s in task.samples)),
-            str(sum(logits)),
-            str(sum(len(heads) for heads in task.heads.values())),
-            str(len(task.heads)),
-            str(sum(queries)),
-            _size(sum(file["bytes"] for file in record["files"])),
-        )
-    out.print(table)
+    """``seekr memory``."""
+    from seekr_cl.cli import memory
+
+    memory.COMMANDS[given.memory_command](given)
 
 
 COMMANDS = {
@@ -192,20 +168,3 @@ def _model_source(folder: Path, model: str) -> str:
     """A model's folder, resolved like a task's; what is no folder is a name on the Hub."""
     place = beside(folder, model)
     return str(place) if place.exists() else model
-
-
-def _size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def _out() -> Console:
-    # Names come from data: nothing in them is markup or an emoji.
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-    out = Console(**plain)
-    # A pipe has no width; a table squeezed into 80 columns is of no use to whoever reads the file.
-    return out if out.is_terminal else Console(width=160, **plain)

@@ -59,12 +59,34 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
 
-    memory = commands.add_parser("memory", help="look into a memory").add_subparsers(
-        dest="memory_command", required=True, metavar="WHAT"
-    )
-    show = memory.add_parser("show", help="what a memory holds")
-    show.add_argument("folder")
+    memory = commands.add_parser("memory", help="look into a memory and look after it")
+    _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
     return parser
+
+
+def _memory_commands(commands: Any) -> None:
+    def add(name: str, text: str) -> Any:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("folder", help="the memory")
+        return command
+
+    show = add("show", "what a memory holds")
+    show.add_argument("--samples", action="store_true", help="every sample with its id")
+    show.add_argument("--task", help="only this task's samples")
+    add("log", "the generations, one line each")
+    add("verify", "read everything and name what is broken")
+    rollback = add("rollback", "make the generation after a task current again")
+    rollback.add_argument("--to", required=True, metavar="TASK", help="the task, or a generation as log calls it")
+    forget = add("forget", "remove texts and signals from every generation and from the disk")
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", help="all samples of this task")
+    what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    collect = add("gc", "remove generations and files that are not needed")
+    collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
+    export = add("export", "write the current generation into one file")
+    export.add_argument("file")
+    export.add_argument("--all", action="store_true", help="all generations that are kept")
+    add("import", "make a memory folder of an exported file").add_argument("file")
 
 
 def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:

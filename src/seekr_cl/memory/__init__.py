@@ -1,7 +1,7 @@
 """The replay memory: old samples, their teachers' signals, head importance, in one portable directory."""
 
 from seekr_cl.memory.hashing import model_hash, tokenizer_hash
-from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.store import ReplayMemory
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "MemoryTask",
     "ReplayMemory",
     "ReplaySample",
+    "TaskSamples",
+    "Totals",
     "model_hash",
     "tokenizer_hash",
 ]

@@ -1,16 +1,20 @@
-"""What the memory keeps of one old example, and how it is laid out as tensors.
+"""What the memory keeps of one old example, and of one task.
 
 Shapes: L tokens of the sample, A stored answer positions, K stored tokens of each, M heads of one layer, R queries.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Self
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import accumulate
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import StoredRows, StoredTopK, stored_from
+from seekr_cl.attention.stored import StoredRows, StoredTopK
 from seekr_cl.quantise import decode_probabilities, encode_probabilities
 
 
@@ -94,6 +98,43 @@ class ReplaySample:
     logits: LogitSignal | None = None
     attention: AttentionSignal | None = None
 
+    @property
+    def sample_id(self) -> str:
+        """What ``seekr memory forget --sample`` calls it: 16 hexadecimal digits made of its texts alone."""
+        return sample_id(self.prompt, self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a task's samples have in all, known without reading one of them.
+
+    Attributes:
+        samples: how many.
+        tokens: of all samples.
+        logits: samples with teacher logits.
+        positions: answer positions with teacher logits.
+        attention: samples with attention rows.
+        queries: attention rows of each head.
+    """
+
+    samples: int = 0
+    tokens: int = 0
+    logits: int = 0
+    positions: int = 0
+    attention: int = 0
+    queries: int = 0
+
+    @classmethod
+    def of(cls, samples: Iterable[ReplaySample]) -> Self:
+        """Counted sample by sample."""
+        sums = [0] * len(fields(cls))
+        for one in samples:
+            positions = None if one.logits is None else len(one.logits.position_A)
+            queries = None if one.attention is None else len(one.attention.query_R)
+            row = [1, len(one.ids_L), positions is not None, positions or 0, queries is not None, queries or 0]
+            sums = [total + part for total, part in zip(sums, row)]
+        return cls(*sums)
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryTask:
@@ -101,80 +142,54 @@ class MemoryTask:
 
     Attributes:
         name: the task's name.
-        samples: its samples.
+        samples: its samples; of a memory on disk each is read when it is asked for.
         heads: ``{layer: heads}`` chosen when the task ended; its samples keep these.
         info: JSON facts: examples trained on, fingerprint of the data, method, epochs.
     """
 
     name: str
-    samples: list[ReplaySample]
+    samples: Sequence[ReplaySample]
     heads: dict[int, list[int]] = field(default_factory=dict)
     info: dict[str, object] = field(default_factory=dict)
 
-
-def pack(samples: Iterable[ReplaySample]) -> dict[str, Tensor]:
-    """Samples as named tensors for a safetensors file."""
-    tensors: dict[str, Tensor] = {}
-    for number, sample in enumerate(samples):
-        key = f"{number:06d}"
-        tensors[f"{key}/ids"] = sample.ids_L.to(torch.int32)
-        tensors[f"{key}/completion_start"] = torch.tensor(sample.completion_start, dtype=torch.int32)
-        if sample.logits is not None:
-            tensors[f"{key}/logits/position"] = sample.logits.position_A.to(torch.int32)
-            tensors[f"{key}/logits/code"] = sample.logits.code_AK
-            if sample.logits.token_AK is not None:
-                tensors[f"{key}/logits/token"] = sample.logits.token_AK
-            if sample.logits.tail_A is not None:
-                tensors[f"{key}/logits/tail"] = sample.logits.tail_A
-            if sample.logits.offset_A is not None:
-                tensors[f"{key}/logits/offset"] = sample.logits.offset_A
-        if sample.attention is not None:
-            tensors[f"{key}/attention/query"] = sample.attention.query_R.to(torch.int32)
-            rows = sample.attention.rows.tensors()
-            tensors |= {f"{key}/attention/rows/{name}": tensor for name, tensor in rows.items()}
-    return tensors
+    @property
+    def totals(self) -> Totals:
+        """Counts of samples, tokens and signals; of a memory on disk from its manifest."""
+        stored = getattr(self.samples, "totals", None)
+        return stored if isinstance(stored, Totals) else Totals.of(self.samples)
 
 
-def unpack(tensors: dict[str, Tensor], texts: list[dict[str, str]]) -> list[ReplaySample]:
-    """The samples that ``pack`` laid out.
+class TaskSamples(Sequence[tuple[MemoryTask, ReplaySample]]):
+    """The samples of several tasks behind one another, each with its task, read when it is asked for.
 
-    Raises:
-        KeyError: if a tensor that every sample has is missing, or one is of no sample.
-        TypeError: if the texts are not what they should be.
+    Args:
+        tasks: in order.
     """
-    for text in texts:
-        if not isinstance(text["prompt"], str) or not isinstance(text["completion"], str):
-            raise TypeError("prompt and completion must be text")
-    by_sample: list[dict[str, Tensor]] = [{} for _ in texts]
-    place = {f"{number:06d}": part for number, part in enumerate(by_sample)}
-    for name, tensor in tensors.items():
-        key, _, rest = name.partition("/")
-        place[key][rest] = tensor
-    return [_unpack_one(part, text) for part, text in zip(by_sample, texts)]
 
+    def __init__(self, tasks: Iterable[MemoryTask]) -> None:
+        self.tasks = list(tasks)
+        self._ends = list(accumulate(len(task.samples) for task in self.tasks))
 
-def _unpack_one(part: dict[str, Tensor], text: dict[str, str]) -> ReplaySample:
-    logits = attention = None
-    if any(name.startswith("logits/") for name in part):
-        logits = LogitSignal(
-            part["logits/position"].long(),
-            part["logits/code"],
-            part.get("logits/token"),
-            part.get("logits/tail"),
-            part.get("logits/offset"),
-        )
-    if any(name.startswith("attention/") for name in part):
-        prefix = "attention/rows/"
-        rows = {name.removeprefix(prefix): tensor for name, tensor in part.items() if name.startswith(prefix)}
-        attention = AttentionSignal(part["attention/query"].long(), stored_from(rows))
-    return ReplaySample(
-        prompt=text["prompt"],
-        completion=text["completion"],
-        ids_L=part["ids"].long(),
-        completion_start=int(part["completion_start"]),
-        logits=logits,
-        attention=attention,
-    )
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[MemoryTask, ReplaySample]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[MemoryTask, ReplaySample]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        """One pair, or a list of pairs for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        number = bisect_right(self._ends, place)
+        task = self.tasks[number]
+        return task, task.samples[place - self._ends[number] + len(task.samples)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
@@ -205,3 +220,8 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
 
 def _inside(index_N: Tensor, length: int) -> bool:
     return index_N.dim() == 1 and bool(((index_N >= 0) & (index_N < length)).all())
+
+
+def sample_id(prompt: str, completion: str) -> str:
+    """The same for the same texts wherever they are kept, so that forgetting one forgets every copy of it."""
+    return hashlib.sha256(json.dumps([prompt, completion]).encode("ascii")).hexdigest()[:16]

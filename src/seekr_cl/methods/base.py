@@ -117,8 +117,11 @@ class Method(ABC):
     def before_task(self, samples: list[ReplaySample]) -> None:
         """Called before training with the samples of the new task that will be kept."""
 
-    def check_replay(self, samples: list[ReplaySample]) -> None:
-        """Called before training with all old samples: what lacks a signal is named now, not hours in."""
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+        """Called before training with what the memory holds: what lacks a signal is named now, not hours in.
+
+        There may be a hundred thousand samples on a disk; ``task.totals`` counts their signals without reading any.
+        """
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Loss terms of a batch of new examples (eq. 1); ``task`` must be among them.

@@ -1,5 +1,6 @@
 """DER++: old samples are trained on with their labels and with the outputs the earlier model gave."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from seekr_cl.methods.logits import (
     distil_logits,
     first_position,
     pad_logits,
-    require_logits,
+    require_all_logits,
     take_logits,
 )
 from seekr_cl.methods.losses import causal_lm_loss
@@ -31,9 +32,9 @@ class DERpp(Method):
     Settings = LogitSettings
     replays = True
 
-    def check_replay(self, samples: list[ReplaySample]) -> None:
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits."""
-        require_logits(samples)
+        require_all_logits(tasks)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """The stored logits of the batch."""

@@ -4,6 +4,7 @@ Shapes: L tokens of a sample, A answer positions, K kept tokens, V vocabulary, B
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import LogitSignal, ReplaySample
+from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Layout
 from seekr_cl.methods.losses import logit_distillation
 
 ALIGNMENTS = ("next_token", "label")
 FORMS = ("kl", "cross_entropy")
 TAILS = ("sampled", "bucket")
+_NO_LOGITS = (
+    "memory: some samples have no teacher logits (they were kept by another method); "
+    "use that method again or begin a new memory"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +101,17 @@ def require_logits(samples: list[ReplaySample]) -> None:
         ConfigError: if some were kept by a method that stores none.
     """
     if any(sample.logits is None for sample in samples):
-        raise ConfigError(
-            "memory: some samples have no teacher logits (they were kept by another method); "
-            "use that method again or begin a new memory"
-        )
+        raise ConfigError(_NO_LOGITS)
+
+
+def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
+    """The same for all samples of a memory, none of which is read.
+
+    Raises:
+        ConfigError: if some were kept by a method that stores none.
+    """
+    if any(task.totals.logits < task.totals.samples for task in tasks):
+        raise ConfigError(_NO_LOGITS)
 
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:

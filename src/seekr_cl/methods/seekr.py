@@ -7,6 +7,7 @@ Shapes: B batch, L padded length, V vocabulary, M chosen heads of a layer, R que
 P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from seekr_cl.heads.importance import RULES
 from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
-from seekr_cl.methods.logits import TAILS, LogitSettings, distil_logits, pad_logits, require_logits, take_logits
+from seekr_cl.methods.logits import TAILS, LogitSettings, distil_logits, pad_logits, require_all_logits, take_logits
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.row_targets import REDUCTIONS, row_targets
 from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
@@ -163,13 +164,14 @@ class Seekr(Method):
         """``lambda2: auto`` asks for a share of the gradient norm."""
         return ("attention", self.settings.attention_share) if self.settings.lambda2 == "auto" else None
 
-    def check_replay(self, samples: list[ReplaySample]) -> None:
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits; without rows it is only left out of the attention term."""
-        require_logits(samples)
-        without = sum(sample.attention is None for sample in samples)
+        require_all_logits(tasks)
+        samples = sum(task.totals.samples for task in tasks)
+        without = samples - sum(task.totals.attention for task in tasks)
         if without and self.settings.lambda2 != 0:
             self.context.warn(
-                f"{without} of {len(samples)} samples in the memory have no attention rows (they were kept by another "
+                f"{without} of {samples} samples in the memory have no attention rows (they were kept by another "
                 "method), so the attention term leaves them out"
             )
 

@@ -1,5 +1,6 @@
 """The micro-batches of one task as a dataset: new examples and replay samples, padded, with their signals."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -21,7 +22,7 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         self,
         schedule: list[MicroBatch],
         new: list[Encoded],
-        replay: list[tuple[MemoryTask, ReplaySample]],
+        replay: Sequence[tuple[MemoryTask, ReplaySample]],
         method: Method,
         layout: Layout,
     ) -> None:

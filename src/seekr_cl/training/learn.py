@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, model_hash, tokenizer_hash
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
@@ -85,7 +85,7 @@ def learn(
         raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     require_free(output)
-    store = memory if isinstance(memory, ReplayMemory) else ReplayMemory.open(memory, create=True)
+    store = memory if isinstance(memory, ReplayMemory) else ReplayMemory.open(memory, create=True, verify=True)
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
     tokens_sha = tokenizer_hash(tokenizer)
     store.check_belongs(model_hash(network), tokens_sha)
@@ -141,6 +141,7 @@ def learn(
         model_sha256=model_hash(network),
         tokenizer_sha256=tokens_sha,
         method=describe_method(config),
+        model_folder=output,
     )
     return Learnt(network, tokenizer, seconds, trainer.state.global_step, log, encoder.cut_count)
 
@@ -208,7 +209,7 @@ def _train(
     source: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> SeekrTrainer:
-    replay = [(old, sample) for old in [*store.tasks, *new_tasks] for sample in old.samples] if method.replays else []
+    replay = TaskSamples([*store.tasks, *new_tasks] if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
     schedule = build_schedule(
@@ -221,7 +222,7 @@ def _train(
         joint=settings.step == "joint",
         reshuffle=not official,
     )
-    method.check_replay([sample for _, sample in replay])
+    method.check_replay(replay.tasks)
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
     method.before_task(kept)
     args = copy.copy(config)
@@ -249,7 +250,7 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 
 
 def _warn_if_inert(
-    method: Method, store: ReplayMemory, replay: list[Any], scheduled: bool, kept: list[Any], context: Context
+    method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
     if not method.replays:
         return

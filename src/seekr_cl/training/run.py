@@ -126,7 +126,7 @@ class Run:
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
-            memory = ReplayMemory.open(self.output / "memory", create=True)
+            memory = ReplayMemory.open(self.output / "memory", create=True, verify=True)
             learnt = None
             if memory.generation < number:
                 # A model without its generation of the memory is what a crash between the two left behind.

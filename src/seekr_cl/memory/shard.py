@@ -1,0 +1,263 @@
+"""The two files of one task: signals as safetensors, texts as JSON lines, both mapped and read sample by sample.
+
+    place    int64  [N, 4]      where sample n's signals begin and end in ``samples``, and its line in the texts
+    index    uint32 [N, 4 + D]  its kind, completion start, the line's CRC-32, its shapes, CRC-32 of all the former
+    samples  uint8  [bytes]     the samples' bytes behind one another (``records``)
+
+The header's metadata lists the kinds. Every byte is covered by something that is compared when a sample is read: a
+row's last number is the CRC-32 of header, the sample's rows of both tables, and its bytes.
+
+Shapes: N samples, D numbers that say the shapes of the widest kind.
+"""
+
+import json
+import mmap
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from seekr_cl.errors import MemoryFormatError
+from seekr_cl.memory import records
+from seekr_cl.memory.files import write_stream
+from seekr_cl.memory.records import Kind, Record
+from seekr_cl.memory.samples import ReplaySample, Totals, check_sample, sample_id
+
+_LARGEST_HEADER = 1 << 20
+_FIXED = 4
+"""Columns of ``index`` beside the shapes."""
+
+
+def write_shard(stem: Path, samples: Sequence[ReplaySample]) -> list[dict[str, Any]]:
+    """Writes a task's samples, one at a time.
+
+    Args:
+        stem: folder and name of both files, without their endings.
+        samples: at least one. Each is read twice, once to learn what goes into the tables in front.
+
+    Returns:
+        The manifest's records of texts and signals.
+
+    Raises:
+        OutputError: if something cannot be written.
+    """
+    kinds: list[Kind] = []
+    rows: list[list[int]] = []
+    place_N4 = np.zeros((len(samples), 4), "<i8")
+    crcs: list[int] = []
+    end = text_end = 0
+    for number, sample in enumerate(samples):
+        record, line = records.encode(sample), _line(sample)
+        if record.kind not in kinds:
+            kinds.append(record.kind)
+        place_N4[number] = end, end + len(record.content), text_end, text_end + len(line)
+        end, text_end = end + len(record.content), text_end + len(line)
+        rows.append([kinds.index(record.kind), sample.completion_start, zlib.crc32(line), *record.dims])
+        crcs.append(zlib.crc32(record.content))
+    width = _FIXED + max(map(records.num_dims, kinds))
+    index_NW = np.zeros((len(samples), width), "<u4")
+    for number, row in enumerate(rows):
+        index_NW[number, : len(row)] = row
+    header = _header(len(samples), width, end, kinds)
+    seed = zlib.crc32(header)
+    for number, crc in enumerate(crcs):
+        index_NW[number, -1] = _seal(seed, place_N4[number], index_NW[number, :-1], crc)
+    texts = write_stream(stem.with_name(f"{stem.name}.jsonl"), map(_line, samples))
+
+    def content() -> Iterator[bytes]:
+        yield from (header, place_N4.tobytes(), index_NW.tobytes())
+        yield from (records.encode(sample).content for sample in samples)
+
+    return [texts, write_stream(stem.with_name(f"{stem.name}.safetensors"), content())]
+
+
+class StoredSamples(Sequence[ReplaySample]):
+    """The samples of one task on disk; each is read, checked and built when it is asked for.
+
+    Nothing is kept between two reads, so that RAM does not grow with the memory. Works in forked data loader workers.
+
+    Args:
+        texts: the JSON lines; size already checked.
+        signals: the safetensors file; size already checked.
+        heads: the task's, for checking the samples' rows.
+        totals: what the manifest says of the samples.
+
+    Raises:
+        MemoryFormatError: if header and sizes do not fit each other; samples are checked when they are read.
+    """
+
+    def __init__(self, texts: Path, signals: Path, heads: dict[int, list[int]], totals: Totals) -> None:
+        self.texts, self.signals, self.heads, self.totals = texts, signals, heads, totals
+        self._text_map, self._map = _mapped(texts), _mapped(signals)
+        try:
+            self._open(totals.samples)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise MemoryFormatError(
+                f"{signals}: does not hold the samples of {texts.name} ({type(error).__name__}: {error}); "
+                "restore the folder from a copy"
+            ) from error
+
+    def __len__(self) -> int:
+        return self.totals.samples
+
+    @overload
+    def __getitem__(self, index: int) -> ReplaySample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ReplaySample]: ...
+    def __getitem__(self, index: Any) -> Any:
+        """One sample, or a list for a slice.
+
+        Raises:
+            MemoryFormatError: naming the file whose bytes are not those that were written.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        record, start = self._record(number)
+        prompt, completion = self.text(number)
+        try:
+            sample = records.decode(record, (prompt, completion), start)
+            check_sample(sample, self.heads)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+            raise MemoryFormatError(
+                f"{self.signals}: sample {number} is not one ({type(error).__name__}: {error}); "
+                "restore the folder from a copy"
+            ) from error
+        return sample
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def text(self, number: int) -> tuple[str, str]:
+        """Prompt and completion of one sample, without its signals.
+
+        Raises:
+            MemoryFormatError: naming the file, if they are not what was written.
+        """
+        self._still_whole()
+        begin, end = (int(place) for place in self._place_N4[number, 2:])
+        if begin != (int(self._place_N4[number - 1, 3]) if number else 0) or not begin <= end <= len(self._text_map):
+            raise MemoryFormatError(f"{self.signals}: places of sample {number} are wrong; restore it from a copy")
+        line = self._text_map[begin:end]
+        if zlib.crc32(line) != int(self._index_NW[number, 2]):
+            raise MemoryFormatError(f"{self.texts}: sample {number} differs from its checksum; restore it from a copy")
+        try:
+            content = json.loads(line)
+            prompt, completion = content["prompt"], content["completion"]
+            if not isinstance(prompt, str) or not isinstance(completion, str):
+                raise TypeError("prompt and completion must be text")
+            if content["id"] != sample_id(prompt, completion):
+                raise ValueError("its id is that of other texts")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise MemoryFormatError(
+                f"{self.texts}: sample {number} is not one ({type(error).__name__}: {error}); restore it from a copy"
+            ) from error
+        return prompt, completion
+
+    def sample_id(self, number: int) -> str:
+        """The id of one sample; see ``ReplaySample.sample_id``."""
+        return sample_id(*self.text(number))
+
+    def num_tokens(self, number: int) -> int:
+        """Length of one sample, without reading it."""
+        kind, dims = self._shape(number)
+        names = [field.name for field in kind]
+        return dims[sum(field.axes for field in kind[: names.index("ids")])]
+
+    def _open(self, count: int) -> None:
+        size = len(self._map)
+        length = int.from_bytes(self._map[:8], "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = self._map[: 8 + length]
+        content = json.loads(header[8:])
+        self._kinds = records.kinds_from_text(content.pop("__metadata__")["kinds"])
+        width = _FIXED + max(map(records.num_dims, self._kinds), default=0)
+        num_bytes = size - len(header) - count * (4 * 8 + width * 4)
+        if num_bytes < 0 or count < 1 or content != _entries(count, width, num_bytes):
+            raise ValueError(f"the tables are not those of {count} samples in {size} bytes")
+        # Arrays on the map: a row is read from the disk when it is looked at.
+        self._place_N4 = np.frombuffer(self._map, "<i8", count * 4, len(header)).reshape(count, 4)
+        first = len(header) + self._place_N4.nbytes
+        self._index_NW = np.frombuffer(self._map, "<u4", count * width, first).reshape(count, width)
+        self._first, self._end, self._seed = first + self._index_NW.nbytes, size, zlib.crc32(header)
+        ends = (int(self._place_N4[-1, 1]), int(self._place_N4[-1, 3]))
+        if ends != (num_bytes, len(self._text_map)):
+            raise ValueError("the last sample does not end where the files do")
+
+    def _shape(self, number: int) -> tuple[Kind, list[int]]:
+        row = self._index_NW[number]
+        if int(row[0]) >= len(self._kinds):
+            raise MemoryFormatError(f"{self.signals}: sample {number} is of no known kind; restore it from a copy")
+        kind = self._kinds[int(row[0])]
+        return kind, [int(size) for size in row[_FIXED - 1 : _FIXED - 1 + records.num_dims(kind)]]
+
+    def _record(self, number: int) -> tuple[Record, int]:
+        """The bytes of one sample with their kind and shapes, and its completion start; the checksum is compared."""
+        self._still_whole()
+        place_4, row_W = self._place_N4[number], self._index_NW[number]
+        begin, end = int(place_4[0]), int(place_4[1])
+        former = int(self._place_N4[number - 1, 1]) if number else 0
+        if begin != former or not begin <= end <= self._end - self._first:
+            raise MemoryFormatError(f"{self.signals}: places of sample {number} are wrong; restore it from a copy")
+        content = self._map[self._first + begin : self._first + end]
+        if _seal(self._seed, place_4, row_W[:-1], zlib.crc32(content)) != int(row_W[-1]):
+            raise MemoryFormatError(
+                f"{self.signals}: sample {number} differs from its checksum; restore it from a copy"
+            )
+        kind, dims = self._shape(number)
+        return Record(kind, dims, content), int(row_W[1])
+
+    def _still_whole(self) -> None:
+        # Looking at a page beyond a file's end kills the process, so a file cut short meanwhile is found before.
+        for path, mapped in ((self.texts, self._text_map), (self.signals, self._map)):
+            if mapped.size() != len(mapped):
+                raise MemoryFormatError(f"{path}: was changed while it was open; restore it from a copy")
+
+
+def _line(sample: ReplaySample) -> bytes:
+    content = {"id": sample.sample_id, "prompt": sample.prompt, "completion": sample.completion}
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _entries(count: int, width: int, num_bytes: int) -> dict[str, Any]:
+    """The header of a file of that many samples, rows that wide and signals of that many bytes."""
+    entries, at = {}, 0
+    for name, dtype, shape, itemsize in (
+        ("place", "I64", [count, 4], 8),
+        ("index", "U32", [count, width], 4),
+        ("samples", "U8", [num_bytes], 1),
+    ):
+        size = itemsize * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    return entries
+
+
+def _header(count: int, width: int, num_bytes: int, kinds: list[Kind]) -> bytes:
+    content = {"__metadata__": {"kinds": records.kinds_to_text(kinds)}, **_entries(count, width, num_bytes)}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    # Tables begin at a multiple of eight, where they can be looked at without a copy.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _seal(seed: int, place_4: Any, row: Any, crc: int) -> int:
+    """CRC-32 of one sample: what stands in the header, in both tables, and the CRC-32 of its bytes."""
+    return zlib.crc32(crc.to_bytes(4, "little"), zlib.crc32(row.tobytes(), zlib.crc32(place_4.tobytes(), seed)))
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if hasattr(mmap, "MADV_RANDOM"):
+            # Replay draws samples at random: what lies around one on the disk is not wanted next.
+            mapped.madvise(mmap.MADV_RANDOM)
+        return mapped
+    except (OSError, ValueError) as error:
+        raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error
