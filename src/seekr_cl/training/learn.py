@@ -306,6 +306,7 @@ def _train(
     if not stand.reached("prepared"):
         method.before_task(kept)
         stand.save("prepared")
+    cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
     args.seed = context.seed % (1 << 32)
@@ -321,6 +322,8 @@ def _train(
     )
     _drop_printers(trainer)
     trainer.train()
+    # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
+    context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer

@@ -127,6 +127,9 @@ class Run:
                 remove_leftovers(folder)
         for path in self.output.glob("models/.*.partial"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.output.glob("models/.*.lock"):
+            # Whoever held it held the run, which is held by this process now.
+            path.unlink(missing_ok=True)
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""

@@ -43,7 +43,7 @@ def put_weights(model: nn.Module, tensors: Tensors) -> None:
 def take_rng() -> tuple[Tensors, dict[str, Any]]:
     """The state of every generator that a draw without a generator of its own comes from."""
     kind, keys, *rest = numpy.random.get_state(legacy=True)
-    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype("int64"))}
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy.asarray(keys, "int64"))}
     if torch.cuda.is_available():
         tensors |= {f"cuda/{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
     return tensors, {"python": random.getstate(), "numpy": [kind, *rest]}
