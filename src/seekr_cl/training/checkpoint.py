@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,14 @@ class Checkpoints:
             fault_point("checkpoint.renamed")
             sync_folder(self.place)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._remove(temporary)
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
                 f"{self._path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
             ) from error
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._remove(temporary)
             raise
         for old in [*numbers, number][:-KEPT]:
             shutil.rmtree(self._path(old), ignore_errors=True)
@@ -172,6 +173,12 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
             fault_point("checkpoint.cleared")
         if not any(self.place.iterdir()):
+            self.place.rmdir()
+
+    def _remove(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            # Gone unless it holds others.
             self.place.rmdir()
 
     def _path(self, number: int) -> Path:

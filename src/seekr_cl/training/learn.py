@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from seekr_cl.training.identity import check_same_learning, describe_method, lea
 from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
-from seekr_cl.training.standing import Standing, make_room, open_memory
+from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
@@ -194,13 +195,19 @@ def _learn(
 
     save_model(output, network, tokenizer, add_files)
     fault_point("learn.model_saved")
-    store.commit(
-        stand.new_tasks,
-        importance=importance,
-        model_sha256=model_hash(network),
-        tokenizer_sha256=tokens_sha,
-        method=describe_method(config),
-    )
+    try:
+        store.commit(
+            stand.new_tasks,
+            importance=importance,
+            model_sha256=model_hash(network),
+            tokenizer_sha256=tokens_sha,
+            method=describe_method(config),
+        )
+    except BaseException:
+        # A model without its generation of the memory would only stand in the way of the next try.
+        if not is_committed(store):
+            shutil.rmtree(output, ignore_errors=True)
+        raise
     fault_point("learn.committed")
     saves.clear()
     fault_point("learn.cleared")

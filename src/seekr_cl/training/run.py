@@ -127,7 +127,7 @@ class Run:
                 remove_leftovers(folder)
         for path in self.output.glob("models/.*.partial"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.output.glob("models/.*.lock"):
+        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
             # Whoever held it held the run, which is held by this process now.
             path.unlink(missing_ok=True)
 

@@ -152,6 +152,14 @@ def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
         return ReplayMemory.open(place, create=True)
 
 
+def is_committed(store: ReplayMemory) -> bool:
+    """Whether a commit that failed had failed after its generation had come into being."""
+    try:
+        return ReplayMemory.open(store.path).generation > store.generation
+    except MemoryFormatError:
+        return False
+
+
 def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
     """Removes a model that was written without the generation of the memory that belongs to it.
 

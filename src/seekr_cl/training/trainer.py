@@ -123,7 +123,7 @@ class SeekrTrainer(Trainer):
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
             f"training, step {self.state.global_step + 1}: {what}; nothing was replaced. Lower learning_rate or look "
-            "at the data of this step, and begin the task again"
+            "at the data of this step, remove the task's checkpoints and begin it again"
         )
 
     def compute_loss(
