@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := seekr-demo
+KILLS := 200
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -13,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+torture: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py --kills $(KILLS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -25,5 +25,9 @@ class ModelError(SeekrError):
     """A model or tokenizer that cannot be loaded or cannot be used by the chosen method."""
 
 
+class TrainingError(SeekrError):
+    """Training that cannot go on, such as a loss that is no number; what was there before stays."""
+
+
 class OutputError(SeekrError):
     """An output folder that already holds something, or that cannot be written."""

@@ -72,6 +72,7 @@ WRONG: dict[str, Any] = {
     "trust_remote_code": "yes", "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
+    "checkpoint_every": "often",
     "progress": None,
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,
     "replay.batch_size": "4x", "replay.choice": None, "replay.step": 2,
@@ -112,7 +113,7 @@ OUT_OF_RANGE = [
     ("method.attention_signal", "rows"),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
-    ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),
+    ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"), ("checkpoint_every", -1),
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import ReplaySettings, SeekrConfig
 from seekr_cl.training.batches import ScheduledBatches
+from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.learn import InertWarning
 
 learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
@@ -96,6 +97,7 @@ OWN_ROWS = {
     "carry_optimizer": Row(True, "weights"),
     "signal_dtype": Row("float16", "memory"),
     "measure_every": Row(1, "log"),
+    "checkpoint_every": Row(1, "saved"),
     "keep_models": Row("last", "run"),
     "progress": Row("lines", "screen"),
 }
@@ -125,7 +127,8 @@ def observe(
     """Learns two tasks and returns what there is to see; a refusal is seen as its text."""
     shapes: list[tuple[int, ...]] = []
     loaded: list[tuple[Any, ...]] = []
-    fetch, load = ScheduledBatches.__getitem__, learn_module.load_model
+    saved: list[str] = []
+    fetch, load, save = ScheduledBatches.__getitem__, learn_module.load_model, Checkpoints.save
 
     def watched_fetch(self: ScheduledBatches, index: int) -> dict[str, Any]:
         parts = fetch(self, index)
@@ -136,15 +139,20 @@ def observe(
         loaded.append(args[2:])
         return load(*args)
 
+    def watched_save(self: Checkpoints, state: dict[str, Any], *rest: Any) -> None:
+        saved.append(state["phase"])
+        save(self, state, *rest)
+
     folder.mkdir()
     general = folder / "general.jsonl"
     general.write_text("".join(f'{{"prompt": "say {c}:", "completion": "{c}{c}"}}\n' for c in "abcdefghijklmnop"))
     settings = {key: str(general) if value == "GENERAL" else value for key, value in settings.items()}
-    seen: dict[str, Any] = {"error": None, "batches": shapes, "loading": loaded}
+    seen: dict[str, Any] = {"error": None, "batches": shapes, "loading": loaded, "saved": saved}
     with warnings.catch_warnings(record=True) as caught, monkeypatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(ScheduledBatches, "__getitem__", watched_fetch)
         patch.setattr(learn_module, "load_model", watched_load)
+        patch.setattr(Checkpoints, "save", watched_save)
         try:
             done = teach(base, folder, tasks(), config_for(settings.pop("method"), folder, **settings))
         except ValueError as error:

@@ -29,7 +29,7 @@ def learn_command(given: Any) -> None:
     if Path(given.memory).resolve() == Path(given.output).resolve():
         raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
     task = Task.load(given.task, name=given.name)
-    learnt = learn(given.model, task, given.memory, given.output, config)
+    learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
         out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
     memory = ReplayMemory.open(given.memory)

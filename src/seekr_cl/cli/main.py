@@ -5,11 +5,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from seekr_cl.errors import SeekrError
+from seekr_cl.stopping import Stopped, graceful
 
 _PIPE_CLOSED = 141
+_STOPPING = (
+    "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
+    "--resume. A second Ctrl-C stops at once."
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
     learn.add_argument("--memory", required=True, help="memory folder; made if it is missing")
     learn.add_argument("--output", required=True, help="folder for the new model; must not hold anything")
+    learn.add_argument("--resume", action="store_true", help="go on where an interrupted learning was saved")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
     _config_options(learn)
 
@@ -41,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     _config_options(run, config_file=False)
+    for stoppable in (learn, run):
+        stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
     evaluate = commands.add_parser("evaluate", help="generate and score")
     evaluate.add_argument("--model", required=True, help="model folder or Hub name")
@@ -119,7 +128,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
@@ -127,7 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from seekr_cl.cli import commands
 
     try:
-        commands.COMMANDS[given.command](given)
+        with graceful() if given.command in ("learn", "run") else nullcontext():
+            commands.COMMANDS[given.command](given)
+    except Stopped as stopped:
+        print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)
+        return stopped.code
     except SeekrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -140,9 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    from seekr_cl.training.checkpoint import CheckpointWarning
     from seekr_cl.training.learn import InertWarning
 
-    if issubclass(category, InertWarning):
+    if issubclass(category, (InertWarning, CheckpointWarning)):
         print(f"warning: {message}", file=sys.stderr)
 
 

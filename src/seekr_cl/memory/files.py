@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.faults import fault_point
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
 LONGEST_NAME = 100
@@ -55,8 +56,10 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
             os.fsync(file.fileno())
         # mkstemp's 0600 would shut out the colleagues a memory is handed to.
         os.chmod(temporary, 0o644)
+        fault_point("file.written")
         os.replace(temporary, path)
         temporary = ""
+        fault_point("file.renamed")
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(

@@ -8,6 +8,7 @@ Shapes: L tokens of the sample.
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ def encode(sample: ReplaySample) -> Record:
     ordered = sorted(named.items(), key=lambda item: (-item[1].element_size(), item[0]))
     kind = tuple(Field(name, _NAMES[tensor.dtype], tensor.dim()) for name, tensor in ordered)
     dims = [size for _, tensor in ordered for size in tensor.shape]
-    content = b"".join(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for _, tensor in ordered)
+    content = b"".join(_bytes(tensor) for _, tensor in ordered)
     return Record(kind, dims, content)
 
 
@@ -138,6 +139,34 @@ def kinds_from_text(text: Any) -> list[Kind]:
     return kinds
 
 
+def pack(samples: Sequence[ReplaySample]) -> dict[str, Tensor]:
+    """Samples as named tensors, for a file that is written and read whole."""
+    tensors: dict[str, Tensor] = {}
+    for number, sample in enumerate(samples):
+        start = torch.tensor(sample.completion_start, dtype=torch.int32)
+        named = _tensors(sample) | {"completion_start": start}
+        tensors |= {f"{number:06d}/{name}": tensor for name, tensor in named.items()}
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[ReplaySample]:
+    """The samples that ``pack`` laid out, with their prompts and completions.
+
+    Raises:
+        KeyError: if a tensor that every sample has is missing, or one is of no sample.
+        ValueError: if the tensors of one are not those of a sample.
+    """
+    parts: dict[str, dict[str, Tensor]] = {f"{number:06d}": {} for number in range(len(texts))}
+    for name, tensor in tensors.items():
+        key, _, rest = name.partition("/")
+        parts[key][rest] = tensor
+    samples = []
+    for part, text in zip(parts.values(), texts):
+        start = int(part.pop("completion_start"))
+        samples.append(_sample(part, (text["prompt"], text["completion"]), start))
+    return samples
+
+
 def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
     if sample.logits is not None:
@@ -164,3 +193,9 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
     if part:
         raise ValueError(f"{sorted(part)} unknown")
     return ReplaySample(*text, ids_L, completion_start, logits, attention)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    # The one element of a slice may have any stride, with which it could not be viewed as bytes.
+    flat = tensor.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()

@@ -144,6 +144,17 @@ class Method(ABC):
         """Called after training; returns what the memory keeps of the task, with this model's signals as teacher."""
         return MemoryTask(name, samples)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was gathered in ``before_task`` or ``after_task`` and is needed later: tensors, and JSON.
+
+        Saved with every checkpoint, so that a task can go on in another process. A method that keeps nothing between
+        its calls has nothing to add.
+        """
+        return {}, {}
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state`` gave, in place of the calls that have been made already."""
+
     def share_target(self) -> tuple[str, float] | None:
         """Term whose weight is to be steered and the share of the gradient norm it should have, if any."""
         return None

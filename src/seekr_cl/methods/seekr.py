@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
-from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers
+from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers, stored_from
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.heads.importance import RULES
@@ -30,6 +30,7 @@ from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
 SIGNALS = ("top_k", "dense", "factors")
+_SUMS = ("sensitivity_NH", "forgettability_NH", "product_NH")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,6 +215,30 @@ class Seekr(Method):
             attention = AttentionSignal(query_R, join_layers(rows)) if rows else None
             kept.append(replace(sample, logits=logits, attention=attention))
         return MemoryTask(name, kept, heads)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The drawn queries, the rows from before the task, and the importance, which general data has added to."""
+        tensors = {f"query/{number}": query_R for number, query_R in enumerate(self._queries)}
+        for number, layers in enumerate(self._before):
+            for layer, rows in layers.items():
+                tensors |= {f"before/{number}/{layer}/{name}": tensor for name, tensor in rows.tensors().items()}
+        for name in _SUMS:
+            tensors[f"importance/{name}"] = getattr(self._importance, name)
+        return tensors, {"queries": len(self._queries), "before": [list(layers) for layers in self._before]}
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state`` gave."""
+
+        def rows(prefix: str) -> StoredRows:
+            return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+
+        self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
+        self._before = [
+            {layer: rows(f"before/{number}/{layer}/") for layer in layers}
+            for number, layers in enumerate(content["before"])
+        ]
+        sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
+        self._importance = HeadImportance(self._importance.layers, **sums)
 
     def _encode_former(self, call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
         """What is held of all heads' rows while a task is trained: enough to see how far each head moves."""

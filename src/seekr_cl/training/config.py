@@ -24,15 +24,15 @@ _OWN_BUSINESS = {
     "eval_steps": "evaluation follows each task (seekr run)",
     "eval_delay": "evaluation follows each task (seekr run)",
     "eval_on_start": "the base model is always evaluated (seekr run)",
-    "save_strategy": "model and memory are saved after each task",
-    "save_steps": "model and memory are saved after each task",
-    "save_total_limit": "use keep_models",
+    "save_strategy": "use checkpoint_every",
+    "save_steps": "use checkpoint_every",
+    "save_total_limit": "use keep_models; of checkpoints the last two are kept",
     "load_best_model_at_end": "the model after the last step is the one whose signals are kept",
     "remove_unused_columns": "batches are made by the schedule",
     "train_sampling_strategy": "the order is made by the schedule",
     "data_seed": "use seed",
     "dataloader_drop_last": "every example is seen in every epoch",
-    "resume_from_checkpoint": "use seekr run --resume",
+    "resume_from_checkpoint": "use seekr run --resume or seekr learn --resume",
     "max_steps": "use num_train_epochs or a task's epochs",
     "do_train": "learning is what the command does",
     "do_eval": "evaluation follows each task (seekr run)",
@@ -155,6 +155,8 @@ class SeekrConfig(TrainingArguments):
         carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
         signal_dtype: precision of stored teacher signals: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
         measure_every: gradient norms of the loss terms are measured on every so many batches of each kind; 0 never.
+        checkpoint_every: inside a task the state is saved every so many optimizer steps, for ``--resume``; 0 saves it
+            only between the phases of a task.
         keep_models: ``all`` models of a run or only the ``last``.
         progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
     """
@@ -184,6 +186,7 @@ class SeekrConfig(TrainingArguments):
     carry_optimizer: bool | None = None
     signal_dtype: str | None = None
     measure_every: int = 20
+    checkpoint_every: int = 200
     keep_models: str = "all"
     progress: str = "auto"
 
@@ -262,6 +265,7 @@ _LEAST = {
     "general_samples": 1,
     "pad_multiple": 1,
     "measure_every": 0,
+    "checkpoint_every": 0,
     "max_length": 1,
     "max_prompt_length": 1,
     "max_answer_length": 1,

@@ -5,6 +5,7 @@ lambda2 = 1e3), so the norms are measured term by term.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,15 @@ class GradientShares:
         self.norms: dict[str, float] = {}
         self._unweighted: dict[str, float] = {}
         self._seen: dict[str, int] = {}
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """All that the next measurement depends on, as JSON."""
+        return {"norms": self.norms, "unweighted": self._unweighted, "seen": self._seen}
+
+    def load_state(self, content: dict[str, dict[str, Any]]) -> None:
+        """Takes what ``state`` gave."""
+        self.norms, self._unweighted = dict(content["norms"]), dict(content["unweighted"])
+        self._seen = dict(content["seen"])
 
     def due(self, kind: str) -> bool:
         """Whether this batch of that kind is one to measure; the first always is."""

@@ -1,31 +1,40 @@
 """Learning one task: model and memory in, model and next generation of the memory out."""
 
 import copy
-import time
+import json
+import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.faults import fault_point
+from seekr_cl.locks import hold
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
+from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
+from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.models import context_length, load_model, pad_id, require_free, save_model
+from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
+from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
+from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
+LOG = "training_log.json"
 DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
@@ -63,6 +72,9 @@ def learn(
     output: str | Path,
     config: SeekrConfig,
     callbacks: Sequence[TrainerCallback] = (),
+    *,
+    resume: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> Learnt:
     """Teaches a model one task without forgetting the earlier ones.
 
@@ -76,19 +88,58 @@ def learn(
         output: folder for the new model; must be missing or empty.
         config: all settings.
         callbacks: the Trainer's, beside the library's own progress.
+        resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
+            none; a learning that is complete is not repeated.
+        checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
 
     Raises:
         SeekrError: for bad input; the output is not written and the memory stays as it was.
+        Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     tasks = task if isinstance(task, list) else [task]
     if len(tasks) > 1 and not config.method_class.joint:
         raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
-    require_free(output)
-    store = memory if isinstance(memory, ReplayMemory) else ReplayMemory.open(memory, create=True, verify=True)
+    saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
+    place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    if not resume:
+        require_free(output)
+        if saves.any():
+            raise OutputError(
+                f"{saves.place}: holds an interrupted learning into {output.name}; go on with --resume, or remove that "
+                "folder to begin again"
+            )
+    with hold(output, "output"), hold(place, "memory"):
+        begun = saves.newest() if resume else None
+        store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
+        refuse_unwritable(place)
+        refuse_unwritable(output)
+        if resume:
+            done = _finished(tasks, store, output, config, begun)
+            if done is not None:
+                saves.clear()
+                return done
+            make_room(output, store, begun)
+        return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+
+
+def _learn(
+    model: str | Path,
+    tasks: list[Task],
+    store: ReplayMemory,
+    output: Path,
+    config: SeekrConfig,
+    callbacks: Sequence[TrainerCallback],
+    saves: Checkpoints,
+    begun: Checkpoint | None,
+) -> Learnt:
+    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
-    tokens_sha = tokenizer_hash(tokenizer)
-    store.check_belongs(model_hash(network), tokens_sha)
+    model_sha, tokens_sha = model_hash(network), tokenizer_hash(tokenizer)
+    identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
+    if begun is not None:
+        check_same_learning(begun.state["identity"], identity, str(saves.place))
+    store.check_belongs(model_sha, tokens_sha)
     network.to(config.device)  # type: ignore[arg-type]
 
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
@@ -102,48 +153,94 @@ def learn(
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
-    encoded = [part for _, part in trained]
-    general = _general_examples(config, store, encoder)
     method = config.method_class(config.method_settings, context)
-    started = time.perf_counter()
     try:
-        new_tasks = []
-        if general:
-            method.before_task(general)
-            new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
-        kept = _choose_samples(config, trained[0][0], encoded[0], encoder, context) if method.replays else []
-        trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model), callbacks)
-        network.eval()
-        info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
-        name = "+".join(one.name for one in tasks)
-        new_tasks.append(_described(method.after_task(name, kept), info=info))
-        seconds = time.perf_counter() - started
+        stand = Standing(saves, identity, method, begun)
+        if not stand.reached("general"):
+            general = _general_examples(config, store, encoder)
+            if general:
+                method.before_task(general)
+                stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
+                stand.save("general")
+        if not stand.reached("prepared"):
+            examples, encoded = trained[0]
+            stand.kept = _choose_samples(config, examples, encoded, encoder, context) if method.replays else []
+        if not stand.reached("scored"):
+            trainer = _train(
+                config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
+            )
+            network.eval()
+            info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
+            scored = method.after_task(_name(tasks), stand.kept)
+            stand.new_tasks.append(_described(scored, info=info))
+            carry = _carry(config, network, trainer)
+            content = {
+                "log": trainer.state.log_history,
+                "steps": trainer.state.global_step,
+                "carries": carry is not None,
+            }
+            parts = {"weights": take_weights(network), "carry": carry.tensors if carry is not None else {}}
+            stand.save("scored", content, parts)
         importance = method.importance
     finally:
         method.close()
 
-    carry = None
-    if config.carry_optimizer:
-        leak = getattr(config.method_settings, "gradient_leak", False)
-        carry = Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
+    ready = stand.ready(network)
     network.zero_grad(set_to_none=True)
-    log = trainer.state.log_history
 
     def add_files(folder: Path) -> None:
-        write_json(folder / "training_log.json", log)
-        if carry is not None:
-            carry.save(folder)
+        write_json(folder / LOG, ready.log)
+        if ready.carry is not None:
+            ready.carry.save(folder)
 
     save_model(output, network, tokenizer, add_files)
-    store.commit(
-        new_tasks,
-        importance=importance,
-        model_sha256=model_hash(network),
-        tokenizer_sha256=tokens_sha,
-        method=describe_method(config),
-        model_folder=output,
-    )
-    return Learnt(network, tokenizer, seconds, trainer.state.global_step, log, encoder.cut_count)
+    fault_point("learn.model_saved")
+    try:
+        store.commit(
+            stand.new_tasks,
+            importance=importance,
+            model_sha256=model_hash(network),
+            tokenizer_sha256=tokens_sha,
+            method=describe_method(config),
+            model_folder=output,
+        )
+    except BaseException:
+        # A model without its generation of the memory would only stand in the way of the next try.
+        if not is_committed(store):
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+    fault_point("learn.committed")
+    saves.clear()
+    fault_point("learn.cleared")
+    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+
+
+def _finished(
+    tasks: list[Task], store: ReplayMemory, output: Path, config: SeekrConfig, begun: Checkpoint | None
+) -> Learnt | None:
+    """What was learnt, if the process was killed after everything had been written."""
+    if begun is not None and begun.state["identity"]["generation"] == store.generation:
+        return None
+    if not store.tasks or not (output / LOG).is_file():
+        return None
+    if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
+        return None
+    network, tokenizer = load_model(output, config.dtype, config.trust_remote_code)
+    if model_hash(network) != store.model_sha256:
+        return None
+    log = json.loads((output / LOG).read_text(encoding="utf-8"))
+    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+
+
+def _name(tasks: list[Task]) -> str:
+    return "+".join(one.name for one in tasks)
+
+
+def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer) -> Carry | None:
+    if not config.carry_optimizer:
+        return None
+    leak = getattr(config.method_settings, "gradient_leak", False)
+    return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
 
 
 def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
@@ -183,16 +280,6 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
     return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
-def describe_method(config: SeekrConfig) -> dict[str, Any]:
-    """Name and settings of the method and of replay, as JSON."""
-    return {
-        "name": config.method_class.name,
-        "preset": config.preset,
-        "settings": asdict(config.method_settings),
-        "replay": asdict(config.replay_settings) if config.method_class.replays else None,
-    }
-
-
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
     return MemoryTask(task.name, task.samples, task.heads, info)
 
@@ -201,15 +288,14 @@ def _train(
     config: SeekrConfig,
     tasks: list[Task],
     encoded: list[list[Encoded]],
-    kept: list[ReplaySample],
     store: ReplayMemory,
-    new_tasks: list[MemoryTask],
-    method: Method,
+    stand: Standing,
     context: Context,
     source: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> SeekrTrainer:
-    replay = TaskSamples([*store.tasks, *new_tasks] if method.replays else [])
+    method, kept = stand.method, stand.kept
+    replay = TaskSamples([*store.tasks, *stand.new_tasks] if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
     schedule = build_schedule(
@@ -224,7 +310,10 @@ def _train(
     )
     method.check_replay(replay.tasks)
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
-    method.before_task(kept)
+    if not stand.reached("prepared"):
+        method.before_task(kept)
+        stand.save("prepared")
+    cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
     args.seed = context.seed % (1 << 32)
@@ -234,10 +323,16 @@ def _train(
         ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout),
         method,
         Carry.load(source) if config.carry_optimizer else None,
-        callbacks=[TrainingProgress("+".join(one.name for one in tasks), config.progress), *callbacks],
+        stand.save_training,
+        stand.begun if stand.reached("training") else None,
+        callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
     _drop_printers(trainer)
     trainer.train()
+    # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
+    context.model.config.use_cache = cache
+    stop_if_asked()
+    fault_point("learn.trained")
     return trainer
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from seekr_cl.errors import ModelError, OutputError
+from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
 
 
@@ -104,11 +106,14 @@ def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
                 handle = os.open(file, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
+        fault_point("model.written")
         if path.is_dir():
             path.rmdir()
         os.replace(temporary, path)
+        fault_point("model.renamed")
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # safetensors has an error of its own for a full disk.
         raise OutputError(
             f"{path}: the model cannot be written ({error}); free space or choose another folder"
         ) from error

@@ -15,26 +15,24 @@ from transformers import TrainerCallback
 
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
-from seekr_cl.memory import ReplayMemory
+from seekr_cl.faults import fault_point
+from seekr_cl.locks import hold
+from seekr_cl.memory import model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
+from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Task
+from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.learn import Learnt, describe_method, fitting, learn, make_encoder
+from seekr_cl.training.identity import decisive, describe_method, scoring_hash
+from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.progress import console, counting
+from seekr_cl.training.standing import open_memory, remove_leftovers
 
 LEDGER = "run.json"
 SCORES = "scores.json"
-
-_DECISIVE = (
-    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim"),
-    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
-    *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
-    *("order", "loss_average", "carry_optimizer", "signal_dtype"),
-)
-"""Settings that a resumed run must share, beside those of the method: with others it would be two runs in one."""
+PARTIAL = "partial.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,7 @@ class Run:
         models/01-<task>/                the model after each task (or only the last: keep_models)
         memory/                          the replay memory
         evaluations/00-base/             scores and predictions of each stage
+        checkpoints/                     the task that is being learnt, until it is committed
         scores.json, scores.png          the score matrix
 
     Attributes:
@@ -89,13 +88,16 @@ class Run:
                 raise ConfigError(f"two tasks or probes of the run are called '{name}'; give one another name")
         ledger = self.output / LEDGER
         wanted = self._identity()
+        if resume:
+            self._remove_leftovers()
         if not resume or not ledger.exists():
             if self.output.is_dir() and ledger.exists():
                 raise OutputError(
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
-            self._check_examples()
+            model, tokens = self._check_examples()
+            wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
             write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
             return
@@ -111,6 +113,23 @@ class Run:
                     f"{ledger}: the run there has another '{key}'; resume with what it was started with, "
                     "or choose another --output"
                 )
+        if not (self.output / "memory").exists():
+            # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
+            model, tokens = self._check_examples()
+            for key, value in (("model", model), ("tokenizer", tokens)):
+                if former.get(f"{key}_sha256") != value:
+                    raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
+
+    def _remove_leftovers(self) -> None:
+        """What a killed process had begun to write; the memory and the checkpoints see to their own."""
+        for folder in [self.output, *self.output.glob("evaluations/*")]:
+            if folder.is_dir():
+                remove_leftovers(folder)
+        for path in self.output.glob("models/.*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
+            # Whoever held it held the run, which is held by this process now.
+            path.unlink(missing_ok=True)
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -126,12 +145,21 @@ class Run:
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
-            memory = ReplayMemory.open(self.output / "memory", create=True, verify=True)
+            saves = Checkpoints(self.output / "checkpoints")
+            begun = saves.newest()
+            memory = open_memory(self.output / "memory", begun)
             learnt = None
+            if begun is not None and begun.state["identity"]["generation"] < memory.generation:
+                # Killed between committing and tidying up.
+                saves.clear()
             if memory.generation < number:
-                # A model without its generation of the memory is what a crash between the two left behind.
-                shutil.rmtree(folder, ignore_errors=True)
-                learnt = learn(current, stage, memory, folder, self.config, self.callbacks)
+                if begun is None:
+                    # A model without its generation of the memory, and no checkpoint left that it was written from.
+                    shutil.rmtree(folder, ignore_errors=True)
+                learnt = learn(
+                    current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
+                )
+                stop_if_asked()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
             former, current = current, str(folder)
@@ -144,8 +172,12 @@ class Run:
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
-    def _check_examples(self) -> None:
-        """Tokenises everything once, so that a bad row in the last task is not found after days of training."""
+    def _check_examples(self) -> tuple[str, str]:
+        """Tokenises everything once, so that a bad row in the last task is not found after days of training.
+
+        Returns:
+            The hashes of model and tokenizer.
+        """
         model, tokenizer = load_model(self.model, self.config.dtype, self.config.trust_remote_code)
         encoder = make_encoder(self.config, model, tokenizer)
         for task in self.tasks:
@@ -153,6 +185,7 @@ class Run:
         for task in [*self.tasks, *self.probes]:
             for example in task.test:
                 encoder.encode_prompt(example, reserve=task.max_new_tokens)
+        return model_hash(model), tokenizer_hash(tokenizer)
 
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
@@ -164,8 +197,10 @@ class Run:
         if not done.exists():
             scores = self._evaluate(name, folder, learnt, place)
             write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0})
+            fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
+        (place / PARTIAL).unlink(missing_ok=True)
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
@@ -179,12 +214,19 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        scores = {}
+        partial = place / PARTIAL
+        scores: dict[str, float] = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
             for task in tasks:
+                if task.name in scores:
+                    advance(len(task.test))
+                    continue
                 score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size, advance)
                 write_predictions(place, score)
                 scores[task.name] = score.score
+                write_json(partial, scores)
+                fault_point("run.task_evaluated")
+                stop_if_asked()
         return scores
 
     def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
@@ -202,12 +244,13 @@ class Run:
             "model": self.model,
             "method": describe_method(self.config),
             "seed": self.config.seed,
-            "training": {key: self.config.to_dict()[key] for key in _DECISIVE},
+            "training": decisive(self.config),
             "tasks": [
                 {"name": task.name, "metric": task.metric, "epochs": task.epochs, "fingerprint": task.fingerprint()}
+                | {"test": scoring_hash(task)}
                 for task in self.tasks
             ],
-            "probes": [probe.name for probe in self.probes],
+            "probes": [{"name": probe.name, "test": scoring_hash(probe)} for probe in self.probes],
         }
 
     def _say(self, line: str) -> None:
@@ -233,7 +276,7 @@ def run(
         output: the run's folder.
         config: all settings.
         probes: scored at every stage and never trained on.
-        resume: continue the run in ``output`` at the first task that is not committed.
+        resume: continue the run in ``output`` where it was interrupted: in the middle of a task or of an evaluation.
         callbacks: the Trainer's, for every task.
 
     Returns:
@@ -241,7 +284,9 @@ def run(
 
     Raises:
         SeekrError: for bad input; what is on disk stays.
+        Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     one = Run(Path(output), str(model), tasks, config, probes, callbacks)
-    one.start(resume)
-    return one.execute()
+    with hold(one.output, "run"):
+        one.start(resume)
+        return one.execute()

@@ -1,19 +1,38 @@
 """SeekrTrainer: transformers' Trainer fed with a schedule of new and old batches, one class for every method."""
 
+import dataclasses
+import json
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
-from seekr_cl.errors import ModelError
+from seekr_cl.errors import ModelError, TrainingError
+from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
+from seekr_cl.stopping import wish
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
+from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.gradients import GradientShares
+from seekr_cl.training.trainer_state import (
+    put_optimizer,
+    put_rng,
+    put_weights,
+    take_optimizer,
+    take_rng,
+    take_weights,
+)
+
+SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
+"""Writes a checkpoint's JSON, tensors and further texts."""
 
 
 class SeekrTrainer(Trainer):
@@ -25,6 +44,8 @@ class SeekrTrainer(Trainer):
         train_dataset: the task's ``ScheduledBatches``.
         method: adds its loss terms; it holds whatever it attached to the model.
         carry: optimizer state and gradients from the former task, if they are to be carried over.
+        save_state: takes the state whenever it is due; None saves none.
+        begun: the checkpoint that ``train`` goes on from.
 
     Attributes:
         shares: gradient norms of the loss terms.
@@ -40,9 +61,13 @@ class SeekrTrainer(Trainer):
         train_dataset: ScheduledBatches,
         method: Method,
         carry: Carry | None = None,
+        save_state: SaveState | None = None,
+        begun: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self._save_state, self._begun = save_state, begun
+        self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
         self._network = model
         if args.n_gpu > 1:
@@ -82,8 +107,24 @@ class SeekrTrainer(Trainer):
         """One forward and backward for each part; the parts of a joint step add up to eq. 13."""
         if self.carry is not None:
             self.carry.put_gradients(self._network)
-        losses = [self._part(model, kind, part) for kind, part in inputs.items()]
-        return torch.stack(losses).sum()
+        loss = torch.stack([self._part(model, kind, part) for kind, part in inputs.items()]).sum()
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {float(loss)}")
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The gradient's norm; one that is no number would spoil the weights in the step that follows."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A scaler skips such steps by itself and tries a smaller scale.
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient's norm is {float(norm)}")
+        return norm
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"training, step {self.state.global_step + 1}: {what}; nothing was replaced. Lower learning_rate or look "
+            "at the data of this step, remove the task's checkpoints and begin it again"
+        )
 
     def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
         loss = super().training_step(model, {kind: part})
@@ -160,9 +201,113 @@ class SeekrTrainer(Trainer):
             self.carry.put_state(self._network, optimizer)
         return optimizer
 
+    # Going on in another process --------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; from the checkpoint given at the beginning, if one was."""
+        if self._begun is not None:
+            kwargs["resume_from_checkpoint"] = str(self._begun.path)
+        return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The Trainer's own would pickle the optimizer and the generators."""
+        assert self._save_state is not None
+        rng, rng_content = take_rng()
+        optimizer, optimizer_content = take_optimizer(self.optimizer, self._network)
+        scaler = self.accelerator.scaler
+        content = {
+            "rng": rng_content,
+            "optimizer": optimizer_content,
+            "scheduler": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "shares": self.shares.state(),
+            "weights": self.weights,
+            "counts": self._counts,
+            "flos": self.current_flos,
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+        }
+        sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
+        parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
+        state = json.dumps(dataclasses.asdict(self.state))
+        self._save_state(content, parts, {TRAINER_STATE_NAME: state})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        put_weights(self._network, self._saved().tensors("weights"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        content = self._saved().state["trainer"]
+        put_optimizer(self.optimizer, self._network, self._saved().tensors("optimizer"), content["optimizer"])
+        self.lr_scheduler.load_state_dict(content["scheduler"])  # type: ignore[union-attr]
+        # What it carried over was used up in the first step.
+        self.carry = None
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        state = None if checkpoint is None else self._saved().state["trainer"]["scaler"]
+        if state is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            put_rng(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
+
+    def load_sums(self) -> None:
+        """Takes the averages that were being formed, after the Trainer has set its own to zero."""
+        if self._begun is None:
+            return
+        content, tensors = self._saved().state["trainer"], self._saved().tensors("trainer")
+        self.shares.load_state(content["shares"])
+        self.weights = dict(content["weights"])
+        self._counts.update(content["counts"])
+        device = self.args.device
+        self._sums = {name.removeprefix("sum/"): t.to(device) for name, t in tensors.items() if name != "loss"}
+        self._tr_loss = tensors["loss"].to(device)
+        self.current_flos = content["flos"]
+        self._total_loss_scalar, self._globalstep_last_logged = content["total_loss"], content["last_logged"]
+        # The mean loss in the last line of the log is over the whole task.
+        self._initial_global_step = 0
+        # With no step left to come the Trainer would not set the generators.
+        self._load_rng_state(str(self._begun.path))
+
+    def _saved(self) -> Checkpoint:
+        assert self._begun is not None
+        return self._begun
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counted on the parts; the Trainer would not find the tokens."""
         return sum(super(SeekrTrainer, self).floating_point_ops(part) for part in inputs.values())
+
+
+class SaveWhenDue(TrainerCallback):
+    """Asks for a checkpoint every so many steps, at the end of training, and before stopping for a signal.
+
+    Args:
+        trainer: whose state it is.
+        every: optimizer steps from one to the next; 0 none but the last, None not even that.
+    """
+
+    def __init__(self, trainer: SeekrTrainer, every: int | None) -> None:
+        self.trainer, self.every = trainer, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The latest moment at which the Trainer's sums can be set."""
+        self.trainer.load_sums()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saving itself comes after this step's line in the log."""
+        fault_point("learn.step")
+        asked = wish() is not None and state.global_step < state.max_steps
+        if asked:
+            control.should_training_stop = True
+        if self.every is not None:
+            due = bool(self.every) and state.global_step % self.every == 0 and state.global_step < state.max_steps
+            control.should_save = due or asked
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The schedule is one epoch, so this is the end, and an epoch's own line in the log comes before it too."""
+        control.should_save = self.every is not None and state.global_step >= state.max_steps
 
 
 def _answer_tokens(batch: Any) -> int:

@@ -1,0 +1,58 @@
+"""SIGTERM and Ctrl-C: a wish to stop that is granted where the state has just been saved.
+
+Commands install the handlers; who embeds the library keeps their own. Work asks ``wish`` at its safe places and raises
+``Stopped`` there. A second Ctrl-C does not wait.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_wish: int | None = None
+
+
+class Stopped(BaseException):
+    """The process was asked to stop and has saved what it had; like ``KeyboardInterrupt`` no error.
+
+    Attributes:
+        code: exit code of the process: 128 and the signal's number, so 143 after SIGTERM and 130 after Ctrl-C.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.code = 128 + signum
+
+
+def wish() -> int | None:
+    """The signal that asked to stop, if one did."""
+    return _wish
+
+
+def stop_if_asked() -> None:
+    """Raises ``Stopped`` if a signal asked to; called where everything up to here is on disk."""
+    if _wish is not None:
+        raise Stopped(_wish)
+
+
+@contextmanager
+def graceful() -> Iterator[None]:
+    """Turns the first SIGTERM or Ctrl-C into a wish; a second Ctrl-C interrupts at once."""
+    global _wish
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        global _wish
+        if _wish is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        _wish = signum
+
+    former = {signum: signal.signal(signum, handle) for signum in SIGNALS}
+    _wish = None
+    try:
+        yield
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+        _wish = None

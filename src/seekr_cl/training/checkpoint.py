@@ -1,0 +1,232 @@
+"""Checkpoints of one task that is being learnt: directories of JSON and safetensors, valid as a whole or not at all.
+
+    <place>/
+      000007/                 the one before, as long as the newest is all there is beside it
+      000008/
+        state.json            what is not a tensor
+        <part>.safetensors    tensors: weights, optimizer, rng, method, ...
+        manifest.json         names, sizes and hashes of the others; written last
+
+A checkpoint is written under a temporary name and renamed; it is removed only after two newer ones exist. Reading takes
+the newest whose files all are what its manifest says.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.faults import fault_point
+from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
+
+FORMAT = "seekr-checkpoint"
+VERSION = 1
+MANIFEST, STATE = "manifest.json", "state.json"
+KEPT = 2
+"""The newest, and one before it in case the disk damages the newest."""
+
+_NAME = re.compile(r"\d{6,12}")
+_OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint that cannot be used; an older one takes its place."""
+
+
+class _DamageError(Exception):
+    """What is wrong with one checkpoint, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint whose files have been checked.
+
+    Attributes:
+        path: its directory.
+        state: the content of ``state.json``.
+        parts: names of the tensor files.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    parts: tuple[str, ...]
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """The tensors of one part; none if the checkpoint has no such part.
+
+        Raises:
+            OutputError: if the file has been changed since it was checked.
+        """
+        if part not in self.parts:
+            return {}
+        try:
+            return load_file(self.path / f"{part}.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise OutputError(
+                f"{self.path}: {part}.safetensors is not readable ({error}); remove that folder"
+            ) from error
+
+
+class Checkpoints:
+    """All checkpoints of one task that is being learnt.
+
+    Args:
+        place: their folder; made by the first ``save``, removed by ``clear``.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._found: tuple[list[int], Checkpoint | None] | None = None
+
+    def any(self) -> bool:
+        """Whether something was saved that ``clear`` has not removed."""
+        return bool(self._numbers())
+
+    def newest(self) -> Checkpoint | None:
+        """The newest valid checkpoint, if there is one; damaged ones are passed over with a warning."""
+        numbers = self._numbers()
+        # Hashing a large model's state takes a while; who asks twice shall not wait twice.
+        if self._found is None or self._found[0] != numbers:
+            self._found = numbers, self._search(numbers)
+        return self._found[1]
+
+    def _search(self, numbers: list[int]) -> Checkpoint | None:
+        for number in reversed(numbers):
+            path = self._path(number)
+            try:
+                return _read(path)
+            except _DamageError as damage:
+                warnings.warn(
+                    f"{path}: this checkpoint is damaged ({damage}); the one before it is used, if there is one",
+                    CheckpointWarning,
+                    stacklevel=3,
+                )
+        return None
+
+    def save(
+        self, state: dict[str, Any], parts: dict[str, dict[str, Tensor]], files: dict[str, str] | None = None
+    ) -> None:
+        """Writes the next checkpoint and then removes the oldest ones.
+
+        Args:
+            state: JSON; numbers that are not finite are allowed, a loss's average may be one.
+            parts: tensors by the file they go to; parts without tensors are left out.
+            files: further texts by file name.
+
+        Raises:
+            OutputError: if it cannot be written; the checkpoints before it stay.
+        """
+        numbers = self._numbers()
+        number = numbers[-1] + 1 if numbers else 1
+        temporary = self.place / f".{number:06d}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            written = {STATE: json.dumps(state)} | (files or {})
+            for name, text in written.items():
+                write_bytes(temporary / name, text.encode())
+            for part, tensors in parts.items():
+                if tensors:
+                    _write_part(temporary / f"{part}.safetensors", tensors)
+                    fault_point("checkpoint.part")
+            records = [file_record(path) for path in sorted(temporary.iterdir())]
+            manifest = {"format": FORMAT, "version": VERSION, "files": records}
+            write_bytes(temporary / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}).encode())
+            fault_point("checkpoint.written")
+            os.replace(temporary, self._path(number))
+            fault_point("checkpoint.renamed")
+            sync_folder(self.place)
+        except (OSError, SafetensorError) as error:
+            self._remove(temporary)
+            # SafetensorError is no OSError, but what it has to say here comes from the disk.
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(
+                f"{self._path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+            ) from error
+        except BaseException:
+            self._remove(temporary)
+            raise
+        for old in [*numbers, number][:-KEPT]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+            fault_point("checkpoint.removed")
+
+    def clear(self) -> None:
+        """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread."""
+        if not self.place.is_dir():
+            return
+        for path in sorted(self.place.iterdir(), key=lambda path: (path.name.isdigit(), path.name)):
+            if not _OWN_NAME.fullmatch(path.name):
+                continue
+            # Without its manifest a half-removed checkpoint is none.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            fault_point("checkpoint.cleared")
+        if not any(self.place.iterdir()):
+            self.place.rmdir()
+
+    def _remove(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            # Gone unless it holds others.
+            self.place.rmdir()
+
+    def _path(self, number: int) -> Path:
+        return self.place / f"{number:06d}"
+
+    def _numbers(self) -> list[int]:
+        if not self.place.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.place.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def _write_part(path: Path, tensors: dict[str, Tensor]) -> None:
+    # Straight into the file: the bytes of a whole model's optimizer would not fit into memory a second time.
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    os.chmod(path, 0o644)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> Checkpoint:
+    """Opens one checkpoint.
+
+    Raises:
+        _DamageError: if anything in it is not what the manifest says.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _DamageError(f"{MANIFEST} is not readable: {error}") from error
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+        raise _DamageError(f"{MANIFEST} differs from its own sha256")
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise _DamageError(f"{MANIFEST} is of another format or version")
+    try:
+        files = [checked_path(path, record, path / MANIFEST) for record in manifest["files"]]
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        parts = tuple(file.stem for file in files if file.suffix == ".safetensors")
+    except MemoryFormatError as error:
+        raise _DamageError(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _DamageError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise _DamageError(f"{STATE} is no mapping")
+    return Checkpoint(path, state, parts)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""What of a Trainer must be saved so that the next step is the one that would have come, to the last bit.
+
+Tensors and JSON only. ``take_*`` copies nothing that stays on the device longer than the write; ``put_*`` is its
+inverse on a Trainer that was set up in the same way.
+"""
+
+import json
+import random
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from seekr_cl.errors import ConfigError
+
+Tensors = dict[str, Tensor]
+
+
+def take_weights(model: nn.Module) -> Tensors:
+    """What training changes: trainable weights and the buffers that belong to the model's state."""
+    named = dict(model.named_parameters())
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    weights = {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in everything}
+    return weights | {name: tensor for name, tensor in buffers.items() if isinstance(tensor, Tensor)}
+
+
+def put_weights(model: nn.Module, tensors: Tensors) -> None:
+    """Copies saved weights into the model.
+
+    Raises:
+        ConfigError: if they are not those of this model.
+    """
+    places: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+    if take_weights(model).keys() != tensors.keys():
+        raise ConfigError("checkpoint: its weights are not those of this model; resume with the model it began with")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            places[name].copy_(tensor)
+
+
+def take_rng() -> tuple[Tensors, dict[str, Any]]:
+    """The state of every generator that a draw without a generator of its own comes from."""
+    kind, keys, *rest = numpy.random.get_state(legacy=True)
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy.asarray(keys, "int64"))}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda/{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, {"python": random.getstate(), "numpy": [kind, *rest]}
+
+
+def put_rng(tensors: Tensors, content: dict[str, Any]) -> None:
+    """Sets every generator to a saved state."""
+    version, keys, gauss = content["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, *rest = content["numpy"]
+    numpy.random.set_state((kind, tensors["numpy"].numpy().astype("uint32"), *rest))
+    torch.set_rng_state(tensors["torch"])
+    cuda = [tensors[f"cuda/{number}"] for number in range(len(tensors)) if f"cuda/{number}" in tensors]
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """Optimizer state by parameter name, and its groups' settings.
+
+    Raises:
+        ConfigError: if the optimizer keeps something that is neither a tensor nor JSON.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    inner = getattr(optimizer, "optimizer", optimizer)
+    tensors: Tensors = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for parameter, state in inner.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[parameter]}/{key}"] = value
+            else:
+                plain.setdefault(names[parameter], {})[key] = value
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
+    # A counter may live on the CPU although its parameter does not.
+    on_cpu = [name for name, tensor in tensors.items() if tensor.device.type == "cpu"]
+    content = {"state": plain, "groups": groups, "cpu": on_cpu}
+    try:
+        json.dumps(content)
+    except TypeError as error:
+        raise ConfigError(
+            f"optim: {type(inner).__name__} keeps state that cannot be saved ({error}); set checkpoint_every: 0"
+        ) from error
+    return tensors, content
+
+
+def put_optimizer(optimizer: Any, model: nn.Module, tensors: Tensors, content: dict[str, Any]) -> None:
+    """Gives saved state to an optimizer of the same kind over the same parameters."""
+    parameters = dict(model.named_parameters())
+    inner = getattr(optimizer, "optimizer", optimizer)
+    inner.state.clear()
+    on_cpu = set(content["cpu"])
+    for full, tensor in tensors.items():
+        name, _, key = full.rpartition("/")
+        inner.state[parameters[name]][key] = tensor.to("cpu" if full in on_cpu else parameters[name].device)
+    for name, state in content["state"].items():
+        inner.state[parameters[name]].update(state)
+    for group, saved in zip(inner.param_groups, content["groups"], strict=True):
+        for key, value in saved.items():
+            # JSON knows no tuples.
+            group[key] = tuple(value) if isinstance(value, list) else value
