@@ -113,7 +113,8 @@ OUT_OF_RANGE = [
     ("method.attention_signal", "rows"),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
-    ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"), ("checkpoint_every", -1),
+    ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),
+    ("checkpoint_every", -1),
 ]  # fmt: skip
 
 
