@@ -12,7 +12,7 @@ Files are never changed once written; the next generation's manifest lists the o
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -132,6 +132,7 @@ class ReplayMemory:
         model_sha256: str,
         tokenizer_sha256: str,
         method: dict[str, Any],
+        keep: dict[int, list[int]] | None = None,
     ) -> None:
         """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
 
@@ -141,12 +142,17 @@ class ReplayMemory:
             model_sha256: the model that was written with it.
             tokenizer_sha256: its tokenizer.
             method: name and settings, for people and for later checks.
+            keep: for old tasks by position, which of their samples stay; tasks that are not named keep all.
 
         Raises:
             OutputError: if something cannot be written; the former generation stays what it was.
         """
         generation = self.generation + 1
-        records = list(self._records)
+        records, olds = list(self._records), list(self.tasks)
+        for position, chosen in (keep or {}).items():
+            old = olds[position]
+            olds[position] = replace(old, samples=[old.samples[number] for number in chosen])
+            records[position] = self._write_task(olds[position], position + 1, f".{generation:04d}")
         for task in new_tasks:
             records.append(self._write_task(task, len(records) + 1))
         manifest = {
@@ -165,10 +171,10 @@ class ReplayMemory:
         self.generation, self.importance, self._records = generation, importance, records
         self.model_sha256, self.tokenizer_sha256 = model_sha256, tokenizer_sha256
         # Read back, so that this process and a later one work with the same tensors.
-        self.tasks += [_load_task(self.path, record, self.path / MANIFEST) for record in fresh]
+        self.tasks = olds + [_load_task(self.path, record, self.path / MANIFEST) for record in fresh]
 
-    def _write_task(self, task: MemoryTask, number: int) -> dict[str, Any]:
-        stem = f"{number:04d}-{safe_name(task.name)}"
+    def _write_task(self, task: MemoryTask, number: int, suffix: str = "") -> dict[str, Any]:
+        stem = f"{number:04d}-{safe_name(task.name)}{suffix}"
         texts, tensors = self.path / f"{stem}.json", self.path / f"{stem}.safetensors"
         write_json(texts, [{"prompt": sample.prompt, "completion": sample.completion} for sample in task.samples])
         write_tensors(tensors, pack(task.samples))

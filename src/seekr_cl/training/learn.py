@@ -20,6 +20,7 @@ from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.config import SeekrConfig
+from seekr_cl.training.keeping import as_sample, choose_samples, replay_weights, within_budget
 from seekr_cl.training.models import context_length, load_model, pad_id, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -111,10 +112,15 @@ def learn(
         if general:
             method.before_task(general)
             new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
-        kept = _choose_samples(config, trained[0][0], encoded[0], encoder, context) if method.replays else []
+        kept = choose_samples(config, trained[0][0], encoded[0], encoder, context) if method.replays else []
         trainer = _train(config, tasks, encoded, kept, store, new_tasks, method, context, Path(model), callbacks)
         network.eval()
-        info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
+        info: dict[str, object] = {
+            "examples": sum(len(one.train) for one in tasks),
+            "fingerprint": tasks[0].fingerprint(),
+        }
+        if method.replays:
+            info["choice"] = config.replay_settings.choice
         name = "+".join(one.name for one in tasks)
         new_tasks.append(_described(method.after_task(name, kept), info=info))
         seconds = time.perf_counter() - started
@@ -135,8 +141,10 @@ def learn(
             carry.save(folder)
 
     save_model(output, network, tokenizer, add_files)
+    keep, new_tasks = within_budget(config, store, new_tasks, context)
     store.commit(
         new_tasks,
+        keep=keep,
         importance=importance,
         model_sha256=model_hash(network),
         tokenizer_sha256=tokens_sha,
@@ -189,6 +197,7 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         "preset": config.preset,
         "settings": asdict(config.method_settings),
         "replay": asdict(config.replay_settings) if config.method_class.replays else None,
+        "memory": asdict(config.memory_settings) if config.method_class.replays else None,
     }
 
 
@@ -220,6 +229,7 @@ def _train(
         seed=0 if official else context.seed,
         joint=settings.step == "joint",
         reshuffle=not official,
+        replay_weights=replay_weights(config, replay, encoded[0], context),
     )
     method.check_replay([sample for _, sample in replay])
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
@@ -261,18 +271,6 @@ def _warn_if_inert(
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 
-def _choose_samples(
-    config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
-) -> list[ReplaySample]:
-    count = config.replay_settings.count(len(examples))
-    if config.replay_settings.choice == "first":
-        chosen = list(range(count))
-    else:
-        order = torch.randperm(len(examples), generator=task_generator(context.seed))
-        chosen = sorted(order[:count].tolist())
-    return [as_sample(examples[i], encoded[i], encoder) for i in chosen]
-
-
 def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
     """Task 0: general data for a memory that is new; later generations have it already."""
     if config.general is None or store.generation:
@@ -281,9 +279,3 @@ def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder
     count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
     return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]
-
-
-def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySample:
-    """An encoded example as the memory keeps it."""
-    prompt, completion = encoder.render(example)
-    return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)
