@@ -17,7 +17,7 @@ def points(*rows: tuple[float, ...]) -> torch.Tensor:
 def test_distances_that_are_known():
     one = points((0, 0), (1, 0), (0, 2))
     shift = torch.tensor([3.0, 4.0])
-    assert wasserstein(one, one + shift) == pytest.approx(5, rel=1e-3)
+    assert wasserstein(one, one + shift) == pytest.approx(5, rel=5e-3)
     assert wasserstein(one[:1], one) == pytest.approx(1)  # (0 + 1 + 2) / 3: there is one plan
     assert wasserstein(one, one[[2, 0, 1]]) < 0.05  # the order of samples is none
     assert wasserstein(one[:1], one[:1]) == 0
@@ -42,12 +42,16 @@ def test_a_task_unlike_the_new_one_comes_more_often():
     assert similarity_weights([new[:1], new[:1]], new[:1]) == [0.5, 0.5]
 
 
-def draws(weights, rounds: int = 40, batch: int = 3, joint: bool = False) -> list[int]:
+def batches(weights, rounds: int = 50, batch: int = 3, joint: bool = False) -> list[tuple[int, ...]]:
     schedule = build_schedule(
         epochs_of=[1.0] * (rounds * 10), num_replay=10, batch_size=1, replay_batch_size=batch,
         cadence=Cadence(every=1), seed=5, joint=joint, replay_weights=weights,
     )  # fmt: skip
-    return [index for micro in schedule for index in micro.replay]
+    return [micro.replay for micro in schedule if micro.replay]
+
+
+def draws(weights, joint: bool = False) -> list[int]:
+    return [index for drawn in batches(weights, joint=joint) for index in drawn]
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -56,7 +60,7 @@ def test_draws_follow_the_weights(joint):
     counts = collections.Counter(draws(weights, joint=joint))
     total = sum(counts.values())
     for index, weight in enumerate(weights):
-        assert counts[index] / total == pytest.approx(weight, abs=0.01)
+        assert counts[index] / total == pytest.approx(weight, abs=0.004)
     assert draws(weights) == draws(weights)
 
 
@@ -70,6 +74,6 @@ def test_no_weight_is_never_drawn_and_rounds_keep_their_size():
     assert 0 not in found
     assert len(found) == len(draws(None))
     # What comes twice in a round does not come twice in a batch.
-    heavy = draws([3.0, *[1.0] * 9], batch=5)
-    for start in range(0, 40, 5):
-        assert len(set(heavy[start : start + 5])) == 5
+    heavy = batches([2.0, *[1.0] * 9], batch=4)
+    assert max(sum(drawn.count(0) for drawn in heavy[start : start + 3]) for start in range(0, 300, 3)) == 2
+    assert max(drawn.count(0) for drawn in heavy) == 1

@@ -36,7 +36,8 @@ def test_a_full_memory_shrinks(base: Path, tmp_path: Path, method: str, choice: 
     assert max(counts) - min(counts) <= 1
     assert max(counts) < 6
     files = sum(file["bytes"] for record in memory._records for file in record["files"])
-    assert files <= limit < files + 2 * max(max(task) for task in whole)
+    # What another sample takes, and the digits of positions, which are counted at their longest.
+    assert files <= limit < files + 2 * max(max(task) for task in whole) + 100 * sum(counts)
     left, right = memory_tensors(memory), memory_tensors(tmp_path / "again/memory")
     assert all(left[key].equal(right[key]) for key in left)
     # Of the first task, those stay that were chosen first; of a random choice any.

@@ -69,7 +69,7 @@ def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Cal
     losses = []
     for one in encoded:
         first = max(1, one.completion_start)  # nothing stands before a sample's first token to predict it from
-        labels_A = torch.tensor(one.input_ids[first:], device=model.device)
+        labels_A = torch.tensor(one.input_ids[first:], dtype=torch.long, device=model.device)
         ids_1L = torch.tensor([one.input_ids], device=model.device)
         logits_AV = answer_logits(model, ids_1L, first - 1)[:-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())

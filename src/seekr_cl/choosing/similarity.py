@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-REGULARISATION = 0.05
+REGULARISATION = 0.01
 """Of the entropy in the transport plan, as a part of the mean cost: small enough to be close to the true distance."""
-SWEEPS = 200
+SWEEPS = 500
 
 
 def wasserstein(left_ND: Tensor, right_MD: Tensor) -> float:

@@ -5,6 +5,7 @@ depends on nothing but its arguments; resuming a run rebuilds the same list.
 """
 
 import bisect
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -156,13 +157,16 @@ def _weighted(order: list[int], weights: Sequence[float], round_number: int) -> 
     The weights stand behind one another as lengths, and what a comb of unit steps hits is drawn. The comb begins
     elsewhere each round (golden ratio), so that over rounds nothing is always rounded down.
     """
-    scale = len(order) / sum(weights)
-    edges = list(itertools.accumulate((weights[index] * scale for index in order), initial=0.0))
+    count = len(order)
+    edges = list(itertools.accumulate((weight * count / sum(weights) for weight in weights), initial=0.0))
     shift = ((round_number + 1) * 0.6180339887498949) % 1
     # The comb's teeth, not the floors of the edges: rounding must not lose or add a draw.
-    hits = [order[min(bisect.bisect_right(edges, tooth + shift) - 1, len(order) - 1)] for tooth in range(len(order))]
-    # What comes twice comes in a later batch the second time.
-    turns: dict[int, int] = {}
-    for hit in hits:
-        turns[hit] = turns.get(hit, 0) + 1
-    return [index for turn in range(max(turns.values())) for index, count in turns.items() if count > turn]
+    hits = [min(bisect.bisect_right(edges, tooth + shift) - 1, count - 1) for tooth in range(count)]
+    times = collections.Counter(hits)
+    # In the round's order; what comes several times comes in even distances, not in one batch.
+    places = [
+        ((turn + place / count) / times[index], index)
+        for place, index in enumerate(order)
+        for turn in range(times[index])
+    ]
+    return [index for _, index in sorted(places)]
