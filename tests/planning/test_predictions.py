@@ -1,4 +1,4 @@
-"""What the plan says against what is there: memory, RAM, replay batches and steps of a tiny model that really learns."""
+"""What the plan says against what is there: memory, RAM, replay batches and steps of a tiny model that learns."""
 
 from typing import Any
 

@@ -119,7 +119,8 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
     ids = _size(pack([sample]))
     logits = attention = held = step = 0
     if isinstance(settings, LogitSettings):
-        signal = LogitSignal.encode(torch.zeros(1), torch.zeros((1, shape.vocabulary)), settings.logits_top_k, dtype)
+        position_1, logits_1V = torch.zeros(1, dtype=torch.long), torch.zeros((1, shape.vocabulary))
+        signal = LogitSignal.encode(position_1, logits_1V, settings.logits_top_k, dtype)
         one = ReplaySample("", "", sample.ids_L, tokens - answer, signal)
         logits = answer * (_size(pack([one])) - ids)
         step += answer * _size(pad_logits([one], Layout(0), tokens))
