@@ -12,7 +12,7 @@ from typing import Any
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.tasks.stream import TaskSpec
-from seekr_cl.training import ReplaySettings, SeekrConfig
+from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -58,6 +58,7 @@ def page() -> str:
             list(attributes(SeekrConfig)),
         ),
         table("replay", "Of every method that replays.", ReplaySettings, list(attributes(ReplaySettings))),
+        table("memory", "Of every method that replays.", MemorySettings, list(attributes(MemorySettings))),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         table(

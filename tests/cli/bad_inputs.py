@@ -3,6 +3,19 @@
 from bad_case import GOOD, Case, data, entries, evaluated, learn, stream, without
 from cli_world import write
 
+SMALL = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def planned(config: object, *options: str):
+    """A plan for a config, or for a folder that is not there."""
+
+    def arguments(world, folder):
+        model = folder / "nowhere" if config == "nowhere" else write(folder / "config.json", config)
+        return ["plan", "--model", model, *options]
+
+    return arguments
+
+
 CASES = [
     # Data
     learn(
@@ -103,5 +116,16 @@ CASES = [
         evaluated("--task", "@first", "--max-new-tokens", "48"),
     ),
     Case("batches of nothing", ("--batch-size", "at least 1"), evaluated("--task", "@first", "--batch-size", "0")),
+    # Plans
+    Case("plan without a config", ("nowhere", "no such file", "config.json"), planned("nowhere")),
+    Case("plan of an unknown type", ("lama", "unknown to transformers", "'llama'"), planned({"model_type": "lama"})),
+    Case("plan of no config", ("config.json", "no 'model_type'"), planned([1])),
+    Case("plan of broken JSON", ("config.json", "not readable as JSON"), planned("{")),
+    Case("plan of an encoder-decoder", ("no causal language model",), planned({"model_type": "t5"})),
+    Case("plan of no tasks", ("--tasks", "at least 1"), planned({"model_type": "llama"}, "--tasks", "0")),
+    Case("plan of an answer alone", ("leaves no prompt",), planned(SMALL, "--tokens=9", "--answer-tokens=9")),
+    Case("plan without a stream", ("nowhere.yaml", "check the path"), planned(SMALL, "nowhere.yaml")),
+    Case("plan of an unknown setting", ("unknown key 'ratoi'", "'ratio'"), planned(SMALL, "replay.ratoi=1")),
+    Case("plan of no size", ("memory.max_bytes", "not a size", "2GB"), planned(SMALL, "memory.max_bytes=lots")),
     Case("length of nothing", ("max_length", "above 0"), evaluated("--task", "@first", "--max-length", "0")),
 ]

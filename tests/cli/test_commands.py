@@ -145,8 +145,26 @@ def test_another_method_on_the_command_line_drops_the_files_settings(world, seek
     assert scores["method"]["name"] == "derpp"
 
 
+def test_a_plan_needs_a_config_and_no_weights(world, seekr, tmp_path):
+    config = write(tmp_path / "config.json", (world.base / "config.json").read_text(encoding="utf-8"))
+    done = seekr("plan", "--model", config, world.stream, "method.head_budget=2", "method.layer_budget=null")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert "2 attention layers, 8 heads" in done.out
+    assert "2 tasks of 6 examples, 3 kept of each" in done.out
+    assert "after budgets: 2 heads in 2 layers" in done.out
+    assert {row[0] for row in rows(done.out)} >= {"top_k (chosen)", "dense", "factors"}
+    asked = ("plan", "--json", "--model", world.base, "--tasks", 3, "--examples", 200, "--method", "derpp")
+    numbers = json.loads(seekr(*asked, "--tokens", 20, "--answer-tokens", 5, "replay.samples=4").out)
+    assert numbers["kept"] == [4, 4, 4]
+    assert numbers["chosen"]["sample"]["attention"] == 0 < numbers["chosen"]["sample"]["logits"]
+    assert numbers["chosen"]["total"] == 12 * numbers["chosen"]["sample"]["stored"]
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
 @pytest.mark.parametrize(
-    "words", [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["memory", "show"], ["memory", "forget"]]
+    "words",
+    [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["plan"], ["memory", "show"], ["memory", "forget"]],
 )
 def test_help_is_there_at_once(words, tmp_path):
     started = time.perf_counter()

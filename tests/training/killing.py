@@ -15,7 +15,15 @@ from tinylm import save_base
 
 SOURCES = Path(__file__).parents[2] / "src"
 KILLED = -9
-_TIMES = {"seconds", "written", "created", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+_TIMES = {
+    "seconds",
+    "written",
+    "created",
+    "model_folder",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
 """What is about time and nothing else; ``run.json`` and the plot hold no result."""
 
 
@@ -45,9 +53,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 def _timeless(content: Any) -> Any:
     if isinstance(content, dict):
-        # A manifest's own hash covers its date; what it says of the files is compared.
-        dated = "written" in content
-        return {k: _timeless(v) for k, v in content.items() if k not in _TIMES and not (dated and k == "sha256")}
+        # A generation has its date and place in it, so its hash and the manifest's are left out; the hashes of the
+        # samples' files are compared.
+        dated = "generations" in content or re.fullmatch(r"\d{4}\.json", str(content.get("file")))
+        left_out = _TIMES | ({"sha256", "bytes"} if dated else set())
+        return {k: _timeless(v) for k, v in content.items() if k not in left_out}
     return [_timeless(one) for one in content] if isinstance(content, list) else content
 
 

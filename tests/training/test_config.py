@@ -12,7 +12,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
-from seekr_cl.training import ReplaySettings, SeekrConfig, config_from
+from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig, config_from
 from seekr_cl.training.config import _DEFAULTS, _OWN_BUSINESS
 from seekr_cl.training.presets import PRESETS
 
@@ -68,14 +68,16 @@ def test_unknown_choices_name_the_nearest_or_all() -> None:
 
 
 WRONG: dict[str, Any] = {
-    "preset": 3, "method": 5, "replay": "often", "general": 4, "general_samples": "many", "dtype": 32,
+    "preset": 3, "method": 5, "replay": "often", "memory": "large", "general": 4, "general_samples": "many",
+    "dtype": 32,
     "trust_remote_code": "yes", "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
     "checkpoint_every": "often",
     "progress": None,
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,
-    "replay.batch_size": "4x", "replay.choice": None, "replay.step": 2,
+    "replay.batch_size": "4x", "replay.choice": None, "replay.task_weights": 1, "replay.step": 2,
+    "memory.max_bytes": 2.5,
     "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logits_tail": True,
     "method.logit_alignment": 1, "method.logit_form": None,
     "method.lambda2": "much", "method.attention_share": None, "method.heads": 8, "method.layer_budget": "most",
@@ -98,13 +100,16 @@ def test_a_value_of_the_wrong_type(key: str) -> None:
 
 def test_no_setting_goes_without_a_type_test() -> None:
     every = [*own_fields(), *(f"replay.{key}" for key in keys(ReplaySettings))]
+    every += [f"memory.{key}" for key in keys(MemorySettings)]
     assert set(WRONG) == {*every, *(f"method.{key}" for key in keys(SeekrSettings))}
 
 
 OUT_OF_RANGE = [
     ("replay.ratio", -0.1), ("replay.ratio", 1.5), ("replay.samples", -1), ("replay.every", 0), ("replay.share", 1.0),
     ("replay.share", 0), ("replay.batch_size", 0), ("replay.cadence", "sometimes"), ("replay.choice", "last"),
-    ("replay.step", "both"), ("method.lambda1", 1.1), ("method.lambda1", -0.1), ("method.lambda2", -1),
+    ("replay.step", "both"), ("replay.task_weights", "most"), ("memory.max_bytes", 0), ("memory.max_bytes", -5),
+    ("memory.max_bytes", "2 GBit"), ("memory.max_bytes", "much"), ("memory.max_bytes", True),
+    ("method.lambda1", 1.1), ("method.lambda1", -0.1), ("method.lambda2", -1),
     ("method.lambda2", "often"), ("method.lambda2", float("nan")), ("method.logits_top_k", 0),
     ("method.logit_alignment", "prev"), ("method.logit_form", "mse"), ("method.heads", "best"),
     ("method.layer_budget", -1), ("method.head_budget", 1.5), ("method.query_budget", 0), ("method.query_budget", -3),
@@ -197,6 +202,7 @@ def test_settings_of_the_trainer_that_would_do_nothing(key: str) -> None:
     ("settings", "pattern"),
     [
         ({"method": "seqft", "replay": {"ratio": 0.1}}, "replay: method seqft does not replay"),
+        ({"method": "seqft", "memory": {"max_bytes": 9}}, "memory: method seqft keeps no samples"),
         ({"method": "multitask", "general": "x.jsonl"}, "general: method multitask keeps no samples"),
         ({"general_samples": 5}, "general_samples: would be ignored"),
         ({"general": "x", "general_samples": 0}, "general_samples: 0"),

@@ -14,10 +14,11 @@ import pytest
 from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
+from seekr_cl.choosing import CHOICES
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import ReplaySettings, SeekrConfig
+from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.learn import InertWarning
@@ -75,12 +76,18 @@ REPLAY_ROWS = {
     "cadence": Row("official", "weights", replay(samples=3)),
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
+    "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
     "step": Row("joint", "weights"),
+}
+MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+CHOICE_ROWS = {
+    f"choice {name}": Row(name, "memory", replay(samples=3, every=1)) for name in CHOICES if name != "random"
 }
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
+    "memory": Row({"max_bytes": "9kB"}, "memory"),
     "general": Row("GENERAL", "memory"),
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),
     "dtype": Row("bfloat16", "weights"),
@@ -112,6 +119,7 @@ def test_every_setting_has_a_row() -> None:
     assert set(OWN_ROWS) == set(own_fields())
     assert set(REPLAY_ROWS) == {field.name for field in dataclasses.fields(ReplaySettings)}
     assert set(METHOD_ROWS) == {field.name for field in dataclasses.fields(SeekrSettings)}
+    assert set(MEMORY_ROWS) == {field.name for field in dataclasses.fields(MemorySettings)}
     assert {field.name for field in dataclasses.fields(LogitSettings)} <= set(METHOD_ROWS)
 
 
@@ -175,7 +183,8 @@ def same(left: Any, right: Any) -> bool:
 SEEN: dict[str, dict[str, Any]] = {}
 ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
 ROWS += [("method", key, row) for key, row in METHOD_ROWS.items()]
-ROWS += [("replay", key, row) for key, row in REPLAY_ROWS.items()]
+ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | CHOICE_ROWS).items()]
+ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]
 
 
 @pytest.mark.parametrize(("group", "key", "row"), ROWS, ids=[f"{group}.{key}".lstrip(".") for group, key, _ in ROWS])
@@ -183,7 +192,7 @@ def test_it_shows(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, group: str, key: str, row: Row
 ) -> None:
     common: dict[str, Any] = method() | replay(samples=3, every=1) | row.common
-    changed = common | ({group: common[group] | {key: row.change}} if group else {key: row.change})
+    changed = common | ({group: common[group] | {key.split()[0]: row.change}} if group else {key: row.change})
     if repr(common) not in SEEN:  # most rows share what they are compared with
         SEEN[repr(common)] = observe(base, tmp_path / "one", common, monkeypatch, capsys)
     one = SEEN[repr(common)]

@@ -122,7 +122,20 @@ def memory_command(given: Any) -> None:
     memory.COMMANDS[given.memory_command](given)
 
 
+def plan_command(given: Any) -> None:
+    """``seekr plan``."""
+    from seekr_cl.cli.plan import plan
+
+    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream)
+    settings = apply_overrides({} if spec is None else spec.settings, given.overrides, given.method)
+    for key in ("model", "probes"):
+        settings.pop(key, None)
+    limit = settings.pop("limit", None)
+    plan(given, spec, _config({"use_cpu": True} | settings, given.plan_stream or "settings"), limit, out())
+
+
 COMMANDS = {
+    "plan": plan_command,
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,

@@ -51,6 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
     for stoppable in (learn, run):
         stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
+    plan = commands.add_parser("plan", help="what it would cost, from a model's config alone")
+    plan.add_argument("--model", required=True, help="model folder or config.json; no weights are needed")
+    plan.add_argument("--tasks", type=int, help="number of tasks (default 8, or the stream's)")
+    plan.add_argument("--examples", type=int, help="training examples of a task (default 5000, or the stream's data)")
+    plan.add_argument("--tokens", type=int, help="tokens of a sample (default max_length)")
+    plan.add_argument("--answer-tokens", type=int, help="tokens of its answer (default max_answer_length or 128)")
+    plan.add_argument("--json", action="store_true", help="numbers for a program; sizes in bytes")
+    _config_options(plan, config_file=False)
+    plan.set_defaults(plan_stream=None)
+    plan.usage = (plan.usage or "").replace("[KEY=VALUE ...]", "[STREAM.yaml] [KEY=VALUE ...]")
+
     evaluate = commands.add_parser("evaluate", help="generate and score")
     evaluate.add_argument("--model", required=True, help="model folder or Hub name")
     evaluate.add_argument("--task", required=True, nargs="+", help="files, folders, or a stream's YAML")
@@ -119,6 +130,11 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
+    if hasattr(given, "plan_stream"):
+        # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
+        files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
+        given.plan_stream = files[0] if files else None
+        rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
             parser.error(f"unrecognized argument: {word}")

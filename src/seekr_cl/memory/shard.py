@@ -49,7 +49,7 @@ def write_shard(stem: Path, samples: Sequence[ReplaySample]) -> list[dict[str, A
     crcs: list[int] = []
     end = text_end = 0
     for number, sample in enumerate(samples):
-        record, line = records.encode(sample), _line(sample)
+        record, line = records.encode(sample), text_line(sample)
         if record.kind not in kinds:
             kinds.append(record.kind)
         place_N4[number] = end, end + len(record.content), text_end, text_end + len(line)
@@ -64,7 +64,7 @@ def write_shard(stem: Path, samples: Sequence[ReplaySample]) -> list[dict[str, A
     seed = zlib.crc32(header)
     for number, crc in enumerate(crcs):
         index_NW[number, -1] = _seal(seed, place_N4[number], index_NW[number, :-1], crc)
-    texts = write_stream(stem.with_name(f"{stem.name}.jsonl"), map(_line, samples))
+    texts = write_stream(stem.with_name(f"{stem.name}.jsonl"), map(text_line, samples))
 
     def content() -> Iterator[bytes]:
         yield from (header, place_N4.tobytes(), index_NW.tobytes())
@@ -219,7 +219,13 @@ class StoredSamples(Sequence[ReplaySample]):
                 raise MemoryFormatError(f"{path}: was changed while it was open; restore it from a copy")
 
 
-def _line(sample: ReplaySample) -> bytes:
+def table_bytes(kind: Kind) -> int:
+    """Bytes of one sample's rows in the tables."""
+    return 4 * 8 + 4 * (_FIXED + records.num_dims(kind))
+
+
+def text_line(sample: ReplaySample) -> bytes:
+    """A sample's line in the file of texts."""
     content = {"id": sample.sample_id, "prompt": sample.prompt, "completion": sample.completion}
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 

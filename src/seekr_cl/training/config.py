@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from seekr_cl.choosing import CHOICES, TASK_WEIGHTS
 from seekr_cl.errors import ConfigError
+from seekr_cl.memory.budget import parse_bytes
 from seekr_cl.methods import Method, get_method
 from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
@@ -83,7 +85,10 @@ class ReplaySettings:
         cadence: without ``every`` and ``share``: ``volume`` interleaves by the ratio of the volumes; ``official`` uses
             the official code's quotient of batch counts.
         batch_size: samples in a replay batch; default the training batch size.
-        choice: ``random`` (seeded) or ``first`` (official code).
+        choice: which examples are kept: ``random`` (seeded), ``first`` (official code), ``balanced`` over classes or
+            completion lengths, ``herding`` on the model's features (iCaRL), the highest ``loss`` before the task.
+        task_weights: ``equal`` replays every sample alike; ``similarity`` replays old tasks by their distance from the
+            new one (InsCL).
         step: ``separate`` steps for replay (official code) or ``joint`` ones with the new batch (eq. 13).
     """
 
@@ -94,6 +99,7 @@ class ReplaySettings:
     cadence: str = "volume"
     batch_size: int | None = None
     choice: str = "random"
+    task_weights: str = "equal"
     step: str = "separate"
 
     def __post_init__(self) -> None:
@@ -107,7 +113,8 @@ class ReplaySettings:
             raise ConfigError(f"replay.batch_size: {self.batch_size} must be at least 1")
         for key, known in (
             ("cadence", ("volume", "official")),
-            ("choice", ("random", "first")),
+            ("choice", tuple(CHOICES)),
+            ("task_weights", TASK_WEIGHTS),
             ("step", ("separate", "joint")),
         ):
             if getattr(self, key) not in known:
@@ -127,6 +134,25 @@ class ReplaySettings:
         return min(num_examples, max(1, int(num_examples * self.ratio))) if self.ratio else 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemorySettings:
+    """How large the memory may become.
+
+    Attributes:
+        max_bytes: of all samples with their texts and signals: a number of bytes or text such as 500MB, 2GB or 1.5GiB;
+            beyond it every task gives up samples until all have about as many. Default no limit.
+    """
+
+    max_bytes: int | str | None = None
+
+    def __post_init__(self) -> None:
+        self.limit()
+
+    def limit(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.max_bytes is None else parse_bytes("memory.max_bytes", self.max_bytes)
+
+
 @dataclass
 class SeekrConfig(TrainingArguments):
     """All settings of learning one task after another.
@@ -138,6 +164,7 @@ class SeekrConfig(TrainingArguments):
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, or a mapping with ``name`` and its settings.
         replay: a mapping of ``ReplaySettings``.
+        memory: a mapping of ``MemorySettings``.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task.
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
@@ -170,6 +197,7 @@ class SeekrConfig(TrainingArguments):
     preset: str = "default"
     method: Any = "seekr"
     replay: Any = field(default_factory=dict)
+    memory: Any = field(default_factory=dict)
     general: str | None = None
     general_samples: int | None = None
     dtype: str = "float32"
@@ -206,6 +234,8 @@ class SeekrConfig(TrainingArguments):
             self.method_class.Settings, _method_defaults(preset, self.method_class.name) | given, "method"
         )
         self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
+        given_memory = _mapping(self.memory, "memory")
+        self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
         if "attention_share" in given and self.method_settings.lambda2 != "auto":
@@ -222,6 +252,8 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError(
                 f"replay: method {self.method_class.name} does not replay; drop the key or change the method"
             )
+        if given_memory and not self.method_class.replays:
+            raise ConfigError(f"memory: method {self.method_class.name} keeps no samples; drop the key")
         if self.general is not None and not self.method_class.replays:
             raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
         if self.general is None and self.general_samples is not None:

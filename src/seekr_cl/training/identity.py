@@ -36,6 +36,7 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         "preset": config.preset,
         "settings": asdict(config.method_settings),
         "replay": asdict(config.replay_settings) if config.method_class.replays else None,
+        "memory": asdict(config.memory_settings) if config.method_class.replays else None,
     }
 
 

@@ -26,6 +26,7 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.keeping import as_sample, choose_samples, replay_weights, within_budget
 from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -164,15 +165,14 @@ def _learn(
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = _choose_samples(config, examples, encoded, encoder, context) if method.replays else []
+            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.replays else []
         if not stand.reached("scored"):
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
             network.eval()
-            info = {"examples": sum(len(one.train) for one in tasks), "fingerprint": tasks[0].fingerprint()}
             scored = method.after_task(_name(tasks), stand.kept)
-            stand.new_tasks.append(_described(scored, info=info))
+            stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
             carry = _carry(config, network, trainer)
             content = {
                 "log": trainer.state.log_history,
@@ -195,9 +195,11 @@ def _learn(
 
     save_model(output, network, tokenizer, add_files)
     fault_point("learn.model_saved")
+    keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
     try:
         store.commit(
-            stand.new_tasks,
+            new_tasks,
+            keep=keep,
             importance=importance,
             model_sha256=model_hash(network),
             tokenizer_sha256=tokens_sha,
@@ -230,6 +232,14 @@ def _finished(
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
     return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+
+
+def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "examples": sum(len(one.train) for one in tasks),
+        "fingerprint": tasks[0].fingerprint(),
+    }
+    return facts | ({"choice": config.replay_settings.choice} if config.method_class.replays else {})
 
 
 def _name(tasks: list[Task]) -> str:
@@ -307,6 +317,7 @@ def _train(
         seed=0 if official else context.seed,
         joint=settings.step == "joint",
         reshuffle=not official,
+        replay_weights=replay_weights(config, replay, encoded[0], context),
     )
     method.check_replay(replay.tasks)
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
@@ -357,18 +368,6 @@ def _warn_if_inert(
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 
-def _choose_samples(
-    config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
-) -> list[ReplaySample]:
-    count = config.replay_settings.count(len(examples))
-    if config.replay_settings.choice == "first":
-        chosen = list(range(count))
-    else:
-        order = torch.randperm(len(examples), generator=task_generator(context.seed))
-        chosen = sorted(order[:count].tolist())
-    return [as_sample(examples[i], encoded[i], encoder) for i in chosen]
-
-
 def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
     """Task 0: general data for a memory that is new; later generations have it already."""
     if config.general is None or store.generation:
@@ -377,9 +376,3 @@ def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder
     count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
     return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]
-
-
-def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySample:
-    """An encoded example as the memory keeps it."""
-    prompt, completion = encoder.render(example)
-    return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)

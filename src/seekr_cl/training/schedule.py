@@ -4,6 +4,9 @@ The list covers all epochs, so a cadence counts across epoch borders and a task 
 depends on nothing but its arguments; resuming a run rebuilds the same list.
 """
 
+import bisect
+import collections
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +69,7 @@ def build_schedule(
     seed: int,
     joint: bool = False,
     reshuffle: bool = True,
+    replay_weights: Sequence[float] | None = None,
 ) -> list[MicroBatch]:
     """The micro-batches of one task in order.
 
@@ -79,11 +83,12 @@ def build_schedule(
         seed: of the order of both.
         joint: put a replay batch into the step of the new batch it follows (eq. 13) instead of a step of its own.
         reshuffle: draw a new order each epoch; the official code keeps the first one.
+        replay_weights: for each replay sample how often it comes relative to the others; default all alike.
 
     Returns:
         Micro-batches; every new example appears once in each of its epochs.
     """
-    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle)
+    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights)
     batches_per_replay_epoch = math.ceil(num_replay / replay_batch_size)
     schedule: list[MicroBatch] = []
     due, given = 0.0, 0
@@ -132,11 +137,36 @@ def _permutation(length: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
-def _cycle(length: int, batch_size: int, seed: int, reshuffle: bool) -> Iterator[tuple[int, ...]]:
+def _cycle(
+    length: int, batch_size: int, seed: int, reshuffle: bool, weights: Sequence[float] | None
+) -> Iterator[tuple[int, ...]]:
     """Batches over the replay samples, round after round; a round's last batch may be smaller."""
     round_number = 0
     while length:
         order = _permutation(length, seed, round_number if reshuffle else 0)
-        for start in range(0, length, batch_size):
+        if weights is not None:
+            order = _weighted(order, weights, round_number)
+        for start in range(0, len(order), batch_size):
             yield tuple(order[start : start + batch_size])
         round_number += 1
+
+
+def _weighted(order: list[int], weights: Sequence[float], round_number: int) -> list[int]:
+    """As many draws as ``order`` has, each sample as often as its weight says, rounded up or down.
+
+    The weights stand behind one another as lengths, and what a comb of unit steps hits is drawn. The comb begins
+    elsewhere each round (golden ratio), so that over rounds nothing is always rounded down.
+    """
+    count = len(order)
+    edges = list(itertools.accumulate((weight * count / sum(weights) for weight in weights), initial=0.0))
+    shift = ((round_number + 1) * 0.6180339887498949) % 1
+    # The comb's teeth, not the floors of the edges: rounding must not lose or add a draw.
+    hits = [min(bisect.bisect_right(edges, tooth + shift) - 1, count - 1) for tooth in range(count)]
+    times = collections.Counter(hits)
+    # In the round's order; what comes several times comes in even distances, not in one batch.
+    places = [
+        ((turn + place / count) / times[index], index)
+        for place, index in enumerate(order)
+        for turn in range(times[index])
+    ]
+    return [index for _, index in sorted(places)]

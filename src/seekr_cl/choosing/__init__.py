@@ -1,0 +1,30 @@
+"""Choosing what to keep of a task, and how often each old task comes back.
+
+A new choice implements one function and adds one line here: it takes ``Candidates`` and returns the indices of
+``candidates.count`` different examples, best first, so that a memory that has to shrink drops the last ones. It is
+deterministic in ``candidates.seed``. ``docs/choosing.md`` compares the choices.
+"""
+
+from collections.abc import Callable
+
+from seekr_cl.choosing.by_model import by_herding, by_loss
+from seekr_cl.choosing.by_text import balanced, first, random
+from seekr_cl.choosing.candidates import Candidates
+from seekr_cl.choosing.similarity import similarity_weights
+
+Choose = Callable[[Candidates], list[int]]
+
+CHOICES: dict[str, Choose] = {
+    "random": random,
+    "first": first,
+    "balanced": balanced,
+    "herding": by_herding,
+    "loss": by_loss,
+}
+
+UNRANKED = ("random",)
+"""Choices whose result is in the data's order and says nothing of which sample is worth more."""
+
+TASK_WEIGHTS = ("equal", "similarity")
+
+__all__ = ["CHOICES", "TASK_WEIGHTS", "UNRANKED", "Candidates", "Choose", "similarity_weights"]

@@ -1,0 +1,59 @@
+"""``seekr plan``."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.planning.show import show_plan
+from seekr_cl.tasks import StreamSpec
+from seekr_cl.training import SeekrConfig
+from seekr_cl.training.learn import DEFAULT_LENGTH
+
+TASKS, EXAMPLES, ANSWER = 8, 5000, 128
+"""What is assumed where nothing says otherwise: TRACE, and an answer of a few sentences."""
+
+
+def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, out: Console) -> None:
+    """Prints the plan, or under ``--json`` its numbers.
+
+    Args:
+        given: the command's options.
+        spec: the stream, if one was named; its data is read only to count examples.
+        config: all settings.
+        limit: the stream's ``limit``.
+        out: where to print.
+
+    Raises:
+        SeekrError: for a model, stream or number that cannot be used.
+    """
+    for option in ("tasks", "examples", "tokens", "answer_tokens"):
+        value = getattr(given, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option.replace('_', '-')}: {value} must be at least 1")
+    if spec is not None and given.tasks is not None:
+        raise ConfigError(f"--tasks: would be ignored, {given.plan_stream} lists its tasks; remove it")
+    shape = read_shape(given.model)
+    tokens = given.tokens or min(config.max_length or DEFAULT_LENGTH, shape.context or DEFAULT_LENGTH)
+    answer = given.answer_tokens or min(config.max_answer_length or ANSWER, max(1, tokens - 1))
+    if answer >= tokens:
+        raise ConfigError(f"--answer-tokens: {answer} leaves no prompt in {tokens} tokens; lower it or raise --tokens")
+    examples, epochs = _tasks(given, spec, config, limit)
+    made = make_plan(shape, config, Workload(examples, epochs, tokens, answer))
+    if given.json:
+        print(json.dumps(made.to_json(), indent=2))
+        return
+    show_plan(made, out)
+
+
+def _tasks(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any) -> tuple[list[int], list[float]]:
+    usual = float(config.num_train_epochs)
+    if spec is None:
+        count = given.tasks or TASKS
+        return [given.examples or EXAMPLES] * count, [usual] * count
+    epochs = [float(task.epochs or usual) for task in spec.tasks]
+    if given.examples is not None:
+        return [given.examples] * len(epochs), epochs
+    return [len(task.train) for task in spec.load_tasks(require_test=False, limit=limit)], epochs

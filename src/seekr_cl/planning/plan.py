@@ -1,0 +1,149 @@
+"""The plan: the chosen settings' costs, those of alternatives, and the official code's."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.planning.official import OfficialCost, official_cost
+from seekr_cl.planning.shape import ModelShape
+from seekr_cl.planning.signals import SampleCost, choose_heads, num_queries, sample_cost, tiles_size
+from seekr_cl.planning.workload import Steps, Workload, count_steps
+from seekr_cl.training.config import SeekrConfig
+
+FORMS = ("top_k", "factors", "dense")
+PRECISIONS = ("int8", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to store signals, and what it costs.
+
+    Attributes:
+        form: of attention rows; ``-`` stores none.
+        dtype: precision.
+        layers: with chosen heads.
+        heads: chosen.
+        queries: of a sample.
+        sample: bytes of one sample.
+        total: bytes of all samples after the last task, without a budget in bytes.
+        held: RAM for all heads' rows of a task's samples while it is trained.
+        vram: what a replay step adds on the device: teachers, student logits, tiles.
+        times: how many times smaller than the official code's sample at its 100 queries.
+    """
+
+    form: str
+    dtype: str
+    layers: int
+    heads: int
+    queries: int
+    sample: SampleCost
+    total: int
+    held: int
+    vram: int
+    times: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything ``seekr plan`` prints.
+
+    Attributes:
+        shape: the model.
+        method: its name.
+        work: what is learnt.
+        kept: samples kept of each task.
+        limit: ``memory.max_bytes``.
+        fit: samples a task that the limit leaves after the last task, if it is reached.
+        chosen: the settings as given.
+        others: alternatives.
+        steps: what replay adds to training.
+        official: the official code's bytes.
+    """
+
+    shape: ModelShape
+    method: str
+    work: Workload
+    kept: list[int]
+    limit: int | None
+    fit: int | None
+    chosen: Option
+    others: list[Option]
+    steps: Steps
+    official: OfficialCost
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON; all sizes in bytes."""
+        return {
+            "model": {
+                "type": self.shape.name,
+                "parameters": self.shape.parameters,
+                "layers": len(self.shape.layers),
+                "heads": sum(self.shape.heads.values()),
+                "vocabulary": self.shape.vocabulary,
+            },
+            "method": self.method,
+            "workload": asdict(self.work),
+            "kept": self.kept,
+            "max_bytes": self.limit,
+            "samples_a_task_within_max_bytes": self.fit,
+            "chosen": _option_json(self.chosen),
+            "alternatives": [_option_json(option) for option in self.others],
+            "steps": asdict(self.steps) | {"time_share": round(self.steps.time_share, 4)},
+            "official": asdict(self.official),
+        }
+
+
+def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload) -> Plan:
+    """What learning ``work`` with these settings costs.
+
+    Args:
+        shape: the model.
+        config: all settings.
+        work: tasks, examples, lengths.
+    """
+    replays = config.method_class.replays
+    kept = [config.replay_settings.count(examples) if replays else 0 for examples in work.examples]
+    dtype, settings = config.signal_dtype or "int8", config.method_settings
+    official = official_cost(shape, work.tokens)
+
+    def option(settings: Any, dtype: str) -> Option:
+        return _option(shape, settings, dtype, work, kept, config, official)
+
+    chosen, others = option(settings, dtype), []
+    if isinstance(settings, SeekrSettings) and replays:
+        ways = [(replace(settings, attention_signal=form), number) for form in FORMS for number in PRECISIONS]
+        budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
+        ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]
+        others = [made for made in (option(*way) for way in ways) if made != chosen]
+    limit = config.memory_settings.limit()
+    each = chosen.sample.stored * sum(bool(count) for count in kept)
+    fit = limit // each if limit is not None and each and chosen.total > limit else None
+    steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
+    return Plan(shape, config.method_class.name, work, kept, limit, fit, chosen, others, steps, official)
+
+
+def _option(
+    shape: ModelShape,
+    settings: Any,
+    dtype: str,
+    work: Workload,
+    kept: list[int],
+    config: SeekrConfig,
+    official: OfficialCost,
+) -> Option:
+    sample = sample_cost(shape, settings, dtype, work.tokens, work.answer)
+    batch = config.replay_settings.batch_size or config.per_device_train_batch_size
+    form, layers, heads, queries = "-", 0, 0, 0
+    if isinstance(settings, SeekrSettings):
+        chosen = choose_heads(shape, settings)
+        form, layers, heads = settings.attention_signal, chosen.layers, chosen.heads
+        queries = num_queries(settings, work.tokens)
+    replays = config.method_class.replays
+    vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens) if replays else 0
+    times = (official.logits + official.attention) / sample.stored
+    total, held = sample.stored * sum(kept), sample.held * max(kept, default=0)
+    return Option(form, dtype, layers, heads, queries, sample, total, held, vram, times)
+
+
+def _option_json(option: Option) -> dict[str, Any]:
+    return asdict(option) | {"sample": asdict(option.sample) | {"stored": option.sample.stored}}

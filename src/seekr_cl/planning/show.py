@@ -1,0 +1,72 @@
+"""A plan as text for a person."""
+
+from rich.console import Console
+from rich.table import Table
+
+from seekr_cl.planning.plan import Option, Plan
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the unit that leaves at most three digits before the point."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def show_plan(plan: Plan, out: Console) -> None:
+    """Prints a plan."""
+    shape, work, chosen, steps, official = plan.shape, plan.work, plan.chosen, plan.steps, plan.official
+
+    most = max(plan.kept, default=0)
+
+    def say(line: str) -> None:
+        out.print(line, soft_wrap=True)
+
+    say(
+        f"{shape.name}: {shape.parameters / 1e9:.2f}G weights, {len(shape.layers)} attention layers, "
+        f"{sum(shape.heads.values())} heads, vocabulary {shape.vocabulary}"
+    )
+    say(
+        f"method {plan.method}; {len(work.examples)} tasks of {_span(work.examples)} examples, {_span(plan.kept)} kept "
+        f"of each, {work.tokens} tokens a sample, {work.answer} of them answer"
+    )
+    if chosen.form != "-":
+        say(f"after budgets: {chosen.heads} heads in {chosen.layers} layers, {chosen.queries} queries a sample")
+    parts = chosen.sample
+    say(
+        f"a sample: {size(parts.stored)} = ids {size(parts.ids)} + logits {size(parts.logits)} + "
+        f"attention {size(parts.attention)}; all {sum(plan.kept)} samples: {size(chosen.total)}"
+    )
+    if plan.fit is not None:
+        say(f"memory.max_bytes {size(plan.limit or 0)} leaves {plan.fit} samples a task after the last one")
+    say(f"RAM held while a task is trained (all heads' rows from before): {size(chosen.held)}")
+    say(f"VRAM that a replay step adds (teachers, student logits, row tiles): {size(chosen.vram)}")
+    say(
+        f"optimizer steps: {steps.steps} + {steps.extra} for replay; replay and scoring are "
+        f"{100 * steps.time_share:.1f}% of the time"
+    )
+    say(
+        f"official code: a sample {size(official.logits + official.attention)} = logits {size(official.logits)} + "
+        f"attention {size(official.attention)} at 100 queries ({size(official.attention_all)} at all); "
+        f"RAM held {size(official.held * most)} ({size(official.held_all * most)})"
+    )
+    if plan.others:
+        columns = ("attention", "dtype", "heads", "queries", "logits", "attention", "a sample", "in all", "RAM", "VRAM")
+        table = Table(*columns, "official / this")
+        for option in [chosen, *plan.others]:
+            table.add_row(*_row(option, option is chosen))
+        out.print(table)
+
+
+def _row(option: Option, chosen: bool) -> tuple[str, ...]:
+    parts = option.sample
+    sizes = (parts.logits, parts.attention, parts.stored, option.total, option.held, option.vram)
+    name = option.form + (" (chosen)" if chosen else "")
+    return (name, option.dtype, str(option.heads), str(option.queries), *map(size, sizes), f"{option.times:.1f}")
+
+
+def _span(counts: list[int]) -> str:
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"

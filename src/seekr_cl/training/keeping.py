@@ -1,0 +1,110 @@
+"""What is kept of a task, how much of each old task comes back, and what goes when the memory is full."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from seekr_cl.choosing import CHOICES, UNRANKED, Candidates, similarity_weights
+from seekr_cl.choosing.candidates import mean_hidden
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory.budget import sample_bytes, shrink
+from seekr_cl.methods import Context
+from seekr_cl.methods.base import task_generator
+from seekr_cl.tasks import Encoded, Encoder, Example
+from seekr_cl.training.config import SeekrConfig
+from seekr_cl.training.progress import console, counting
+
+COMPARED = 256
+"""New examples that stand for their task when it is compared with the old ones."""
+
+
+def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySample:
+    """An encoded example as the memory keeps it."""
+    prompt, completion = encoder.render(example)
+    return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)
+
+
+def choose_samples(
+    config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
+) -> list[ReplaySample]:
+    """The examples that ``replay.choice`` keeps, best first; the model is still as it was before the task."""
+    choice = config.replay_settings.choice
+
+    def say(sentence: str) -> None:
+        if config.progress != "none":
+            console().print(f"replay.choice: {sentence}", soft_wrap=True, markup=False)
+
+    candidates = Candidates(
+        count=config.replay_settings.count(len(examples)),
+        completions=[encoder.render(example)[1] for example in examples],
+        encoded=encoded,
+        model=context.model,
+        seed=context.seed,
+        counting=lambda label, total: counting(f"{choice}: {label}", total, config.progress),
+        say=say,
+    )
+    if not candidates.count:
+        return []
+    return [as_sample(examples[index], encoded[index], encoder) for index in CHOICES[choice](candidates)]
+
+
+def replay_weights(
+    config: SeekrConfig, replay: Sequence[tuple[MemoryTask, ReplaySample]], encoded: list[Encoded], context: Context
+) -> list[float] | None:
+    """Each replay sample's weight under ``task_weights: similarity``; ``None`` where all weigh the same.
+
+    Features are means over the prompts' tokens alone, InsCL's instructions, from the model before the task.
+    """
+    names = list(dict.fromkeys(task.name for task, _ in replay))
+    if config.replay_settings.task_weights == "equal" or not names:
+        return None
+    if len(names) == 1:
+        return [1.0] * len(replay)
+    order = torch.randperm(len(encoded), generator=task_generator(context.seed))[:COMPARED].tolist()
+    new = [encoded[index].input_ids[: max(1, encoded[index].completion_start)] for index in order]
+    old = [[s.ids_L[: max(1, s.completion_start)].tolist() for t, s in replay if t.name == name] for name in names]
+    with counting("task similarity", len(new) + len(replay), config.progress) as advance:
+        shares = similarity_weights(
+            [mean_hidden(context.model, ids, advance) for ids in old], mean_hidden(context.model, new, advance)
+        )
+    of_each = {name: share / len(ids) for name, share, ids in zip(names, shares, old)}
+    return [of_each[task.name] for task, _ in replay]
+
+
+def within_budget(
+    config: SeekrConfig, store: ReplayMemory, new_tasks: list[MemoryTask], context: Context
+) -> tuple[dict[int, list[int]] | None, list[MemoryTask]]:
+    """What ``memory.max_bytes`` leaves of old and new tasks.
+
+    Which samples of a task go first: those ranked lowest by its ``replay.choice``; of samples that were drawn at
+    random, which stand in the data's order, by a draw from the seed.
+
+    Returns:
+        positions of the samples to keep of each old task that has to give some up, for ``store.commit``
+        (``None``: nothing goes), and the new tasks with what may stay of them.
+    """
+    limit = config.memory_settings.limit()
+    if limit is None:
+        return None, new_tasks
+    tasks = [*store.tasks, *new_tasks]
+    sizes = [[sample_bytes(sample) for sample in task.samples] for task in tasks]
+    order = [
+        None
+        if task.info.get("choice", UNRANKED[0]) not in UNRANKED
+        else torch.randperm(len(task.samples), generator=task_generator(config.seed + number)).tolist()
+        for number, task in enumerate(tasks)
+    ]
+    try:
+        kept = shrink(sizes, limit, order)
+    except ConfigError as error:
+        # Hours of training are not thrown away for a budget that turned out too small at their end.
+        context.warn(f"{error}; one sample of each task was kept")
+        kept = {number: [rank[0] if rank else 0] for number, rank in enumerate(order) if tasks[number].samples}
+    old = {n: kept[n] for n, task in enumerate(store.tasks) if len(kept.get(n, ())) < len(task.samples)}
+    fresh = [
+        replace(task, samples=[task.samples[position] for position in kept.get(len(store.tasks) + n, ())])
+        for n, task in enumerate(new_tasks)
+    ]
+    return old or None, fresh
