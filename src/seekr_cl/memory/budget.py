@@ -38,6 +38,11 @@ def sample_bytes(sample: ReplaySample) -> int:
     return len(record.content) + shard.table_bytes(record.kind) + len(shard.text_line(sample))
 
 
+def header_bytes(samples: Sequence[ReplaySample]) -> int:
+    """What a task's file of signals takes beside its samples."""
+    return shard.header_bytes({records.encode(sample).kind for sample in samples}) if samples else 0
+
+
 def shrink(
     sizes: Sequence[Sequence[int]], max_bytes: int, order: Sequence[Sequence[int] | None] | None = None
 ) -> dict[int, list[int]]:

@@ -224,6 +224,12 @@ def table_bytes(kind: Kind) -> int:
     return 4 * 8 + 4 * (_FIXED + records.num_dims(kind))
 
 
+def header_bytes(kinds: set[Kind]) -> int:
+    """Bytes of a file's header at the most, for samples of these kinds."""
+    width = _FIXED + max(map(records.num_dims, kinds))
+    return len(_header(1 << 40, width, 1 << 50, list(kinds)))
+
+
 def text_line(sample: ReplaySample) -> bytes:
     """A sample's line in the file of texts."""
     content = {"id": sample.sample_id, "prompt": sample.prompt, "completion": sample.completion}

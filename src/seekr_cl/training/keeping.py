@@ -9,7 +9,7 @@ from seekr_cl.choosing import CHOICES, UNRANKED, Candidates, similarity_weights
 from seekr_cl.choosing.candidates import mean_hidden
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.budget import sample_bytes, shrink
+from seekr_cl.memory.budget import header_bytes, sample_bytes, shrink
 from seekr_cl.methods import Context
 from seekr_cl.methods.base import task_generator
 from seekr_cl.tasks import Encoded, Encoder, Example
@@ -90,6 +90,7 @@ def within_budget(
         return None, new_tasks
     tasks = [*store.tasks, *new_tasks]
     sizes = [[sample_bytes(sample) for sample in task.samples] for task in tasks]
+    room = max(0, limit - sum(header_bytes(task.samples) for task in tasks))
     order = [
         None
         if task.info.get("choice", UNRANKED[0]) not in UNRANKED
@@ -97,7 +98,7 @@ def within_budget(
         for number, task in enumerate(tasks)
     ]
     try:
-        kept = shrink(sizes, limit, order)
+        kept = shrink(sizes, room, order)
     except ConfigError as error:
         # Hours of training are not thrown away for a budget that turned out too small at their end.
         context.warn(f"{error}; one sample of each task was kept")
