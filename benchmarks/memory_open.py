@@ -145,11 +145,11 @@ def page(rows: list[tuple[int, str, float, dict[str, float]]], given: argparse.N
     lines = [
         "# Opening a large memory\n",
         f"`python benchmarks/memory_open.py --samples {given.samples} --tasks {given.tasks}`, "
-        f"{cpu[0] if cpu else platform.machine()}, {os.cpu_count()} cores, one thread, Python {platform.python_version()}, "
-        f"torch {torch.__version__}.\n",
-        f"A sample: {TOKENS} tokens, {POSITIONS} answer positions of {ENTRIES} tokens, rows of {HEADS} heads at {QUERIES} "
-        f"queries of {KEPT} entries. RAM is what the process grows by, mapped pages included; the system takes those back "
-        f'when it needs them. "From disk": the files\' pages were dropped from the cache before.\n',
+        f"{cpu[0] if cpu else platform.machine()}, {os.cpu_count()} cores, one thread, "
+        f"Python {platform.python_version()}, torch {torch.__version__}.\n",
+        f"A sample: {TOKENS} tokens, {POSITIONS} answer positions of {ENTRIES} tokens, rows of {HEADS} heads at "
+        f"{QUERIES} queries of {KEPT} entries. RAM is what the process grows by, mapped pages included; the system "
+        f'takes those back when it needs them. "From disk": the files\' pages were dropped from the cache before.\n',
         f"| samples | GB | files | open, ms | RAM at open, MB | {READS} random reads, ms | RAM of these, MB | "
         "open with verify, s | made and committed, s |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -13,7 +13,7 @@ from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory import ReplayMemory, upkeep
 from seekr_cl.memory.files import write_bytes
 
-# One commit writes texts, signals, importance, generation and manifest; each is fsynced, renamed, and its folder fsynced.
+# A commit writes texts, signals, importance, generation and manifest; each is fsynced, renamed, its folder fsynced.
 WRITES = 5
 # The first one begins with a manifest that names no generation.
 FIRST = WRITES + 1

@@ -25,8 +25,8 @@ def show(given: Any) -> None:
         _show_samples(memory, given.task)
         return
     _say(
-        f"{memory.path}: generation {current.number} ({current.label}), {size(memory.num_bytes)}, method {_method(current)}, "
-        f"written {current.content['written']}"
+        f"{memory.path}: generation {current.number} ({current.label}), {size(memory.num_bytes)}, "
+        f"method {_method(current)}, written {current.content['written']}"
     )
     _say(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}")
     table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
