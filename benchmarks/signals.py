@@ -302,9 +302,11 @@ def draw(results: list[tuple[str, dict[str, dict[str, float]]]], path: Path) -> 
                 )
     for axis, title in zip(axes, ("relative change of the attention loss", "relative error of its gradient")):
         axis.set(xscale="log", yscale="log", xlabel="kilobytes a sample", title=title)
+        axis.set_xticks([200, 500, 1000, 2000, 4000], ["200", "500", "1000", "2000", "4000"])
+        axis.set_xticks([], minor=True)
         axis.axhline(1e-2, color="grey", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

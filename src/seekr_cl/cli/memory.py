@@ -8,6 +8,7 @@ from rich.table import Table
 
 from seekr_cl.cli.output import out, size
 from seekr_cl.errors import ConfigError, MemoryFormatError
+from seekr_cl.locks import hold
 from seekr_cl.memory import ReplayMemory, archive, upkeep
 from seekr_cl.memory.lineage import Generation
 from seekr_cl.memory.shard import StoredSamples
@@ -112,15 +113,25 @@ def import_(given: Any) -> None:
     )
 
 
+def _alone(command: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The command while nobody learns into the memory or changes it."""
+
+    def run(given: Any) -> None:
+        with hold(Path(given.folder), "memory"):
+            command(given)
+
+    return run
+
+
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "show": show,
     "log": log,
     "verify": verify,
-    "rollback": rollback,
-    "forget": forget,
-    "gc": collect,
+    "rollback": _alone(rollback),
+    "forget": _alone(forget),
+    "gc": _alone(collect),
     "export": export,
-    "import": import_,
+    "import": _alone(import_),
 }
 
 
