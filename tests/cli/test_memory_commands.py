@@ -6,6 +6,8 @@ import shutil
 import pytest
 from cli_world import FAST
 
+from seekr_cl.locks import hold
+
 COMMANDS = ("show", "log", "verify", "gc")
 
 
@@ -171,3 +173,19 @@ def test_workers_read_the_memory(world, seekr, memory, tmp_path):
         assert done.code == 0, done.err
         results.append((tmp_path / f"model{workers}" / "model.safetensors").read_bytes())
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "words", [("rollback", "--to", "first"), ("forget", "--task", "first"), ("gc",), ("import",)], ids=lambda w: w[0]
+)
+def test_a_memory_in_use_is_left_alone(seekr, memory, tmp_path, words):
+    command, *rest = words
+    packed = tmp_path / "memory.tar"
+    lines(seekr("memory", "export", memory, packed))
+    before = texts(memory)
+    with hold(memory, "memory"):
+        done = seekr("memory", command, memory, *([packed] if command == "import" else rest))
+        assert lines(seekr("memory", "log", memory))
+    assert done.code == 2
+    assert f"{memory}: this memory is in use by process" in done.err
+    assert texts(memory) == before
