@@ -30,7 +30,7 @@ CASES = [
     setting("method.layer_budget=-2", "method.layer_budget", "-2 is negative", "give a count"),
     setting("method.query_budget=-0.5", "method.query_budget", "-0.5 is negative", "give a count"),
     setting("method.head_budget=1.5", "method.head_budget", "1.5 is above 1", "whole number"),
-    setting("save_strategy=steps", "'save_strategy' would be ignored", "saved after each task", "remove it"),
+    setting("save_strategy=steps", "'save_strategy' would be ignored", "checkpoint_every", "remove it"),
     setting("--method sekr", "'sekr' is unknown", "did you mean 'seekr'"),
     setting("max_length=-4", "max_length", "-4"),
     setting("learning_rate", "unrecognized argument: learning_rate", "--help"),

@@ -403,8 +403,8 @@ def test_importance_that_does_not_fit(folder: Path, change: Callable[[dict[str, 
 )  # fmt: skip
 def test_texts_that_do_not_fit(folder: Path, line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     originals = list(ReplayMemory.open(folder).tasks[0].samples)
-    right = shard._line
-    monkeypatch.setattr(shard, "_line", lambda sample: line + b"\n" if sample is originals[1] else right(sample))
+    right = shard.text_line
+    monkeypatch.setattr(shard, "text_line", lambda sample: line + b"\n" if sample is originals[1] else right(sample))
     written = shard.write_shard(folder / "0001-first", originals)
     resign(folder, lambda content: content["tasks"][0].update(files=written))
     refused(folder, names=TEXTS)

@@ -8,7 +8,7 @@ import pytest
 from tinylm import config_for, constant_task, memory_tensors, reverse_task, teach
 
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.memory.budget import sample_bytes
+from seekr_cl.memory.budget import task_bytes
 from seekr_cl.training.learn import InertWarning
 
 
@@ -17,7 +17,7 @@ def three_tasks() -> list[Any]:
 
 
 def sizes(memory: ReplayMemory) -> list[list[int]]:
-    return [[sample_bytes(sample) for sample in task.samples] for task in memory.tasks]
+    return [task_bytes(task.samples)[1] for task in memory.tasks]
 
 
 @pytest.mark.parametrize("method", ["replay", "derpp", "seekr"])

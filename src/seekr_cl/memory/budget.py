@@ -32,15 +32,22 @@ def parse_bytes(name: str, value: int | str) -> int:
     return size
 
 
-def sample_bytes(sample: ReplaySample) -> int:
-    """What a sample takes in a memory's files: its tensors, its rows in the tables, its line of text."""
-    record = records.encode(sample)
-    return len(record.content) + shard.table_bytes(record.kind) + len(shard.text_line(sample))
+def task_bytes(samples: Sequence[ReplaySample]) -> tuple[int, list[int]]:
+    """What a task's samples take in its files.
 
-
-def header_bytes(samples: Sequence[ReplaySample]) -> int:
-    """What a task's file of signals takes beside its samples."""
-    return shard.header_bytes({records.encode(sample).kind for sample in samples}) if samples else 0
+    Returns:
+        bytes of the header, and of each sample: its tensors, its rows in the tables, its line of text.
+    """
+    if not samples:
+        return 0, []
+    kinds, sizes = set(), []
+    for sample in samples:
+        record = records.encode(sample)
+        kinds.add(record.kind)
+        sizes.append(len(record.content) + len(shard.text_line(sample)))
+    # Rows of the tables are as long as the widest kind needs.
+    table = max(map(shard.table_bytes, kinds))
+    return shard.header_bytes(kinds), [size + table for size in sizes]
 
 
 def shrink(

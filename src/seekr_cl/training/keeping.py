@@ -9,7 +9,7 @@ from seekr_cl.choosing import CHOICES, UNRANKED, Candidates, similarity_weights
 from seekr_cl.choosing.candidates import mean_hidden
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.budget import header_bytes, sample_bytes, shrink
+from seekr_cl.memory.budget import shrink, task_bytes
 from seekr_cl.methods import Context
 from seekr_cl.methods.base import task_generator
 from seekr_cl.tasks import Encoded, Encoder, Example
@@ -89,8 +89,8 @@ def within_budget(
     if limit is None:
         return None, new_tasks
     tasks = [*store.tasks, *new_tasks]
-    sizes = [[sample_bytes(sample) for sample in task.samples] for task in tasks]
-    room = max(0, limit - sum(header_bytes(task.samples) for task in tasks))
+    taken = [task_bytes(task.samples) for task in tasks]
+    sizes, room = [each for _, each in taken], max(0, limit - sum(header for header, _ in taken))
     order = [
         None
         if task.info.get("choice", UNRANKED[0]) not in UNRANKED
