@@ -210,7 +210,7 @@ class SeekrTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's own would pickle the optimizer and the generators."""
+        """The Trainer's own would write files that can run code when they are read."""
         assert self._save_state is not None
         rng, rng_content = take_rng()
         optimizer, optimizer_content = take_optimizer(self.optimizer, self._network)
