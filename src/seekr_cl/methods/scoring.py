@@ -36,13 +36,11 @@ class Scored:
 
     Attributes:
         rows: ``{layer: rows of all heads}`` as ``encode`` made them.
-        logits_NV: logits of the sample's positions from ``first_position`` on.
         sensitivity_NH: S of this sample alone, not normalised (eq. 7).
         forgettability_NH: F of this sample alone (eq. 9).
     """
 
     rows: dict[int, StoredRows]
-    logits_NV: Tensor
     sensitivity_NH: Tensor
     forgettability_NH: Tensor
 
@@ -79,7 +77,7 @@ class Scorer:
         former: dict[int, StoredRows],
         encode: Encode,
         keep_gradients: bool = False,
-    ) -> Scored:
+    ) -> tuple[Scored, Tensor]:
         """One forward and backward pass at the model right after a task.
 
         Args:
@@ -89,6 +87,10 @@ class Scorer:
             encode: what to keep of the rows.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
+
+        Returns:
+            what was measured, and the logits [N, V] of the sample's positions from ``first_position`` on, which are
+            too large to be held for many samples.
         """
         moved_NH = self._table()
         row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
@@ -115,7 +117,7 @@ class Scorer:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        return Scored(record.rows, logits_NV.detach(), self._sensitivity(sensitivity), moved_NH)
+        return Scored(record.rows, self._sensitivity(sensitivity), moved_NH), logits_NV.detach()
 
     def _sensitivity(self, action: MeasureSensitivity) -> Tensor:
         result_NH = self._table()

@@ -200,20 +200,21 @@ class Seekr(Method):
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        scored = []
+        scored, logits = [], []
         for sample, query_R, former in zip(samples, self._queries, self._before):
             encode = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
             measured_R = self._measured_queries(scorer, sample, query_R)
-            scored.append(scorer.after(sample, measured_R, former, encode, self.settings.gradient_leak))
+            one, logits_NV = scorer.after(sample, measured_R, former, encode, self.settings.gradient_leak)
+            scored.append(one)
+            logits.append(take_logits(logits_NV, sample, self.settings, self.context.signal_dtype))
         self._importance = self._importance.add(*mean_scores(scored))
         self._before = []
 
         heads, kept = self._choose_heads(), []
-        for sample, query_R, one in zip(samples, self._queries, scored):
-            logits = take_logits(one.logits_NV, sample, self.settings, self.context.signal_dtype)
+        for sample, query_R, one, signal in zip(samples, self._queries, scored, logits):
             rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
             attention = AttentionSignal(query_R, join_layers(rows)) if rows else None
-            kept.append(replace(sample, logits=logits, attention=attention))
+            kept.append(replace(sample, logits=signal, attention=attention))
         return MemoryTask(name, kept, heads)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
