@@ -6,10 +6,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from seekr_cl import ranks
 from seekr_cl.errors import OutputError
 from seekr_cl.memory.files import file_above
 
@@ -24,7 +25,8 @@ def lock_path(folder: Path) -> Path:
 def hold(folder: Path, what: str) -> Iterator[None]:
     """Holds a folder, which need not exist yet, for the length of a ``with`` block.
 
-    The lock is the file's ``flock``, not its being there: after kill -9 the file is left over and held by nobody.
+    The lock is the file's ``flock``, not its being there: after kill -9 the file is left over and held by nobody. Of
+    several processes of one training the first holds it for all.
 
     Args:
         folder: what nobody else may change meanwhile.
@@ -33,6 +35,13 @@ def hold(folder: Path, what: str) -> Iterator[None]:
     Raises:
         OutputError: if another process holds it, naming that one, or if no lock file can be made there.
     """
+    with ExitStack() as stack:
+        ranks.first(lambda: stack.enter_context(_hold(folder, what)))
+        yield
+
+
+@contextmanager
+def _hold(folder: Path, what: str) -> Iterator[None]:
     path = lock_path(folder)
     above = file_above(path)
     if above is not None:

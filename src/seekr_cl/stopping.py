@@ -27,14 +27,17 @@ class Stopped(BaseException):
 
 
 def wish() -> int | None:
-    """The signal that asked to stop, if one did."""
-    return _wish
+    """The signal that asked to stop, if one did; asked in any process of a training, all of them hear it."""
+    from seekr_cl import ranks  # the command line answers --help without waiting for torch
+
+    return ranks.highest(_wish or 0) or None
 
 
 def stop_if_asked() -> None:
     """Raises ``Stopped`` if a signal asked to; called where everything up to here is on disk."""
-    if _wish is not None:
-        raise Stopped(_wish)
+    asked = wish()
+    if asked is not None:
+        raise Stopped(asked)
 
 
 @contextmanager

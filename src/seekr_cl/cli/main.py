@@ -4,14 +4,16 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
-from seekr_cl.errors import SeekrError
+from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.stopping import Stopped, graceful
 
 _PIPE_CLOSED = 141
+_LAUNCHED = int(os.environ.get("WORLD_SIZE") or 1) > 1
+_PROCESS = int(os.environ.get("RANK") or 0)
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -49,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
+        stoppable.add_argument(
+            "--launch", metavar="ACCELERATE.yaml", help="start the processes that this accelerate config asks for"
+        )
         stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
     plan = commands.add_parser("plan", help="what it would cost, from a model's config alone")
@@ -149,23 +154,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from seekr_cl.cli import commands
-
+    launch = getattr(given, "launch", None)
     try:
-        with graceful() if given.command in ("learn", "run") else nullcontext():
+        if launch is not None:
+            return _launch(launch, sys.argv[1:] if arguments is None else arguments)
+        with graceful() if given.command in ("learn", "run") else nullcontext(), _one_voice():
+            from seekr_cl.cli import commands
+
             commands.COMMANDS[given.command](given)
     except Stopped as stopped:
-        print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)
+        if not _PROCESS:
+            print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)
         return stopped.code
     except SeekrError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _may_speak(str(error)):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return _PIPE_CLOSED
+    except RuntimeError:
+        # Whoever waits for a process that has given up finds the connection closed.
+        if _others_failed():
+            return 2
+        raise
     return 0
+
+
+def _launch(config: str, words: Sequence[str]) -> int:
+    from seekr_cl.cli.launch import launch, without_launch
+
+    if _LAUNCHED:
+        raise ConfigError("--launch: this process has been launched already; remove it, or the launcher before it")
+    return launch(config, without_launch(words))
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """The first of several processes of a training speaks for all."""
+    if not _PROCESS:
+        yield
+        return
+    warnings.showwarning = lambda *_, **__: None
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _may_speak(message: str) -> bool:
+    if not _LAUNCHED:
+        return True
+    from seekr_cl.ranks import report
+
+    return report(message)
+
+
+def _others_failed() -> bool:
+    if not _LAUNCHED:
+        return False
+    from seekr_cl.ranks import reported
+
+    return reported()
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

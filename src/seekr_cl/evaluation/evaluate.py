@@ -42,7 +42,7 @@ def evaluate_task(
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
 ) -> TaskScore:
-    """Generates an answer to each test prompt and scores it.
+    """Generates an answer to each test prompt and scores it; several processes share the prompts.
 
     Raises:
         DataError: if the task has no test examples.

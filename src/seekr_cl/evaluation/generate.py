@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl import ranks
+
 
 def generate_answers(
     model: PreTrainedModel,
@@ -29,7 +31,7 @@ def generate_answers(
     """
     eos = tokenizer.eos_token_id
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    answers = [""] * len(prompts)
+    mine: dict[int, str] = {}
     # Longest first: a batch that does not fit into memory fails at once and not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     training, settings = model.training, model.generation_config
@@ -41,8 +43,9 @@ def generate_answers(
     model.eval()
     model.generation_config = greedy
     try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        for number, counts in ranks.turns(len(batches)):
+            indices = batches[number]
             width = max(1, max(len(prompts[index]) for index in indices))
             ids_BL = torch.full((len(indices), width), pad)
             mask_BL = torch.zeros_like(ids_BL)
@@ -57,11 +60,13 @@ def generate_answers(
                 )
             # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
             ended = [new[: new.index(eos)] if eos in new else new for new in out_BL[:, width:].tolist()]
-            for index, text in zip(indices, tokenizer.batch_decode(ended, skip_special_tokens=True)):
-                answers[index] = text
+            if counts:
+                mine |= dict(zip(indices, tokenizer.batch_decode(ended, skip_special_tokens=True)))
             if on_batch is not None:
-                on_batch(len(indices))
+                on_batch(sum(map(len, batches[number - ranks.own() :][: ranks.count()])))
     finally:
         model.generation_config = settings
         model.train(training)
-    return answers
+    # JSON turns the keys into text, so they go as pairs.
+    answers = {index: text for part in ranks.of_all(list(mine.items())) for index, text in part}
+    return [answers[index] for index in range(len(prompts))]

@@ -104,6 +104,12 @@ class ReplayMemory:
             current,
         )
 
+    def reload(self) -> None:
+        """Takes over what another process has committed."""
+        other = type(self).open(self.path)
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+
     @property
     def samples(self) -> Sequence[tuple[MemoryTask, ReplaySample]]:
         """Every sample with its task, oldest task first; each is read when it is asked for."""

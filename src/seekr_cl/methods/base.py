@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 
 Batch = dict[str, Any]
 
@@ -33,10 +33,19 @@ class Paper:
 
 @dataclass(slots=True)
 class LossTerm:
-    """One named part of a loss: ``weight * value`` is what is minimised."""
+    """One named part of a loss: ``weight * value`` is what is minimised.
+
+    Attributes:
+        value: a scalar.
+        weight: its weight.
+        count: how many things ``value`` is a mean of, such as answer tokens; ``None``: the batch's samples. Where
+            several processes share a batch, it makes their values one mean. For what does not come from the batch (a
+            penalty on weights) ``None`` is right too.
+    """
 
     value: Tensor
     weight: float = 1.0
+    count: Tensor | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +139,8 @@ class Method(ABC):
             model: the model, possibly wrapped for distributed training.
             batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L].
         """
-        return {"task": LossTerm(causal_lm_loss(forward(model, batch), batch["labels"]))}
+        labels_BL = batch["labels"]
+        return {"task": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""

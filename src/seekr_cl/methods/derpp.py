@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
+from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
+from seekr_cl.methods.collecting import collect_samples
 from seekr_cl.methods.logits import (
     LogitSettings,
     answer_logits,
-    distil_logits,
     first_position,
+    label_and_logit_terms,
     pad_logits,
     require_all_logits,
     take_logits,
 )
-from seekr_cl.methods.losses import causal_lm_loss
 
 
 class DERpp(Method):
@@ -42,19 +43,18 @@ class DERpp(Method):
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
-        logits_BLV = forward(model, batch)
-        return {
-            "replay": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), self.settings.lambda1),
-            "logits": LossTerm(distil_logits(logits_BLV, batch["logits"], self.settings), 1 - self.settings.lambda1),
-        }
+        return label_and_logit_terms(forward(model, batch), batch, self.settings)
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Stores this model's answer-position logits with the samples."""
-        context, kept = self.context, []
-        for sample in samples:
+        context, kept = self.context, dict[int, ReplaySample]()
+        for place, counts in ranks.turns(len(samples)):
+            sample = samples[place]
             with torch.no_grad():
                 logits_NV = answer_logits(
                     context.model, sample.ids_L[None].to(context.model.device), first_position(sample)
                 )
-            kept.append(replace(sample, logits=take_logits(logits_NV, sample, self.settings, context.signal_dtype)))
-        return MemoryTask(name, kept)
+            if counts:
+                signal = take_logits(logits_NV, sample, self.settings, context.signal_dtype)
+                kept[place] = replace(sample, logits=signal)
+        return MemoryTask(name, collect_samples(kept, len(samples)))

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Layout
-from seekr_cl.methods.losses import logit_distillation
+from seekr_cl.methods.base import Batch, Layout, LossTerm
+from seekr_cl.methods.losses import causal_lm_loss, count_labels, logit_distillation
 
 ALIGNMENTS = ("next_token", "label")
 FORMS = ("kl", "cross_entropy")
@@ -154,3 +154,12 @@ def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -
         signals["offset"],
         settings.logit_form,
     )
+
+
+def label_and_logit_terms(logits_BLV: Tensor, batch: Batch, settings: LogitSettings) -> dict[str, LossTerm]:
+    """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch with its ``logits`` signals (eq. 13)."""
+    labels_BL, signals = batch["labels"], batch["logits"]
+    return {
+        "replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), settings.lambda1, count_labels(labels_BL)),
+        "logits": LossTerm(distil_logits(logits_BLV, signals, settings), 1 - settings.lambda1, signals["real"].sum()),
+    }

@@ -15,6 +15,11 @@ def causal_lm_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     return F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1).float(), labels_BL[:, 1:].flatten(), ignore_index=IGNORE)
 
 
+def count_labels(labels_BL: Tensor) -> Tensor:
+    """How many tokens ``causal_lm_loss`` is a mean of."""
+    return (labels_BL[:, 1:] != IGNORE).sum()
+
+
 def logit_distillation(
     logits_BLV: Tensor,
     position_BA: Tensor,

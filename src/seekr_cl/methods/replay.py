@@ -3,7 +3,7 @@
 from typing import Any
 
 from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
-from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 
 
 class Replay(Method):
@@ -17,4 +17,5 @@ class Replay(Method):
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Cross entropy on the old samples' answers."""
-        return {"replay": LossTerm(causal_lm_loss(forward(model, batch), batch["labels"]))}
+        labels_BL = batch["labels"]
+        return {"replay": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}

@@ -8,13 +8,14 @@ code's measure, pads to the longest sample of the set and measures the padding t
 Shapes: N tappable layers, H query heads, R query rows, L sequence length (padded where it says so).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
 from seekr_cl.attention.stored import StoredRows
 from seekr_cl.heads import normalise_within_layers
@@ -74,7 +75,7 @@ class Scorer:
         self,
         sample: ReplaySample,
         query_R: Tensor,
-        former: dict[int, StoredRows],
+        former: dict[int, StoredRows] | None,
         encode: Encode,
         keep_gradients: bool = False,
     ) -> tuple[Scored, Tensor]:
@@ -83,7 +84,7 @@ class Scorer:
         Args:
             sample: one of the kept samples.
             query_R: where its rows are wanted, in the padded sequence.
-            former: what ``before`` gave for it.
+            former: what ``before`` gave for it; None where this pass only keeps others company, see ``ranks.turns``.
             encode: what to keep of the rows.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
@@ -96,6 +97,8 @@ class Scorer:
         row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
 
         def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
+            if former is None:
+                return encode(call, index, rows_HRL)
             moved_HRL = former[call.layer].moved(call, index, rows_HRL)
             squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
             moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)
@@ -164,10 +167,23 @@ class Scorer:
         return self.layout.offset(length, self.padded) if self.measure == "padded" else 0
 
 
-def mean_scores(scored: list[Scored]) -> tuple[Tensor, Tensor]:
-    """S~ [N, H], normalised within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9)."""
-    sensitivity_NH = torch.stack([one.sensitivity_NH for one in scored]).mean(0)
-    return normalise_within_layers(sensitivity_NH), torch.stack([one.forgettability_NH for one in scored]).mean(0)
+def measures_of_all(scored: Mapping[int, Scored], length: int) -> list[tuple[Tensor, Tensor]]:
+    """S and F of every sample, in their order, from what each process has scored of them."""
+    parts = {
+        place: {"sensitivity": one.sensitivity_NH, "forgettability": one.forgettability_NH}
+        for place, one in scored.items()
+    }
+    return [(one["sensitivity"], one["forgettability"]) for one in ranks.collect(parts, length)]
+
+
+def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """S~ [N, H], normalised within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9).
+
+    Args:
+        measures: S and F of each sample.
+    """
+    sensitivity_NH, forgettability_NH = (torch.stack(one).mean(0) for one in zip(*measures))
+    return normalise_within_layers(sensitivity_NH), forgettability_NH
 
 
 def _official_mask(real_L: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,18 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers, stored_from
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.heads.importance import RULES
 from seekr_cl.heads.selection import Budget
-from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
+from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
-from seekr_cl.methods.logits import TAILS, LogitSettings, distil_logits, pad_logits, require_all_logits, take_logits
-from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.collecting import collect_samples
+from seekr_cl.methods.logits import (
+    TAILS,
+    LogitSettings,
+    label_and_logit_terms,
+    pad_logits,
+    require_all_logits,
+    take_logits,
+)
 from seekr_cl.methods.row_targets import REDUCTIONS, row_targets
-from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
+from seekr_cl.methods.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
 SIGNALS = ("top_k", "dense", "factors")
@@ -127,7 +135,7 @@ class Seekr(Method):
         if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
         self._queries: list[Tensor] = []
-        self._before: list[dict[int, StoredRows]] = []
+        self._before: dict[int, dict[int, StoredRows]] = {}
 
     @property
     def importance(self) -> HeadImportance:
@@ -151,8 +159,7 @@ class Seekr(Method):
         divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
         attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
         return {
-            "replay": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), self.settings.lambda1),
-            "logits": LossTerm(distil_logits(logits_BLV, batch["logits"], self.settings), 1 - self.settings.lambda1),
+            **label_and_logit_terms(logits_BLV, batch, self.settings),
             "attention": LossTerm(attention, self._lambda2),
         }
 
@@ -190,42 +197,54 @@ class Seekr(Method):
         """Draws each kept sample's queries and records the attention there before the task is trained."""
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        self._before = [
-            scorer.before(sample, self._measured_queries(scorer, sample, query_R), self._encode_former)
-            for sample, query_R in zip(samples, self._queries)
-        ]
+        self._before = {}
+        for place, counts in ranks.turns(len(samples)):
+            measured_R = self._measured_queries(scorer, samples[place], self._queries[place])
+            rows = scorer.before(samples[place], measured_R, self._encode_former)
+            if counts:
+                self._before[place] = rows
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Scores the heads, chooses those to keep, and stores this model's rows and logits with the samples."""
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        scored, logits = [], []
-        for sample, query_R, former in zip(samples, self._queries, self._before):
+        scored: dict[int, Scored] = {}
+        logits: dict[int, LogitSignal] = {}
+        for place, counts in ranks.turns(len(samples)):
+            sample, query_R = samples[place], self._queries[place]
             encode = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
             measured_R = self._measured_queries(scorer, sample, query_R)
-            one, logits_NV = scorer.after(sample, measured_R, former, encode, self.settings.gradient_leak)
-            scored.append(one)
-            logits.append(take_logits(logits_NV, sample, self.settings, self.context.signal_dtype))
-        self._importance = self._importance.add(*mean_scores(scored))
-        self._before = []
+            former = self._before[place] if counts else None
+            one, logits_NV = scorer.after(sample, measured_R, former, encode, counts and self.settings.gradient_leak)
+            if counts:
+                scored[place] = one
+                logits[place] = take_logits(logits_NV, sample, self.settings, self.context.signal_dtype)
+        self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
+        self._before = {}
 
-        heads, kept = self._choose_heads(), []
-        for sample, query_R, one, signal in zip(samples, self._queries, scored, logits):
+        heads, kept = self._choose_heads(), dict[int, ReplaySample]()
+        for place, one in scored.items():
             rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
-            attention = AttentionSignal(query_R, join_layers(rows)) if rows else None
-            kept.append(replace(sample, logits=signal, attention=attention))
-        return MemoryTask(name, kept, heads)
+            attention = AttentionSignal(self._queries[place], join_layers(rows)) if rows else None
+            kept[place] = replace(samples[place], logits=logits[place], attention=attention)
+        return MemoryTask(name, collect_samples(kept, len(samples)), heads)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The drawn queries, the rows from before the task, and the importance, which general data has added to."""
         tensors = {f"query/{number}": query_R for number, query_R in enumerate(self._queries)}
-        for number, layers in enumerate(self._before):
-            for layer, rows in layers.items():
-                tensors |= {f"before/{number}/{layer}/{name}": tensor for name, tensor in rows.tensors().items()}
+        before = {
+            place: {
+                f"{layer}/{name}": tensor for layer, rows in layers.items() for name, tensor in rows.tensors().items()
+            }
+            for place, layers in self._before.items()
+        }
+        count = sum(ranks.of_all(len(before)))
+        for place, layers in enumerate(ranks.collect(before, count)):
+            tensors |= {f"before/{place}/{name}": tensor for name, tensor in layers.items()}
         for name in _SUMS:
             tensors[f"importance/{name}"] = getattr(self._importance, name)
-        return tensors, {"queries": len(self._queries), "before": [list(layers) for layers in self._before]}
+        return tensors, {"queries": len(self._queries), "before": count, "layers": list(self.tap.heads)}
 
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes what ``state`` gave."""
@@ -234,10 +253,11 @@ class Seekr(Method):
             return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
         self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
-        self._before = [
-            {layer: rows(f"before/{number}/{layer}/") for layer in layers}
-            for number, layers in enumerate(content["before"])
-        ]
+        self._before = {
+            place: {layer: rows(f"before/{place}/{layer}/") for layer in content["layers"]}
+            for place, counts in ranks.turns(content["before"])
+            if counts
+        }
         sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
         self._importance = HeadImportance(self._importance.layers, **sums)
 

@@ -16,6 +16,17 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
     """Item i is the i-th micro-batch, ``{"new": batch}``, ``{"replay": batch}`` or both when joint.
 
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` [B, L]; a replay batch also what the method adds.
+    Where several processes train together, each holds every so-manyth sample of a micro-batch, and reads no other.
+    ``tokens`` of a new batch counts the answer tokens of the whole micro-batch. A micro-batch with fewer samples than
+    there are processes leaves some without; they get one that is another's, marked ``filler``, which counts nothing.
+
+    Args:
+        schedule: micro-batches of all processes together.
+        new: the task's examples.
+        replay: the memory's samples.
+        method: what it adds to a replay batch.
+        layout: how a batch is padded.
+        share: this process's number and how many there are.
     """
 
     def __init__(
@@ -25,8 +36,10 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         replay: Sequence[tuple[MemoryTask, ReplaySample]],
         method: Method,
         layout: Layout,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.schedule, self.new, self.replay, self.method, self.layout = schedule, new, replay, method, layout
+        self.share = share
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -35,12 +48,21 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         micro = self.schedule[index]
         parts: dict[str, Any] = {}
         if micro.new:
-            parts["new"] = self._pad([self.new[i] for i in micro.new])
+            tokens = sum(_answer_tokens(self.new[i]) for i in micro.new)
+            mine = self._mine(micro.new)
+            parts["new"] = self._pad([self.new[i] for i in mine or micro.new[:1]])
+            parts["new"] |= {"tokens": tokens, "filler": not mine}
         if micro.replay:
-            picked = [self.replay[i] for i in micro.replay]
+            mine = self._mine(micro.replay)
+            picked = [self.replay[i] for i in mine or micro.replay[:1]]
             batch = self._pad([as_encoded(sample) for _, sample in picked])
-            parts["replay"] = batch | self.method.replay_extras(picked, batch["input_ids"].shape[1])
+            extras = self.method.replay_extras(picked, batch["input_ids"].shape[1])
+            parts["replay"] = batch | extras | {"filler": not mine}
         return parts
+
+    def _mine(self, indices: tuple[int, ...]) -> tuple[int, ...]:
+        number, processes = self.share
+        return indices[number::processes]
 
     def _pad(self, encoded: list[Encoded]) -> Batch:
         batch = dict(collate(encoded, self.layout.pad_id, self.layout.side, self.layout.multiple))
@@ -49,6 +71,11 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
                 # Nothing stands before a sample's first token but padding, whose output differs between backends.
                 batch["labels"][row, self.layout.offset(len(item.input_ids), batch["labels"].shape[1])] = -100
         return batch
+
+
+def _answer_tokens(encoded: Encoded) -> int:
+    """The tokens that are labels: those of the completion that have a position before them."""
+    return len(encoded.input_ids) - max(1, encoded.completion_start)
 
 
 def as_encoded(sample: ReplaySample) -> Encoded:

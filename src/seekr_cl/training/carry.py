@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from seekr_cl import ranks
 from seekr_cl.errors import ModelError
 from seekr_cl.memory.files import write_tensors
 
@@ -41,8 +42,12 @@ class Carry:
         for name, parameter in model.named_parameters():
             for key, value in _state(optimizer).get(parameter, {}).items():
                 tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().clone()
-            if gradients and parameter.grad is not None:
-                tensors[f"gradient/{name}"] = parameter.grad.detach() / steps
+            gradient = parameter.grad
+            if gradient is None and ranks.count() > 1:
+                # A process whose share of the samples was empty still takes part in the sum.
+                gradient = torch.zeros_like(parameter)
+            if gradients and gradient is not None:
+                tensors[f"gradient/{name}"] = ranks.total(gradient.detach()) / steps
         return cls(tensors)
 
     def save(self, folder: Path) -> None:

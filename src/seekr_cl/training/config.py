@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from seekr_cl import ranks
 from seekr_cl.choosing import CHOICES, TASK_WEIGHTS
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory.budget import parse_bytes
@@ -274,10 +276,22 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
+        if ranks.launched() > 1 and not torch.cuda.is_available():
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+            self.use_cpu = True
         try:
             super().__post_init__()
+            # Asking for the device is what makes the launched processes find each other.
+            _ = self.device
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise ConfigError(f"training settings: {error}") from error
+        if ranks.count() != ranks.launched():
+            raise ConfigError(
+                f"{ranks.launched()} processes were launched, but {ranks.count()} train together; name the launcher's "
+                "problem with 'accelerate test'"
+            )
+        if not ranks.is_first():
+            self.progress = "none"
 
 
 _DEFAULTS: dict[str, Any] = {

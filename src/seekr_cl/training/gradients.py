@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.methods import LossTerm
+from seekr_cl.training.wrapped import average_next, gradient_norm
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
@@ -44,24 +45,30 @@ class GradientShares:
         self._seen[kind] = count + 1
         return self.every > 0 and count % self.every == 0
 
-    def measure(self, terms: dict[str, LossTerm], parameters: Iterable[nn.Parameter]) -> None:
-        """Takes each term's gradient by itself; ``.grad`` is what it was afterwards, and the graph is kept."""
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+    def measure(self, terms: dict[str, LossTerm], model: nn.Module) -> None:
+        """Takes each term's gradient by itself; ``.grad`` is what it was afterwards, and the graph is kept.
+
+        Args:
+            terms: of one batch.
+            model: as it trains, possibly wrapped: the gradients are those of all processes together.
+        """
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [parameter.grad for parameter in trained]
         for name in terms:
             for parameter in trained:
                 parameter.grad = None
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
             alone = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
-            _total(alone).backward(retain_graph=True)
+            whole = _total(alone)
+            average_next(model, whole)
+            whole.backward(retain_graph=True)
             self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):
             parameter.grad = grad
 
     def note_gradient(self, name: str, weight: float, factor: float, parameters: Iterable[nn.Parameter]) -> None:
         """Notes a term's gradient that stands in ``.grad``, multiplied by ``factor``."""
-        squares = [parameter.grad.float().square().sum() for parameter in parameters if parameter.grad is not None]
-        norm = float(_total(squares).sqrt()) / abs(factor) if squares else 0.0
+        norm = gradient_norm(parameters) / abs(factor)
         former = self._unweighted.get(name)
         self._unweighted[name] = norm if former is None else MEMORY * former + (1 - MEMORY) * norm
         self.norms[name] = self._unweighted[name] * abs(weight)

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.tasks import Task
@@ -59,6 +60,7 @@ def learning_identity(
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,
+            "processes": ranks.count(),
             "training": decisive(config),
         }
     )
@@ -93,8 +95,13 @@ def _difference(key: str, before: Any, now: Any) -> str:
         for inner in now.keys() | before.keys():
             if before.get(inner) != now.get(inner):
                 return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
-    name = {"model": "model", "tokenizer": "tokenizer", "generation": "generation of the memory"}.get(key)
-    if name is not None and name != "generation of the memory":
+    name = {
+        "model": "model",
+        "tokenizer": "tokenizer",
+        "generation": "generation of the memory",
+        "processes": "number of processes",
+    }.get(key)
+    if name in ("model", "tokenizer"):
         return name
     return f"{name or key.removeprefix('training.')} ({before!r}, now {now!r})"
 

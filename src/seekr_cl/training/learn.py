@@ -6,12 +6,14 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
@@ -104,24 +106,28 @@ def learn(
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     if not resume:
-        require_free(output)
-        if saves.any():
-            raise OutputError(
-                f"{saves.place}: holds an interrupted learning into {output.name}; go on with --resume, or remove that "
-                "folder to begin again"
-            )
+        ranks.first(lambda: _require_new(output, saves))
     with hold(output, "output"), hold(place, "memory"):
         begun = saves.newest() if resume else None
         store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        refuse_unwritable(place)
-        refuse_unwritable(output)
+        for folder in (place, output):
+            ranks.first(partial(refuse_unwritable, folder))
         if resume:
             done = _finished(tasks, store, output, config, begun)
             if done is not None:
-                saves.clear()
+                ranks.first(saves.clear)
                 return done
-            make_room(output, store, begun)
+            ranks.first(lambda: make_room(output, store, begun))
         return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+
+
+def _require_new(output: Path, saves: Checkpoints) -> None:
+    require_free(output)
+    if saves.any():
+        raise OutputError(
+            f"{saves.place}: holds an interrupted learning into {output.name}; go on with --resume, or remove that "
+            "folder to begin again"
+        )
 
 
 def _learn(
@@ -193,26 +199,33 @@ def _learn(
         if ready.carry is not None:
             ready.carry.save(folder)
 
-    save_model(output, network, tokenizer, add_files)
-    fault_point("learn.model_saved")
+    new_model = model_hash(network)
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
-    try:
-        store.commit(
-            new_tasks,
-            keep=keep,
-            importance=importance,
-            model_sha256=model_hash(network),
-            tokenizer_sha256=tokens_sha,
-            method=describe_method(config),
-            model_folder=output,
-        )
-    except BaseException:
-        # A model without its generation of the memory would only stand in the way of the next try.
-        if not is_committed(store):
-            shutil.rmtree(output, ignore_errors=True)
-        raise
-    fault_point("learn.committed")
-    saves.clear()
+
+    def write() -> None:
+        save_model(output, network, tokenizer, add_files)
+        fault_point("learn.model_saved")
+        try:
+            store.commit(
+                new_tasks,
+                keep=keep,
+                importance=importance,
+                model_sha256=new_model,
+                tokenizer_sha256=tokens_sha,
+                method=describe_method(config),
+                model_folder=output,
+            )
+        except BaseException:
+            # A model without its generation of the memory would only stand in the way of the next try.
+            if not is_committed(store):
+                shutil.rmtree(output, ignore_errors=True)
+            raise
+        fault_point("learn.committed")
+
+    ranks.first(write)
+    if not ranks.is_first():
+        store.reload()
+    ranks.first(saves.clear)
     fault_point("learn.cleared")
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
 
@@ -311,8 +324,8 @@ def _train(
     schedule = build_schedule(
         epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
         num_replay=len(replay),
-        batch_size=config.per_device_train_batch_size,
-        replay_batch_size=settings.batch_size or config.per_device_train_batch_size,
+        batch_size=config.per_device_train_batch_size * ranks.count(),
+        replay_batch_size=(settings.batch_size or config.per_device_train_batch_size) * ranks.count(),
         cadence=settings.schedule_cadence(),
         seed=0 if official else context.seed,
         joint=settings.step == "joint",
@@ -328,10 +341,11 @@ def _train(
     args = copy.copy(config)
     args.num_train_epochs = 1
     args.seed = context.seed % (1 << 32)
+    share = (ranks.own(), ranks.count())
     trainer = SeekrTrainer(
         context.model,
         args,
-        ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout),
+        ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout, share),
         method,
         Carry.load(source) if config.carry_optimizer else None,
         stand.save_training,

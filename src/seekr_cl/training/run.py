@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
 from seekr_cl.faults import fault_point
@@ -151,11 +153,11 @@ class Run:
             learnt = None
             if begun is not None and begun.state["identity"]["generation"] < memory.generation:
                 # Killed between committing and tidying up.
-                saves.clear()
+                ranks.first(saves.clear)
             if memory.generation < number:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    shutil.rmtree(folder, ignore_errors=True)
+                    ranks.first(partial(shutil.rmtree, folder, ignore_errors=True))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
@@ -166,9 +168,10 @@ class Run:
             done = self._stage(number, name, current, learnt, matrix)
             matrix.rows.append(done.scores)
             seconds += done.seconds
-            self._write(matrix, seconds, memory.num_bytes)
-            if self.config.keep_models == "last" and former != self.model:
-                shutil.rmtree(former, ignore_errors=True)
+            if ranks.is_first():
+                self._write(matrix, seconds, memory.num_bytes)
+                if self.config.keep_models == "last" and former != self.model:
+                    shutil.rmtree(former, ignore_errors=True)
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
@@ -194,13 +197,13 @@ class Run:
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
-        if not done.exists():
+        if not ranks.from_first(done.exists()):
             scores = self._evaluate(name, folder, learnt, place)
-            write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0})
+            ranks.first(lambda: write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0}))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
-        (place / PARTIAL).unlink(missing_ok=True)
+        ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
@@ -214,17 +217,18 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        partial = place / PARTIAL
-        scores: dict[str, float] = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
+        unfinished = place / PARTIAL
+        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
+        scores = ranks.from_first(scores)
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
             for task in tasks:
                 if task.name in scores:
                     advance(len(task.test))
                     continue
                 score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size, advance)
-                write_predictions(place, score)
                 scores[task.name] = score.score
-                write_json(partial, scores)
+                ranks.first(partial(write_predictions, place, score))
+                ranks.first(partial(write_json, unfinished, scores))
                 fault_point("run.task_evaluated")
                 stop_if_asked()
         return scores
@@ -254,7 +258,7 @@ class Run:
         }
 
     def _say(self, line: str) -> None:
-        if self.config.progress != "none":
+        if self.config.progress != "none" and ranks.is_first():
             console().print(line, soft_wrap=True, markup=False)
 
 
@@ -288,5 +292,5 @@ def run(
     """
     one = Run(Path(output), str(model), tasks, config, probes, callbacks)
     with hold(one.output, "run"):
-        one.start(resume)
+        ranks.first(lambda: one.start(resume))
         return one.execute()

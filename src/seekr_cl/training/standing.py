@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
@@ -19,7 +20,7 @@ from seekr_cl.stopping import stop_if_asked
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.models import require_free
-from seekr_cl.training.trainer_state import put_rng, put_weights, take_rng
+from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
@@ -64,14 +65,14 @@ class Standing:
         self._started, self._before = time.perf_counter(), 0.0
         self._last: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
         if begun is None:
-            saves.clear()
+            ranks.first(saves.clear)
             return
         state = begun.state
         self._before = state["seconds"]
         self.new_tasks = [_task(record, begun.tensors(f"task-{i}")) for i, record in enumerate(state["tasks"])]
         self.kept = unpack(begun.tensors("kept"), state["kept"])
         method.load_state(begun.tensors("method"), state["method"])
-        put_rng(begun.tensors("rng"), state["rng"])
+        put_rng_of_all(begun.tensors("rng"), state["rng"])
 
     @property
     def seconds(self) -> float:
@@ -95,7 +96,7 @@ class Standing:
             OutputError: if it cannot be written.
         """
         tensors, method = self.method.state()
-        rng, rng_content = take_rng()
+        rng, rng_content = rng_of_all()
         state = {
             "phase": phase,
             "identity": self.identity,
@@ -110,7 +111,7 @@ class Standing:
         }
         tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
         shared = {"method": tensors, "kept": pack(self.kept), "rng": rng}
-        self.saves.save(state | (content or {}), shared | tasks | (parts or {}), files)
+        ranks.first(lambda: self.saves.save(state | (content or {}), shared | tasks | (parts or {}), files))
         self._last = content or {}, parts or {}
         fault_point(f"learn.{phase}")
         if phase != "training":
@@ -140,17 +141,21 @@ def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
+    ranks.first(lambda: _tidy(place, begun))
+    return ReplayMemory.open(place, create=True)
+
+
+def _tidy(place: Path, begun: Checkpoint | None) -> None:
     if place.is_dir():
         remove_leftovers(place)
     try:
-        return ReplayMemory.open(place, create=True, verify=True)
+        ReplayMemory.open(place, create=True, verify=True)
     except MemoryFormatError:
         # The folder was missing or empty when this learning began, and no generation has come into being since.
         first = begun is not None and begun.state["phase"] == "scored" and begun.state["identity"]["generation"] == 0
         if not first or (place / "manifest.json").exists():
             raise
         shutil.rmtree(place)
-        return ReplayMemory.open(place, create=True, verify=True)
 
 
 def is_committed(store: ReplayMemory) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from seekr_cl import ranks
 from seekr_cl.errors import ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
@@ -24,12 +26,13 @@ from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.gradients import GradientShares
 from seekr_cl.training.trainer_state import (
     put_optimizer,
-    put_rng,
+    put_rng_of_all,
     put_weights,
+    rng_of_all,
     take_optimizer,
-    take_rng,
     take_weights,
 )
+from seekr_cl.training.wrapped import average_next
 
 SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
 """Writes a checkpoint's JSON, tensors and further texts."""
@@ -65,6 +68,8 @@ class SeekrTrainer(Trainer):
         begun: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self._save_state, self._begun = save_state, begun
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
@@ -94,12 +99,15 @@ class SeekrTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,
         )
-        return self.accelerator.prepare(loader)
+        # Not accelerate's way of dealing out batches: each process's dataset holds its share of every micro-batch.
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """Collects an optimizer step's micro-batches and counts the new examples' answer tokens in them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [_answer_tokens(batch["new"]) for batch in batches if "new" in batch]
+        counts = [batch["new"]["tokens"] for batch in batches if "new" in batch]
         self._group_tokens, self._group_new = sum(counts), max(1, len(counts))
         return batches, None
 
@@ -108,8 +116,10 @@ class SeekrTrainer(Trainer):
         if self.carry is not None:
             self.carry.put_gradients(self._network)
         loss = torch.stack([self._part(model, kind, part) for kind, part in inputs.items()]).sum()
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {float(loss)}")
+        # All processes must agree to give up, or some would wait for the others for ever.
+        mean = ranks.total(loss) / ranks.count()
+        if not torch.isfinite(mean):
+            raise self._diverged(f"the loss is {float(mean)}")
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -137,6 +147,8 @@ class SeekrTrainer(Trainer):
 
     def _leaves_gradient_alone(self, terms: dict[str, LossTerm], model: nn.Module) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
+        if ranks.count() > 1 and not self.accelerator.sync_gradients:
+            return False
         alone = len(terms) == 1 and all(term.weight for term in terms.values()) and self.accelerator.scaler is None
         return alone and all(parameter.grad is None for parameter in model.parameters())
 
@@ -149,23 +161,42 @@ class SeekrTrainer(Trainer):
             terms = self.method.replay_terms(model, batch)
         else:
             terms = self.method.task_terms(model, batch)
+        self._join(terms, batch)
+        if kind == "new":
             terms["task"].weight *= self._token_factor(batch)
         self._steer(terms)
+        measured = False
         if self.shares.due(kind):
             if self._leaves_gradient_alone(terms, model):
                 self._measured_next = (terms, self.current_gradient_accumulation_steps)
             else:
-                self.shares.measure(terms, model.parameters())
+                self.shares.measure(terms, model)
+                measured = True
                 self._steer(terms)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
-        return loss / self.current_gradient_accumulation_steps
+        loss = loss / self.current_gradient_accumulation_steps
+        if measured and self.accelerator.sync_gradients:
+            average_next(model, loss)
+        return loss
+
+    def _join(self, terms: dict[str, LossTerm], batch: Any) -> None:
+        """Weighs this process's means by what they are means of, so that their average is the mean of the whole."""
+        if ranks.count() == 1:
+            return
+        samples = len(batch["labels"])
+        counts = [samples if term.count is None else term.count for term in terms.values()]
+        own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device="cpu") for count in counts])
+        own *= not batch["filler"]
+        factors = ranks.count() * own / ranks.total(own).clamp(min=1)
+        for term, factor in zip(terms.values(), factors.tolist()):
+            term.value = term.value * factor
 
     def _token_factor(self, batch: Any) -> float:
         """What turns the mean over a batch's tokens into its part of the mean over the whole step's tokens."""
         if self.args.loss_average == "micro_batches" or not self._group_tokens:
             return 1.0
-        return _answer_tokens(batch) * self._group_new / self._group_tokens
+        return batch["tokens"] * self._group_new / self._group_tokens
 
     def _steer(self, terms: dict[str, LossTerm]) -> None:
         target = self.method.share_target()
@@ -187,7 +218,10 @@ class SeekrTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss term since the last line, and each term's share of the gradient norm."""
         if "loss" in logs:
-            logs |= {f"loss_{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
+            sums = [one.double() for one in self._sums.values()]
+            summed = ranks.total(torch.stack(sums)) if sums else torch.empty(0)
+            means = (summed / ranks.count()).tolist()
+            logs |= {f"loss_{name}": mean / self._counts[name] for name, mean in zip(self._sums, means)}
             logs |= {f"share_{name}": share for name, share in self.shares.shares().items()}
             logs |= {f"weight_{name}": weight for name, weight in self.weights.items()}
             self._sums.clear()
@@ -212,7 +246,7 @@ class SeekrTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's own would write files that can run code when they are read."""
         assert self._save_state is not None
-        rng, rng_content = take_rng()
+        rng, rng_content = rng_of_all()
         optimizer, optimizer_content = take_optimizer(self.optimizer, self._network)
         scaler = self.accelerator.scaler
         content = {
@@ -228,6 +262,8 @@ class SeekrTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
         }
         sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
+        # Of what each process has summed up, process 0 keeps the sum, the others nothing.
+        sums = {name: ranks.total(one) for name, one in sums.items()}
         parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
         state = json.dumps(dataclasses.asdict(self.state))
         self._save_state(content, parts, {TRAINER_STATE_NAME: state})
@@ -251,7 +287,7 @@ class SeekrTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            put_rng(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
+            put_rng_of_all(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
 
     def load_sums(self) -> None:
         """Takes the averages that were being formed, after the Trainer has set its own to zero."""
@@ -262,8 +298,12 @@ class SeekrTrainer(Trainer):
         self.weights = dict(content["weights"])
         self._counts.update(content["counts"])
         device = self.args.device
-        self._sums = {name.removeprefix("sum/"): t.to(device) for name, t in tensors.items() if name != "loss"}
-        self._tr_loss = tensors["loss"].to(device)
+        tensors = {
+            name: t.to(device) if ranks.is_first() else torch.zeros_like(t, device=device)
+            for name, t in tensors.items()
+        }
+        self._sums = {name.removeprefix("sum/"): t for name, t in tensors.items() if name != "loss"}
+        self._tr_loss = tensors["loss"]
         self.current_flos = content["flos"]
         self._total_loss_scalar, self._globalstep_last_logged = content["total_loss"], content["last_logged"]
         # The mean loss in the last line of the log is over the whole task.
@@ -308,7 +348,3 @@ class SaveWhenDue(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The schedule is one epoch, so this is the end, and an epoch's own line in the log comes before it too."""
         control.should_save = self.every is not None and state.global_step >= state.max_steps
-
-
-def _answer_tokens(batch: Any) -> int:
-    return int((batch["labels"][:, 1:] != -100).sum())

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
 
 Tensors = dict[str, Tensor]
@@ -59,6 +60,24 @@ def put_rng(tensors: Tensors, content: dict[str, Any]) -> None:
     cuda = [tensors[f"cuda/{number}"] for number in range(len(tensors)) if f"cuda/{number}" in tensors]
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(cuda)
+
+
+def rng_of_all() -> tuple[Tensors, list[dict[str, Any]]]:
+    """``take_rng`` of every process."""
+    tensors, content = take_rng()
+    named = {
+        f"{number}/{name}": tensor
+        for number, states in enumerate(ranks.tensors_of_all(tensors))
+        for name, tensor in states.items()
+    }
+    return named, ranks.of_all(content)
+
+
+def put_rng_of_all(tensors: Tensors, content: list[dict[str, Any]]) -> None:
+    """Sets this process's generators to what they were in the process of its number."""
+    prefix = f"{ranks.own()}/"
+    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    put_rng(mine, content[ranks.own()])
 
 
 def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:

@@ -1,0 +1,205 @@
+"""The processes of one training: how many there are, what each does of a work, what they agree on.
+
+Whatever launcher starts them (accelerate, torchrun) also forms the process group; this module only uses it. Without a
+group there is one process and every function here is the identity. What goes from one process to another are JSON and
+safetensors, as on disk.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor
+
+from seekr_cl import errors
+from seekr_cl.errors import SeekrError
+
+Result = TypeVar("Result")
+Tensors = dict[str, Tensor]
+
+_PATIENCE = timedelta(seconds=5)
+"""How long a process that gives up waits for word from the others."""
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def own() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return own() == 0
+
+
+def launched() -> int:
+    """How many processes the launcher says it started, whether or not they have found each other."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def launched_as() -> int:
+    """Which of them this is."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def wait() -> None:
+    """Returns when all processes have come here."""
+    if count() > 1:
+        total(torch.zeros(1))
+
+
+def first(work: Callable[[], Result]) -> Result | None:
+    """Lets process 0 do something that must be done once, such as writing; all go on when it is done.
+
+    Returns:
+        What ``work`` gave, in process 0; ``None`` elsewhere.
+
+    Raises:
+        SeekrError: the one that ``work`` raised, in all processes.
+    """
+    if count() == 1:
+        return work()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = work()
+        except SeekrError as error:
+            failure = error
+    told = from_first(None if failure is None else [type(failure).__name__, str(failure)])
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise getattr(errors, told[0], SeekrError)(told[1])
+    return result
+
+
+def from_first(content: Any) -> Any:
+    """Process 0's JSON, in all processes."""
+    return content if count() == 1 else json.loads(_spread_bytes(json.dumps(content).encode(), 0))
+
+
+def of_all(content: Any) -> list[Any]:
+    """Every process's JSON, in the processes' order."""
+    if count() == 1:
+        return [content]
+    text = json.dumps(content).encode()
+    return [json.loads(_spread_bytes(text, number)) for number in range(count())]
+
+
+def tensors_of_all(tensors: Tensors) -> list[Tensors]:
+    """Every process's tensors, in the processes' order, on the CPU."""
+    if count() == 1:
+        return [tensors]
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return [load(_spread_bytes(content, number)) for number in range(count())]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of every process's tensor of this shape."""
+    if count() == 1:
+        return values
+    place = values.device
+    summed = values.detach().clone().to(_device())
+    dist.all_reduce(summed)
+    return summed.to(place)
+
+
+def highest(value: int) -> int:
+    """The largest of all processes' numbers."""
+    if count() == 1:
+        return value
+    found = torch.tensor([value], device=_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
+
+
+def report(message: str) -> bool:
+    """Leaves word that this process gives up, so that the others know why it is gone.
+
+    Returns:
+        Whether it is this process that should say so: process 0 if it gives up too, whoever else does otherwise.
+    """
+    board = _board()
+    if board is None:
+        return True
+    board.set(f"{_failed()}/{launched_as()}", message)
+    board.set(_failed(), str(launched_as()))
+    return launched_as() == 0 or not _appears(board, f"{_failed()}/0")
+
+
+def reported() -> bool:
+    """Whether another process has left word that it gives up."""
+    board = _board()
+    return board is not None and _appears(board, _failed())
+
+
+def turns(length: int) -> Iterator[tuple[int, bool]]:
+    """The places in a list of this length that are this process's to work on.
+
+    All processes take the same number of turns, because the passes of a sharded model need all of them: who has nothing
+    left repeats the last place.
+
+    Yields:
+        a place, and whether its result counts.
+    """
+    for start in range(0, length, count()):
+        place = start + own()
+        yield min(place, length - 1), place < length
+
+
+def collect(parts: Mapping[int, Tensors], length: int) -> list[Tensors]:
+    """What all processes made of a list, in its order: ``parts`` by place, as ``turns`` gave the places."""
+    if count() == 1:
+        return [parts[place] for place in range(length)]
+    named = {f"{place}/{name}": tensor for place, tensors in parts.items() for name, tensor in tensors.items()}
+    whole: list[Tensors] = [{} for _ in range(length)]
+    for tensors in tensors_of_all(named):
+        for full, tensor in tensors.items():
+            place, _, name = full.partition("/")
+            whole[int(place)][name] = tensor
+    return whole
+
+
+def _failed() -> str:
+    return f"seekr-failed-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _board() -> Any:
+    """The launcher's key-value store, which outlives every process of the training."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+    except (KeyError, ValueError, RuntimeError):
+        return None
+
+
+def _appears(board: Any, key: str) -> bool:
+    try:
+        board.wait([key], _PATIENCE)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _device() -> torch.device:
+    """Where the group's tensors have to be."""
+    return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else torch.device("cpu")
+
+
+def _spread_bytes(content: bytes, source: int) -> bytes:
+    length = torch.tensor([len(content)], device=_device())
+    dist.broadcast(length, source)
+    mine = source == own()
+    # frombuffer refuses an empty buffer and warns of one that cannot be written to.
+    data = torch.frombuffer(bytearray(content) if mine else bytearray(int(length)), dtype=torch.uint8).to(_device())
+    dist.broadcast(data, source)
+    return content if mine else data.cpu().numpy().tobytes()
