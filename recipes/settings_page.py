@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.methods import METHODS
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.tasks.stream import TaskSpec
@@ -57,10 +58,20 @@ def page() -> str:
             SeekrConfig,
             list(attributes(SeekrConfig)),
         ),
-        table("replay", "Of every method that replays.", ReplaySettings, list(attributes(ReplaySettings))),
-        table("memory", "Of every method that replays.", MemorySettings, list(attributes(MemorySettings))),
+        table(
+            "replay",
+            "Of every method that replays; those that only keep samples take `ratio`, `samples`, `choice`.",
+            ReplaySettings,
+            list(attributes(ReplaySettings)),
+        ),
+        table("memory", "Of every method that keeps samples.", MemorySettings, list(attributes(MemorySettings))),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
+        *(
+            table(f"method: {name}", f"{method.paper.authors}: {method.paper.title}.", method.Settings, list(found))
+            for name, method in METHODS.items()
+            if (found := attributes(method.Settings)) and method.Settings not in (LogitSettings, SeekrSettings)
+        ),
         table(
             "tasks",
             "Entries of a stream's `tasks` and `probes`. `probes` are scored at every stage and never trained on; "

@@ -1,8 +1,8 @@
 """What must hold for every change: methods times invariants.
 
-A new method is one row in ``ROWS``; it then has to pass every invariant whose terms it has. An invariant is two sets of
-settings under which two tasks learnt one after the other must give the same model and the same memory, bit for bit or,
-where the order of additions differs, within ``atol`` after plain gradient descent.
+A new method is one row in ``tests/methods/matrix.py``; it then has to pass every invariant whose terms it has. An
+invariant is two sets of settings under which two tasks learnt one after the other must give the same model and the same
+memory, bit for bit or, where the order of additions differs, within ``atol`` after plain gradient descent.
 """
 
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import ROWS
 from tinylm import (
     PLAIN_SGD,
     assert_same,
@@ -29,13 +30,6 @@ from transformers import TrainerCallback
 from seekr_cl.methods import METHODS, get_method
 from seekr_cl.training import learn
 
-# lambda2 stands still here: "auto" measures single micro-batches, so it is not the same under another batching.
-ROWS: dict[str, dict[str, Any]] = {
-    "seqft": {},
-    "replay": {},
-    "derpp": {},
-    "seekr": {"lambda2": 20.0, "layer_budget": None, "head_budget": 5, "query_budget": 4},
-}
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
 VOCABULARY = len(char_tokenizer())
@@ -104,6 +98,7 @@ CASES = [
     (name, method, family)
     for name, invariant in INVARIANTS.items()
     for method in invariant.methods
+    if name not in ROWS[method].skip_invariants
     for family in (("llama", "qwen3") if method == "seekr" and invariant.atol else ("llama",))
 ]
 
@@ -137,8 +132,8 @@ def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     def learnt(family: str, method: str, invariant: Invariant, settings: dict[str, Any]) -> Outcome:
         settings = {"replay": REPLAY} | invariant.common | settings
         change, kernel = settings.pop("method", {}), settings.pop("attention", None)
-        wanted = {"name": change} if isinstance(change, str) else {"name": method} | ROWS[method] | change
-        if not get_method(wanted["name"]).replays:
+        wanted = {"name": change} if isinstance(change, str) else {"name": method} | ROWS[method].invariants | change
+        if not get_method(wanted["name"]).keeps:
             settings.pop("replay")
         key = repr((family, wanted, sorted(settings.items()), kernel, invariant.length))
         if key not in done:
@@ -165,10 +160,11 @@ def test_both_sides_agree(
     right, right_memory = outcome(family, method, invariant, invariant.right)
     assert left is not right, "the two sides are the same settings"
     assert differs(left, weights(bases[family])), "nothing was learnt"
-    assert_same(left, right, invariant.atol)
+    atol = invariant.atol * ROWS[method].tolerance
+    assert_same(left, right, atol)
     if invariant.memory:
         # SEEKR without heads still notes importance and queries; what the other side keeps has to be the same.
-        assert_same({key: left_memory[key] for key in right_memory}, right_memory, 20 * invariant.atol)
+        assert_same({key: left_memory[key] for key in right_memory}, right_memory, 20 * atol)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

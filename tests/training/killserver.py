@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpoint_every": 3,
     },
     "replay": {"method": "replay", "lr_scheduler_type": "linear", "measure_every": 2, "checkpoint_every": 0},
+    "ewc": {"method": {"name": "ewc", "fisher_samples": 3}},
     "learn": {"method": "seekr", "checkpoint_every": 2},
 }
 """What is killed; ``learn`` is separate calls, the others are runs."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from seekr_cl.attention.stored import StoredDense, StoredFactors
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.methods import get_method
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import Learnt, SeekrConfig, config_from, learn
 
@@ -71,8 +72,10 @@ def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:
         "use_cpu": True, "progress": "none", "learning_rate": 1e-3, "per_device_train_batch_size": 4,
         "num_train_epochs": 1, "logging_steps": 1, "signal_dtype": "float32",
     }  # fmt: skip
-    if name not in ("seqft", "multitask"):
+    if get_method(name).replays:
         defaults["replay"] = {"ratio": 0.25, "every": 1}
+    elif get_method(name).keeps:
+        defaults["replay"] = {"ratio": 0.25}
     return config_from(defaults | {"method": method} | settings, str(folder / "trainer"))
 
 

@@ -30,6 +30,9 @@ def show(given: Any) -> None:
         f"method {_method(current)}, written {current.content['written']}"
     )
     _say(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}")
+    state = current.method_state
+    if state is not None:
+        _say(f"carried on beside samples: the state of {state['method']}, {size(state['bytes'])}")
     table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
     for task, record in zip(memory.tasks, current.tasks):
         totals = task.totals
@@ -88,6 +91,8 @@ def forget(given: Any) -> None:
     _say("what cannot be undone here: models keep what they have learnt from it;")
     if done.importance:
         _say("head importance is a sum over tasks that holds this one's statistics and cannot be taken apart;")
+    if done.method_state:
+        _say(f"the state of {', '.join(done.method_state)} was formed with it and cannot be taken apart;")
     _say("copies, exports and backups made before still hold it, and so may freed blocks of the disk")
 
 

@@ -9,6 +9,7 @@ import yaml
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
 from seekr_cl.tasks.yaml_file import expand, read_yaml
+from seekr_cl.training.config import KEEPING
 
 _REPLAY_KEYS = ("replay", "general", "general_samples")
 
@@ -39,9 +40,11 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         former = dict(merged.get("method") or {})
         # Another method's settings would only be refused one by one.
         merged["method"] = {**former, "name": method} if former.get("name", method) == method else {"name": method}
-        if not get_method(method).replays:
-            # The file was written for another method; what it says of replay is not for this one.
+        # The file was written for another method; what it says of replay is not for this one.
+        if not get_method(method).keeps:
             merged = {key: value for key, value in merged.items() if key not in _REPLAY_KEYS}
+        elif not get_method(method).replays and isinstance(merged.get("replay"), Mapping):
+            merged["replay"] = {key: value for key, value in merged["replay"].items() if key in KEEPING}
     for pair in overrides:
         key, sign, text = pair.partition("=")
         if not sign or not key:

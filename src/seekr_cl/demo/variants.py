@@ -69,7 +69,7 @@ def make_variant(name: str, seed: int, general: str, overrides: dict[str, Any]) 
     own |= {key: value for key, value in dict(overrides.get("method") or {}).items() if _knows(method, key)}
     settings = {**SETTINGS, **{k: v for k, v in overrides.items() if k not in ("method", "replay")}}
     settings |= {"method": own, "seed": seed}
-    if get_method(method).replays:
+    if get_method(method).keeps:
         settings["replay"] = {**REPLAY, **dict(overrides.get("replay") or {})}
     if name.endswith(GENERAL_SUFFIX):
         settings |= {"general": general, "general_samples": GENERAL_SAMPLES}

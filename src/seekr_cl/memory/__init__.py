@@ -1,6 +1,7 @@
 """The replay memory: old samples, their teachers' signals, head importance, in one portable directory."""
 
 from seekr_cl.memory.hashing import model_hash, tokenizer_hash
+from seekr_cl.memory.method_state import MethodState
 from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.store import ReplayMemory
 
@@ -8,6 +9,7 @@ __all__ = [
     "AttentionSignal",
     "LogitSignal",
     "MemoryTask",
+    "MethodState",
     "ReplayMemory",
     "ReplaySample",
     "TaskSamples",

@@ -24,7 +24,7 @@ VERSION = 3
 MANIFEST = "manifest.json"
 GENERATIONS = "generations"
 _READERS = {1: "the sources before the signals became compact", 2: "the sources up to git 4ee3e57"}
-_OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|importance-\d{4,}(-\d+)?\.safetensors")
+_OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|(importance|state)-\d{4,}(-\d+)?\.safetensors")
 _OUR_GENERATION = re.compile(r"\d{4,}(-\d+)?\.json")
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 
@@ -61,12 +61,18 @@ class Generation:
         """What it keeps of each task."""
         return self.content["tasks"]
 
+    @property
+    def method_state(self) -> dict[str, Any] | None:
+        """The record of what the method carries to the next task, if it carries something."""
+        return self.content.get("method_state")
+
     def files(self) -> Iterator[dict[str, Any]]:
         """The records of all files it is made of, beside its own."""
         for task in self.tasks:
             yield from task["files"]
-        if self.content["importance"] is not None:
-            yield self.content["importance"]
+        for record in (self.content["importance"], self.method_state):
+            if record is not None:
+                yield record
 
     @property
     def num_bytes(self) -> int:
@@ -288,6 +294,11 @@ def _check_generation(content: Any, path: Path) -> None:
         check_record(content["importance"])
         for layer in typed(content["importance"]["layers"], list):
             typed(layer, int)
+    if content.get("method_state") is not None:
+        plain_name(content["method_state"]["file"], path)
+        check_record(content["method_state"])
+        typed(content["method_state"]["method"], str)
+        typed(content["method_state"]["content"], dict)
 
 
 def heads_of(task: dict[str, Any]) -> dict[int, list[int]]:

@@ -6,6 +6,7 @@
       0001-<task>.jsonl            texts of the samples kept from the first task
       0001-<task>.safetensors      their token ids, logits, attention rows
       importance-0001.safetensors  head importance after the first task
+      state-0001.safetensors       what the method carries on beside samples (EWC's Fisher information, ...)
 
 Files are never changed once written; generations share them. ``lineage`` is about generations, ``shard`` about a
 task's two files, ``upkeep`` about what else can be done to a memory. docs/memory.md is for the people who own one.
@@ -29,6 +30,7 @@ from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new
+from seekr_cl.memory.method_state import MethodState, load_method_state, write_method_state
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
 from seekr_cl.tasks.task import safe_name
@@ -46,6 +48,7 @@ class ReplayMemory:
         generation: how many commits led to what it is now; 0 is a memory that does not exist on disk yet.
         tasks: what is kept from each task, oldest first. A forgotten task stays in its place without samples.
         importance: head importance so far, if the method keeps it.
+        method_state: what the method carries on beside samples, if it does.
         model_sha256: hash of the model that goes with this generation.
         tokenizer_sha256: hash of the tokenizer its token ids come from.
     """
@@ -54,6 +57,7 @@ class ReplayMemory:
     generation: int = 0
     tasks: list[MemoryTask] = field(default_factory=list)
     importance: HeadImportance | None = None
+    method_state: MethodState | None = None
     model_sha256: str | None = None
     tokenizer_sha256: str | None = None
     _lineage: Lineage | None = None
@@ -98,6 +102,7 @@ class ReplayMemory:
             current.number,
             [load_task(folder, record, source, verify) for record in current.tasks],
             load_importance(folder, current.content["importance"], source),
+            load_method_state(folder, current.method_state, source),
             current.content["model_sha256"],
             current.content["tokenizer_sha256"],
             lineage,
@@ -165,6 +170,7 @@ class ReplayMemory:
         method: dict[str, Any],
         keep: Mapping[int, Sequence[int]] | None = None,
         model_folder: str | os.PathLike[str] | None = None,
+        method_state: MethodState | None = None,
     ) -> None:
         """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
 
@@ -177,6 +183,7 @@ class ReplayMemory:
             keep: for some of the old tasks, by their place in ``tasks``, the places of the samples that stay, in their
                 old order. Earlier generations keep the others until ``gc`` removes these.
             model_folder: where the model was written, for people.
+            method_state: what the method carries on beside samples.
 
         Raises:
             OutputError: if something cannot be written, or another process has committed meanwhile; the former
@@ -200,6 +207,7 @@ class ReplayMemory:
             "method": method,
             "versions": _versions(),
             "importance": _write_importance(lineage, importance, number),
+            "method_state": write_method_state(lineage, method_state, number),
             "tasks": records,
         }
         current = lineage.write_generation(lineage.free_name(number), content)
@@ -214,6 +222,7 @@ class ReplayMemory:
             for place, record in enumerate(records)
         ]
         self.generation, self.importance, self._current = number, importance, current
+        self.method_state = load_method_state(self.path, current.method_state, source)
         self.model_sha256, self.tokenizer_sha256 = model_sha256, tokenizer_sha256
 
     def _begin(self) -> Lineage:

@@ -15,6 +15,7 @@ from typing import Any
 from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError
 from seekr_cl.memory.files import sync_folder
 from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
+from seekr_cl.memory.method_state import load_method_state
 from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import Chosen, load_importance, load_task, write_samples
@@ -29,12 +30,14 @@ class Forgotten:
         samples: how many were removed; copies in one generation count each.
         generations: labels of the generations that held them.
         importance: whether head importance that was measured on them stays.
+        method_state: names of methods whose state, in which they had a part, stays.
         freed: bytes of the files deleted.
     """
 
     samples: int
     generations: list[str]
     importance: bool
+    method_state: list[str]
     freed: int
 
 
@@ -172,7 +175,8 @@ def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str
         raise ConfigError(f"{lineage.folder}: no kept generation holds anything of {what}{hint}")
     _rewrite(lineage, named, rewritten, task)
     importance = any(one.content["importance"] is not None for one in named)
-    return Forgotten(sum(gone.values()), holders, importance, freed + _sweep(lineage))
+    states = sorted({one.method_state["method"] for one in named if one.method_state is not None})
+    return Forgotten(sum(gone.values()), holders, importance, states, freed + _sweep(lineage))
 
 
 def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list[str], int]:
@@ -212,7 +216,17 @@ def _parts(
     if importance is not None:
         key = (importance["file"], repr(sorted(importance.items())))
         found.append((key, lambda: load_importance(folder, importance, source)))
+    state = one.method_state
+    if state is not None:
+        key = (state["file"], repr(sorted(state.items())))
+        found.append((key, lambda: _read_state(folder, state, source)))
     return found
+
+
+def _read_state(folder: Path, record: dict[str, Any], source: Path) -> None:
+    state = load_method_state(folder, record, source)
+    assert state is not None
+    len(state.tensors)
 
 
 def _without(folder: Path, record: dict[str, Any], source: Path, sample: str | None) -> tuple[int, Sequence[Any]]:

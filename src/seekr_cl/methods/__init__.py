@@ -3,13 +3,14 @@
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
 from seekr_cl.methods.derpp import DERpp
+from seekr_cl.methods.ewc import EWC
 from seekr_cl.methods.multitask import MultiTask
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.suggest import nearest
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr, EWC)}
 
 
 def get_method(name: str) -> type[Method]:

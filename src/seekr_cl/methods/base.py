@@ -7,19 +7,21 @@ Shapes: B batch, L padded length, V vocabulary.
 """
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.tasks import Encoded
 
 Batch = dict[str, Any]
+Carried = tuple[Mapping[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,9 @@ class Context:
         seed: for everything the method draws; differs from task to task.
         warn: for sentences the user should read.
         signal_dtype: precision in which a teacher's signals are kept, a key of ``quantise.DTYPES``.
+        tokenizer: of the model, for a method that writes or reads text.
+        examples: the new task's training examples.
+        carried: what ``carry_on`` gave after the last task, or ``None``: tensors, and JSON.
     """
 
     model: PreTrainedModel
@@ -90,6 +95,9 @@ class Context:
     seed: int
     warn: Callable[[str], None]
     signal_dtype: str = "float32"
+    tokenizer: PreTrainedTokenizerBase | None = None
+    examples: Sequence[Encoded] = ()
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +112,9 @@ class Method(ABC):
         name: what the config and the command line call it.
         paper: its source.
         Settings: dataclass of its settings; an unknown key is refused.
-        replays: whether it trains on samples from the memory.
+        replays: whether batches of old samples come back on a schedule.
+        keeps: whether the memory keeps samples of each task; whoever replays keeps.
+        frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
     """
 
@@ -112,11 +122,17 @@ class Method(ABC):
     paper: ClassVar[Paper]
     Settings: ClassVar[type] = NoSettings
     replays: ClassVar[bool] = False
+    keeps: ClassVar[bool] = False
+    frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings
         self.context = context
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.keeps = cls.keeps or cls.replays
 
     @property
     def importance(self) -> HeadImportance | None:
@@ -131,6 +147,14 @@ class Method(ABC):
 
         There may be a hundred thousand samples on a disk; ``task.totals`` counts their signals without reading any.
         """
+
+    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+        """What is replayed while this task is learnt, given what the memory holds; called before ``before_task``.
+
+        A method may put its own in their place, such as samples that the model writes. Called again when a task is
+        resumed, so the same must come of it: from ``context.seed`` and the model before the task.
+        """
+        return tasks
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Loss terms of a batch of new examples (eq. 1); ``task`` must be among them.
@@ -150,9 +174,26 @@ class Method(ABC):
         """Loss terms of a batch of old samples."""
         raise TypeError(f"method {self.name} does not replay")
 
+    def before_step(self, model: nn.Module) -> None:
+        """Called when the gradients of an optimizer step are complete, before they are clipped.
+
+        Args:
+            model: the unwrapped model; ``parameter.grad`` may be changed or replaced.
+        """
+
+    def after_step(self, model: nn.Module) -> None:
+        """Called after the optimizer has changed the weights; the gradients are still there."""
+
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Called after training; returns what the memory keeps of the task, with this model's signals as teacher."""
         return MemoryTask(name, samples)
+
+    def carry_on(self) -> Carried | None:
+        """What the next task needs of this one beside samples, asked for after ``after_task``: tensors, and JSON.
+
+        The memory keeps it; the next task's method finds it in ``context.carried``. ``None`` if there is nothing.
+        """
+        return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was gathered in ``before_task`` or ``after_task`` and is needed later: tensors, and JSON.

@@ -101,8 +101,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload) -> Plan:
         config: all settings.
         work: tasks, examples, lengths.
     """
-    replays = config.method_class.replays
-    kept = [config.replay_settings.count(examples) if replays else 0 for examples in work.examples]
+    kept = [config.replay_settings.count(examples) if config.method_class.keeps else 0 for examples in work.examples]
     dtype, settings = config.signal_dtype or "int8", config.method_settings
     official = official_cost(shape, work.tokens)
 
@@ -110,7 +109,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload) -> Plan:
         return _option(shape, settings, dtype, work, kept, config, official)
 
     chosen, others = option(settings, dtype), []
-    if isinstance(settings, SeekrSettings) and replays:
+    if isinstance(settings, SeekrSettings):
         ways = [(replace(settings, attention_signal=form), number) for form in FORMS for number in PRECISIONS]
         budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
         ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]

@@ -250,14 +250,7 @@ class SeekrConfig(TrainingArguments):
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
-        if self.method_class.replays is False and given_replay:
-            raise ConfigError(
-                f"replay: method {self.method_class.name} does not replay; drop the key or change the method"
-            )
-        if given_memory and not self.method_class.replays:
-            raise ConfigError(f"memory: method {self.method_class.name} keeps no samples; drop the key")
-        if self.general is not None and not self.method_class.replays:
-            raise ConfigError(f"general: method {self.method_class.name} keeps no samples; use a replay method")
+        _check_keeps(self.method_class, given_replay, given_memory, self.general)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
         for key, least in _LEAST.items():
@@ -293,6 +286,29 @@ class SeekrConfig(TrainingArguments):
         if not ranks.is_first():
             self.progress = "none"
 
+
+def _check_keeps(
+    method: type[Method], replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | None
+) -> None:
+    """Refuses settings of samples and of their schedule for a method that has no use for them."""
+    if not method.keeps:
+        if replay:
+            raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
+        if memory:
+            raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
+        if general is not None:
+            raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")
+    if not method.replays:
+        for key in replay:
+            if key not in KEEPING:
+                raise ConfigError(
+                    f"replay.{key}: would be ignored: {method.name} keeps samples but does not replay them on a "
+                    f"schedule; only {', '.join(KEEPING)} are for it"
+                )
+
+
+KEEPING = ("ratio", "samples", "choice")
+"""Replay settings that say what is kept, not when it comes back."""
 
 _DEFAULTS: dict[str, Any] = {
     "boundary": "exact",

@@ -36,8 +36,8 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         "name": config.method_class.name,
         "preset": config.preset,
         "settings": asdict(config.method_settings),
-        "replay": asdict(config.replay_settings) if config.method_class.replays else None,
-        "memory": asdict(config.memory_settings) if config.method_class.replays else None,
+        "replay": asdict(config.replay_settings) if config.method_class.keeps else None,
+        "memory": asdict(config.memory_settings) if config.method_class.keeps else None,
     }
 
 

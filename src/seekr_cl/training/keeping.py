@@ -1,6 +1,6 @@
 """What is kept of a task, how much of each old task comes back, and what goes when the memory is full."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
 from seekr_cl.methods import Context
-from seekr_cl.methods.base import task_generator
+from seekr_cl.methods.base import Carried, task_generator
 from seekr_cl.tasks import Encoded, Encoder, Example
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.progress import console, counting
@@ -48,6 +48,17 @@ def choose_samples(
     if not candidates.count:
         return []
     return [as_sample(examples[index], encoded[index], encoder) for index in CHOICES[choice](candidates)]
+
+
+def carried_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str], None]) -> Carried | None:
+    """What the method carried on from the last task; the state of another method is of no use to it."""
+    state, name = store.method_state, config.method_class.name
+    if state is None:
+        return None
+    if state.method != name:
+        warn(f"the memory carries a state of {state.method}, which {name} does not use; it ends with this task")
+        return None
+    return state.tensors, state.content
 
 
 def replay_weights(

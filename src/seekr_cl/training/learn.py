@@ -17,7 +17,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
-from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
@@ -28,7 +28,7 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import as_sample, choose_samples, replay_weights, within_budget
+from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
 from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -157,9 +157,12 @@ def _learn(
         seed=config.seed + number * _SEED_STEP,
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
         signal_dtype=config.signal_dtype or "int8",
+        tokenizer=tokenizer,
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
+    context.examples = [item for _, encoded in trained for item in encoded]
+    context.carried = carried_state(config, store, context.warn)
     method = config.method_class(config.method_settings, context)
     try:
         stand = Standing(saves, identity, method, begun)
@@ -171,7 +174,7 @@ def _learn(
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.replays else []
+            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
@@ -180,12 +183,18 @@ def _learn(
             scored = method.after_task(_name(tasks), stand.kept)
             stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
             carry = _carry(config, network, trainer)
+            carried = method.carry_on()
             content = {
                 "log": trainer.state.log_history,
                 "steps": trainer.state.global_step,
                 "carries": carry is not None,
+                "carried": None if carried is None else carried[1],
             }
-            parts = {"weights": take_weights(network), "carry": carry.tensors if carry is not None else {}}
+            parts = {
+                "weights": take_weights(network),
+                "carry": carry.tensors if carry is not None else {},
+                "carried": {} if carried is None else dict(carried[0]),
+            }
             stand.save("scored", content, parts)
         importance = method.importance
     finally:
@@ -214,6 +223,7 @@ def _learn(
                 tokenizer_sha256=tokens_sha,
                 method=describe_method(config),
                 model_folder=output,
+                method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try.
@@ -252,7 +262,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
         "examples": sum(len(one.train) for one in tasks),
         "fingerprint": tasks[0].fingerprint(),
     }
-    return facts | ({"choice": config.replay_settings.choice} if config.method_class.replays else {})
+    return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
 
 
 def _name(tasks: list[Task]) -> str:
@@ -318,7 +328,9 @@ def _train(
     callbacks: Sequence[TrainerCallback],
 ) -> SeekrTrainer:
     method, kept = stand.method, stand.kept
-    replay = TaskSamples([*store.tasks, *stand.new_tasks] if method.replays else [])
+    held = [*store.tasks, *stand.new_tasks] if method.keeps else []
+    method.check_replay(held)
+    replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
     schedule = build_schedule(
@@ -332,7 +344,6 @@ def _train(
         reshuffle=not official,
         replay_weights=replay_weights(config, replay, encoded[0], context),
     )
-    method.check_replay(replay.tasks)
     _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
     if not stand.reached("prepared"):
         method.before_task(kept)

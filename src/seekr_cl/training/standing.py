@@ -16,6 +16,7 @@ from seekr_cl.faults import fault_point
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.records import pack, unpack
 from seekr_cl.methods import Method
+from seekr_cl.methods.base import Carried
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
@@ -36,12 +37,14 @@ class Ready:
     Attributes:
         log: the Trainer's log.
         steps: optimizer steps.
-        carry: for the next task, if something is carried over.
+        carry: the optimizer's state for the next task, if that is carried over.
+        carried: what the method carries on beside samples.
     """
 
     log: list[dict[str, Any]]
     steps: int
     carry: Carry | None
+    carried: Carried | None
 
 
 class Standing:
@@ -127,12 +130,13 @@ class Standing:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""
         if self.reached("scored"):
             assert self.begun is not None
-            state, carry = self.begun.state, self.begun.tensors("carry")
+            state, carry, carried = self.begun.state, self.begun.tensors("carry"), self.begun.tensors("carried")
             put_weights(model, self.begun.tensors("weights"))
         else:
             assert self._last is not None
-            state, carry = self._last[0], self._last[1]["carry"]
-        return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None)
+            state, carry, carried = self._last[0], self._last[1]["carry"], self._last[1]["carried"]
+        on = None if state["carried"] is None else (carried, state["carried"])
+        return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
 
 
 def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:

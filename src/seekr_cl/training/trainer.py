@@ -72,6 +72,7 @@ class SeekrTrainer(Trainer):
             args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self._save_state, self._begun = save_state, begun
+        self.add_callback(TellAfterStep(method, model))
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
         self._network = model
@@ -122,8 +123,21 @@ class SeekrTrainer(Trainer):
             raise self._diverged(f"the loss is {float(mean)}")
         return loss
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self._before_step()
+        return super()._clip_grad_norm(model)
+
+    def _before_step(self) -> None:
+        """The method sees the gradients of the whole step; a scaler's factor is taken out of them first."""
+        if type(self.method).before_step is not Method.before_step:
+            self.accelerator.unscale_gradients()
+            self.method.before_step(self._network)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient's norm; one that is no number would spoil the weights in the step that follows."""
+        if grad_norm is None:
+            # Without clipping this is the first that is called after the backward passes.
+            self._before_step()
         norm = super()._get_grad_norm(model, grad_norm)
         # A scaler skips such steps by itself and tries a smaller scale.
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
@@ -318,6 +332,17 @@ class SeekrTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counted on the parts; the Trainer would not find the tokens."""
         return sum(super(SeekrTrainer, self).floating_point_ops(part) for part in inputs.values())
+
+
+class TellAfterStep(TrainerCallback):
+    """Tells the method that a step has been made."""
+
+    def __init__(self, method: Method, network: nn.Module) -> None:
+        self._method, self._network = method, network
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Right after the optimizer, before the gradients are dropped."""
+        self._method.after_step(self._network)
 
 
 class SaveWhenDue(TrainerCallback):

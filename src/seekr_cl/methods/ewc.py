@@ -1,0 +1,126 @@
+"""EWC: weights that mattered to old tasks are held near where these left them; no sample is kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
+from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.parameters import check_names, drawn, example_gradients, sampled_loss, trained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EWCSettings:
+    """Settings of EWC.
+
+    Attributes:
+        strength: lambda of eq. 3; the paper's 400 (of its Atari experiments).
+        form: ``full`` adds a penalty for every old task (EWC); ``online`` keeps one running Fisher information around
+            the newest weights (Progress & Compress, Schwarz et al., 2018).
+        decay: gamma of the online form: what is left of the older tasks' information at each new task.
+        fisher_samples: training examples that the information is a mean over.
+        fisher_labels: ``model`` draws the labels from the model's own distribution, as the Fisher information is
+            defined; ``data`` takes the data's (the empirical one, which most codes compute).
+    """
+
+    strength: float = 400.0
+    form: str = "full"
+    decay: float | None = None
+    fisher_samples: int = 256
+    fisher_labels: str = "model"
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ConfigError(f"method.strength: {self.strength} is negative; 0 is plain fine-tuning")
+        if self.fisher_samples < 1:
+            raise ConfigError(f"method.fisher_samples: {self.fisher_samples} must be at least 1")
+        for key, known in (("form", ("full", "online")), ("fisher_labels", ("model", "data"))):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+        if self.decay is not None and self.form != "online":
+            raise ConfigError("method.decay: would be ignored; set method.form: online, or remove it")
+        if self.decay is not None and not 0 <= self.decay <= 1:
+            raise ConfigError(f"method.decay: {self.decay} must lie between 0 and 1")
+
+
+class EWC(Method):
+    """L = L_task + lambda / 2 sum_i F_i (theta_i - theta*_i)^2 (eq. 3).
+
+    The penalties of several tasks are one quadratic with the summed information F around the mean m of the old
+    weights weighted by it, plus a constant: sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + rest. So the full form
+    costs as much as the online one, two numbers a weight, however many tasks there were.
+    """
+
+    name = "ewc"
+    paper = Paper(
+        "Overcoming catastrophic forgetting in neural networks",
+        "Kirkpatrick et al., 2017",
+        "https://arxiv.org/abs/1612.00796",
+    )
+    Settings = EWCSettings
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self._fisher: dict[str, Tensor] = {}
+        self._anchor: dict[str, Tensor] = {}
+        self._rest = 0.0
+        if context.carried is not None:
+            tensors, content = context.carried
+            device = context.model.device
+            for kind, place in (("fisher/", self._fisher), ("anchor/", self._anchor)):
+                place |= {n.removeprefix(kind): t.to(device) for n, t in tensors.items() if n.startswith(kind)}
+                check_names(context.model, place, self.name)
+            self._rest = float(content["rest"])
+        self._next: Carried | None = None
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The task's loss and, from the second task on, the penalty."""
+        terms = super().task_terms(model, batch)
+        if self._fisher:
+            weights = trained(self.context.model)
+            pulls = [
+                (self._fisher[name] * (weight.float() - self._anchor[name]).square()).sum()
+                for name, weight in weights.items()
+            ]
+            terms["penalty"] = LossTerm(torch.stack(pulls).sum() + self._rest, self.settings.strength / 2)
+        return terms
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Measures the Fisher information at the weights that the task ended with."""
+        settings, weights = self.settings, trained(self.context.model)
+        labels = sampled_loss(task_generator(self.context.seed)) if settings.fisher_labels == "model" else None
+        examples = drawn(self.context, settings.fisher_samples)
+        fresh = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+        for gradients in example_gradients(self.context, examples, labels or causal_lm_loss):
+            for weight, gradient in gradients.items():
+                fresh[weight] += gradient.float().square() / len(examples)
+        self._next = self._merged(fresh, {name: weight.detach().float() for name, weight in weights.items()})
+        return super().after_task(name, samples)
+
+    def _merged(self, fresh: dict[str, Tensor], now: dict[str, Tensor]) -> Carried:
+        """The old tasks' quadratic with the new one's added."""
+        tensors: dict[str, Tensor] = {}
+        rest = self._rest
+        for name, fisher in fresh.items():
+            old, anchor = self._fisher.get(name), self._anchor.get(name)
+            if old is None or anchor is None:
+                total, middle = fisher, now[name]
+            elif self.settings.form == "online":
+                decay = 1.0 if self.settings.decay is None else self.settings.decay
+                total, middle = decay * old + fisher, now[name]
+            else:
+                total = old + fisher
+                # Where nothing is known of a weight it is not held, wherever the middle lies.
+                share = torch.where(total > 0, fisher / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0)
+                middle = torch.lerp(anchor, now[name], share)
+                rest += float((old * share * (now[name] - anchor).square()).sum())
+            tensors |= {f"fisher/{name}": total, f"anchor/{name}": middle.clone()}
+        return tensors, {"rest": rest}
+
+    def carry_on(self) -> Carried | None:
+        """Information and anchor of every trained weight."""
+        return self._next

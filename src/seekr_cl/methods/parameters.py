@@ -1,0 +1,85 @@
+"""What methods that look at weights and gradients share: the trained weights, and gradients of single examples."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from seekr_cl.errors import MemoryFormatError
+from seekr_cl.methods.base import Batch, Context, forward, task_generator
+from seekr_cl.methods.losses import IGNORE, causal_lm_loss
+from seekr_cl.tasks import Encoded, collate
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of logits [B, L, V] and labels [B, L]."""
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that training changes, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def check_names(model: nn.Module, tensors: Mapping[str, Tensor], method: str) -> None:
+    """Makes sure that what was carried on is about the weights that are trained now.
+
+    Raises:
+        MemoryFormatError: if it is about others: another model, or full training after adapters.
+    """
+    now = {name: weight.shape for name, weight in trained(model).items()}
+    if now != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise MemoryFormatError(
+            f"{method}: what the memory carries on is about other weights than those trained now; train the same "
+            "weights as before (the same peft setting), or begin a new memory"
+        )
+
+
+def example_batch(context: Context, examples: Sequence[Encoded]) -> Batch:
+    """``input_ids``, ``attention_mask`` and ``labels`` [B, L] on the model's device."""
+    layout = context.layout
+    batch = collate(list(examples), layout.pad_id, layout.side, layout.multiple)
+    return {name: tensor.to(context.model.device) for name, tensor in batch.items()}
+
+
+def drawn(context: Context, count: int) -> list[Encoded]:
+    """``count`` of the task's training examples, or all, drawn by the task's seed."""
+    order = torch.randperm(len(context.examples), generator=task_generator(context.seed))
+    return [context.examples[place] for place in order[:count].tolist()]
+
+
+def example_gradients(
+    context: Context, examples: Sequence[Encoded], loss: Loss = causal_lm_loss
+) -> Iterator[dict[str, Tensor]]:
+    """The gradient of each example's loss alone, by weight; ``parameter.grad`` is left as it is.
+
+    The model is in evaluation mode meanwhile, so that dropout does not disturb it.
+    """
+    weights, training = trained(context.model), context.model.training
+    context.model.eval()
+    try:
+        for example in examples:
+            batch = example_batch(context, [example])
+            with torch.enable_grad():
+                value = loss(forward(context.model, batch), batch["labels"])
+            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            yield {
+                name: torch.zeros_like(weight) if gradient is None else gradient
+                for (name, weight), gradient in zip(weights.items(), found)
+            }
+    finally:
+        context.model.train(training)
+
+
+def sampled_loss(generator: torch.Generator) -> Loss:
+    """The loss with each label replaced by a draw from the model's own distribution.
+
+    The mean of its squared gradient is the Fisher information; with the data's labels it is the empirical one.
+    """
+
+    def loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+        prob_BLV = logits_BLV.detach()[:, :-1].float().softmax(-1).cpu()
+        token_N = torch.multinomial(prob_BLV.flatten(0, 1), 1, generator=generator)[:, 0].to(labels_BL.device)
+        drawn_BL = labels_BL.clone()
+        drawn_BL[:, 1:] = torch.where(labels_BL[:, 1:] == IGNORE, IGNORE, token_N.view_as(labels_BL[:, 1:]))
+        return causal_lm_loss(logits_BLV, drawn_BL)
+
+    return loss

@@ -1,0 +1,66 @@
+"""The shared test matrix: one row a method. What a row promises is checked in ``test_matrix.py`` and the invariants.
+
+``seekr``, ``derpp`` and ``replay`` have their settings tested one by one in ``tests/training/``; a row here needs no
+``changes`` for them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting's other value, where it must show (``weights``, ``memory`` or ``log``) and on top of which settings."""
+
+    to: Any
+    shows: str = "weights"
+    on: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the matrix needs to know of a method.
+
+    Attributes:
+        settings: with which its effect shows on a model of a few thousand weights.
+        changes: for every setting, a value that changes something.
+        wrong: values that are refused, by setting.
+        training: settings of the Trainer for all of its tests.
+        learns: how far the loss of a trivial task must fall, as a share of what it was.
+        first_task: whether it differs from plain fine-tuning on the first task already.
+        invariants: settings for the invariants, where sums in another order may change rounding but no decision.
+        skip_invariants: names of invariants that do not hold, with the reason in a comment beside it.
+        tolerance: factor on an invariant's tolerance.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    wrong: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    learns: float = 0.3
+    first_task: bool = False
+    invariants: dict[str, Any] = field(default_factory=dict)
+    skip_invariants: tuple[str, ...] = ()
+    tolerance: float = 1.0
+
+
+ROWS: dict[str, Row] = {
+    "seqft": Row(),
+    "replay": Row(),
+    "derpp": Row(),
+    # lambda2 stands still in the invariants: "auto" measures single micro-batches, so another batching changes it.
+    "seekr": Row(invariants={"lambda2": 20.0, "layer_budget": None, "head_budget": 5, "query_budget": 4}),
+    "ewc": Row(
+        settings={"strength": 300.0},
+        changes={
+            "strength": Change(3000.0),
+            "form": Change("online", "memory"),
+            "decay": Change(0.5, "memory", {"form": "online"}),
+            "fisher_samples": Change(2, "memory"),
+            "fisher_labels": Change("data", "memory"),
+        },
+        wrong={"strength": -1, "form": "half", "decay": 0.5, "fisher_samples": 0, "fisher_labels": "x"},
+        # Labels drawn from distributions that differ by rounding may differ.
+        invariants={"fisher_labels": "data", "strength": 30.0},
+    ),
+}
