@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.methods import LossTerm
-from seekr_cl.training.wrapped import average_next, gradient_norm
+from seekr_cl.training.wrapped import average, gradient_norm
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
@@ -50,7 +50,8 @@ class GradientShares:
 
         Args:
             terms: of one batch.
-            model: as it trains, possibly wrapped: the gradients are those of all processes together.
+            model: as it trains, possibly wrapped, after a forward pass ``alone``; the gradients are averaged over the
+                processes here.
         """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [parameter.grad for parameter in trained]
@@ -59,9 +60,8 @@ class GradientShares:
                 parameter.grad = None
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
             alone = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
-            whole = _total(alone)
-            average_next(model, whole)
-            whole.backward(retain_graph=True)
+            _total(alone).backward(retain_graph=True)
+            average(model)
             self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):
             parameter.grad = grad

@@ -5,6 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import average_next
+from seekr_cl.training.wrapped import alone, average_next
 
 SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
 """Writes a checkpoint's JSON, tensors and further texts."""
@@ -171,26 +172,24 @@ class SeekrTrainer(Trainer):
     ) -> Any:
         """The weighted sum of the method's terms for a batch of one kind, divided by the accumulation steps."""
         ((kind, batch),) = inputs.items()
-        if kind == "replay":
-            terms = self.method.replay_terms(model, batch)
-        else:
-            terms = self.method.task_terms(model, batch)
+        due = self.shares.due(kind)
+        with alone(model) if due else nullcontext():
+            take = self.method.replay_terms if kind == "replay" else self.method.task_terms
+            terms = take(model, batch)
         self._join(terms, batch)
         if kind == "new":
             terms["task"].weight *= self._token_factor(batch)
         self._steer(terms)
-        measured = False
-        if self.shares.due(kind):
+        if due:
             if self._leaves_gradient_alone(terms, model):
                 self._measured_next = (terms, self.current_gradient_accumulation_steps)
             else:
                 self.shares.measure(terms, model)
-                measured = True
                 self._steer(terms)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
         loss = loss / self.current_gradient_accumulation_steps
-        if measured and self.accelerator.sync_gradients:
+        if due and self.accelerator.sync_gradients:
             average_next(model, loss)
         return loss
 

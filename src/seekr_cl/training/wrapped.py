@@ -4,6 +4,7 @@ Accelerate does the wrapping; here is what the library needs to know of it beyon
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,32 @@ from torch.nn.parallel import DistributedDataParallel
 from seekr_cl import ranks
 
 
+def alone(model: nn.Module) -> AbstractContextManager[None]:
+    """Around a forward pass: DDP does not get ready to average the gradients of the backward pass to come.
+
+    It gets ready for one backward pass; a batch whose terms are measured has several.
+    """
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
 def average_next(model: nn.Module, loss: Tensor) -> None:
-    """Has the gradients of the next backward pass averaged over the processes, even if it is not the forward's first.
+    """After a forward pass ``alone``: has the gradients of the next backward pass averaged all the same.
 
     Args:
         model: the wrapped model.
         loss: what ``backward`` will be called on.
     """
     if isinstance(model, DistributedDataParallel):
-        # DDP gets ready in the forward pass and would reduce one backward pass after it, in accumulation none.
         model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
+
+
+def average(model: nn.Module) -> None:
+    """Averages over the processes what a backward pass ``alone`` has left in ``.grad``."""
+    if isinstance(model, DistributedDataParallel):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = ranks.total(own) / ranks.count()
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

@@ -1,0 +1,101 @@
+"""Two real processes that train together, started once for many cases: gloo on the CPU, no launcher between.
+
+Run as a script it is one of them: it reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of
+the tasks) and ``settings``, teaches two tasks, and answers with a JSON line.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+from tinylm import config_for, reverse_task, teach
+
+HERE = Path(__file__).resolve()
+PATIENCE = 60
+"""Seconds until a process that waits for the other is taken for lost."""
+
+
+def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Two tasks one after the other, with a config made of ``settings``."""
+    settings = dict(settings)
+    tasks = [reverse_task("first", seed=1, **words), reverse_task("second", seed=2, **words)]
+    teach(base, folder, tasks, config_for(settings.pop("method"), folder, **settings))
+
+
+class Pair:
+    """Both processes.
+
+    Args:
+        processes: as they were started.
+    """
+
+    def __init__(self, processes: list[Any]) -> None:
+        self.processes = processes
+
+    def ask(self, base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], **more: Any) -> list[str]:
+        """One case; what went wrong in each process, or nothing."""
+        request = {"base": str(base), "folder": str(folder), "words": words, "settings": settings} | more
+        for process in self.processes:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        answers = [json.loads(self._answer(process)) for process in self.processes]
+        # A process that waits for one that has given up is of no more use.
+        return answers
+
+    def _answer(self, process: Any) -> str:
+        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+        return (process.stdout.readline() if ready else "") or '"no answer"'
+
+
+@contextmanager
+def pair(**environment: str) -> Iterator[Pair]:
+    """Starts both, as long as the block lasts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE)],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} | environment,
+            **pipes,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        yield Pair(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def serve() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        os.environ["SEEKR_FAULT"] = request.get("fault", "") if request.get("rank") == int(os.environ["RANK"]) else ""
+        failure = ""
+        try:
+            learn_two(Path(request["base"]), Path(request["folder"]), request["words"], request["settings"])
+        except BaseException:
+            failure = traceback.format_exc()
+        os.write(answers, (json.dumps(failure) + "\n").encode())
+
+
+if __name__ == "__main__":
+    serve()
