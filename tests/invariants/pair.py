@@ -1,7 +1,8 @@
 """Two real processes that train together, started once for many cases: gloo on the CPU, no launcher between.
 
 Run as a script it is one of them: it reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of
-the tasks) and ``settings``, teaches two tasks, and answers with a JSON line.
+the tasks) and ``settings``, teaches two tasks, and answers with a JSON line. A ``fault`` kills the
+process of that ``rank``.
 """
 
 import json
@@ -21,16 +22,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 from tinylm import config_for, reverse_task, teach
 
+from seekr_cl import faults
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.training import learn
+
 HERE = Path(__file__).resolve()
 PATIENCE = 60
 """Seconds until a process that waits for the other is taken for lost."""
 
 
-def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Two tasks one after the other, with a config made of ``settings``."""
+def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
+    """Two tasks one after the other, with a config made of ``settings``; those already learnt are not repeated."""
     settings = dict(settings)
     tasks = [reverse_task("first", seed=1, **words), reverse_task("second", seed=2, **words)]
-    teach(base, folder, tasks, config_for(settings.pop("method"), folder, **settings))
+    config = config_for(settings.pop("method"), folder, **settings)
+    if not resume:
+        teach(base, folder, tasks, config)
+        return
+    source, memory = base, folder / "memory"
+    for number, task in enumerate(tasks, start=1):
+        output = folder / f"m{number}"
+        done = (memory / "manifest.json").exists() and ReplayMemory.open(memory).generation >= number
+        if not done or output.with_name(f"{output.name}.checkpoints").exists():
+            learn(source, task, memory, output, config, resume=True)
+        source = output
 
 
 class Pair:
@@ -49,9 +64,7 @@ class Pair:
         for process in self.processes:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-        answers = [json.loads(self._answer(process)) for process in self.processes]
-        # A process that waits for one that has given up is of no more use.
-        return answers
+        return [json.loads(self._answer(process)) for process in self.processes]
 
     def _answer(self, process: Any) -> str:
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
@@ -89,9 +102,11 @@ def serve() -> None:
     while line := sys.stdin.readline():
         request = json.loads(line)
         os.environ["SEEKR_FAULT"] = request.get("fault", "") if request.get("rank") == int(os.environ["RANK"]) else ""
+        faults.passed.clear()
         failure = ""
         try:
-            learn_two(Path(request["base"]), Path(request["folder"]), request["words"], request["settings"])
+            place = Path(request["folder"])
+            learn_two(Path(request["base"]), place, request["words"], request["settings"], request.get("resume", False))
         except BaseException:
             failure = traceback.format_exc()
         os.write(answers, (json.dumps(failure) + "\n").encode())

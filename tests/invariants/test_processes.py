@@ -5,16 +5,17 @@ drift shows that stays below the noise at every single step.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import fingerprint
 from matrix import ROWS
 from pair import Pair, learn_two, pair
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
-from seekr_cl.methods import get_method
+from seekr_cl.methods import Method, get_method
 
 WORDS = {"count": 18}
 """Not a multiple of the batch: the last one leaves a process with less than the other."""
@@ -28,7 +29,7 @@ SEEKR = {"name": "seekr"} | ROWS["seekr"].invariants
 CASES |= {
     # Gradients are measured term by term, in micro-batches after which nothing is reduced too.
     "seekr-measured": {
-        "method": SEEKR | {"lambda2": "auto"},
+        "method": SEEKR,
         "measure_every": 1,
         "gradient_accumulation_steps": 2,
         "num_train_epochs": 2,
@@ -44,10 +45,46 @@ CASES |= {
 }
 
 
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What accelerate's launcher makes of a config with ``fsdp_version: 2``."""
+SHARDED = [
+    name
+    for name, case in CASES.items()
+    if name in ("seekr-measured", "seekr-checkpointed")
+    or (name in ROWS and get_method(name).carry_on is Method.carry_on)
+]
+
+
 @pytest.fixture(scope="module")
 def two() -> Iterator[Pair]:
     with pair() as processes:
         yield processes
+
+
+@pytest.fixture(scope="module")
+def sharded() -> Iterator[Pair]:
+    with pair(**FSDP2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def one(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A case learnt in one process, once."""
+    done: dict[str, Path] = {}
+
+    def learnt(name: str) -> Path:
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp("one")
+            learn_two(bases["llama"], done[name], WORDS, settings_of(CASES[name], 4))
+        return done[name]
+
+    return learnt
 
 
 def settings_of(case: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -77,15 +114,48 @@ def assert_same_curves(left: dict[str, list[float]], right: dict[str, list[float
         assert abs(sum(apart)) / len(apart) <= factor * MEAN, f"{name}: {apart}"
 
 
+def assert_same_outcome(left: Path, right: Path, name: str) -> None:
+    factor = ROWS.get(name, ROWS["seekr"]).tolerance
+    assert_same_curves(curves(left), curves(right), factor)
+    assert_same(weights(left / "m2"), weights(right / "m2"), factor * 2e-6)
+    assert_same(memory_tensors(left / "memory"), memory_tensors(right / "memory"), factor * 2e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_two_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path: Path, name: str) -> None:
-    case = CASES[name]
-    learn_two(bases["llama"], tmp_path / "one", WORDS, settings_of(case, 4))
-    assert two.ask(bases["llama"], tmp_path / "two", WORDS, settings_of(case, 2)) == ["", ""]
-    factor = ROWS.get(name, ROWS["seekr"]).tolerance
-    assert_same_curves(curves(tmp_path / "one"), curves(tmp_path / "two"), factor)
-    one, both = (weights(tmp_path / folder / "m2") for folder in ("one", "two"))
-    assert differs(one, weights(bases["llama"]))
-    assert_same(one, both, factor * 2e-6)
-    assert_same(memory_tensors(tmp_path / "one/memory"), memory_tensors(tmp_path / "two/memory"), factor * 2e-5)
+def test_two_processes_are_one(
+    bases: dict[str, Path], one: Callable[[str], Path], two: Pair, tmp_path: Path, name: str
+) -> None:
+    assert two.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert differs(weights(tmp_path / "m2"), weights(bases["llama"])), "nothing was learnt"
+    assert_same_outcome(one(name), tmp_path, name)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_sharded_model_is_a_whole_one(
+    bases: dict[str, Path], one: Callable[[str], Path], sharded: Pair, tmp_path: Path, name: str
+) -> None:
+    """FSDP2 is one process, and so it is DDP."""
+    assert sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert_same_outcome(one(name), tmp_path, name)
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_killed_process_is_as_if_it_had_not_been(
+    bases: dict[str, Path], two: Pair, sharded: Pair, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """SIGKILL to the second process in the middle of the second task; both are started again and go on."""
+    settings = settings_of({"method": SEEKR | {"lambda2": "auto"}, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
+    settings |= {"num_train_epochs": 2, "learning_rate": 1e-3}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert (sharded if environment else two).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
+    with pair(**environment) as first:
+        answers = first.ask(bases["llama"], killed, WORDS, settings, fault="learn.step:16", rank=1)
+        assert answers[1] == "no answer", "it was not killed"
+        assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
+    assert list(killed.glob("m2.checkpoints/0*")), "nothing to go on from"
+    with pair(**environment) as second:
+        assert second.ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
+    assert fingerprint(killed) == fingerprint(whole)

@@ -78,7 +78,7 @@ def test_a_measurement_leaves_the_gradients_alone_and_is_right() -> None:
     layer.weight.grad = kept
     before = kept.clone()
     shares, terms = GradientShares(1), tiny_terms(layer)
-    shares.measure(terms, layer)
+    shares.measure(terms, layer, list(layer.parameters()))
     assert layer.weight.grad is kept
     assert torch.equal(kept, before)
     assert layer.bias.grad is None
@@ -94,8 +94,8 @@ def test_norms_are_smoothed_and_due_counts_each_kind() -> None:
     assert [shares.due("new") for _ in range(5)] == [True, False, False, True, False]
     assert [shares.due("replay") for _ in range(2)] == [True, False]
     assert not any(GradientShares(0).due("new") for _ in range(3))
-    shares.measure({"a": LossTerm(layer.weight.sum())}, layer)
-    shares.measure({"a": LossTerm(11 * layer.weight.sum())}, layer)
+    shares.measure({"a": LossTerm(layer.weight.sum())}, layer, list(layer.parameters()))
+    shares.measure({"a": LossTerm(11 * layer.weight.sum())}, layer, list(layer.parameters()))
     root = 6**0.5  # the gradient is all ones
     assert shares.norms["a"] == pytest.approx(0.7 * root + 0.3 * 11 * root)
 
@@ -105,7 +105,7 @@ def test_the_weight_for_a_share() -> None:
     shares, terms = GradientShares(1), tiny_terms(layer)
     assert shares.weight_for("a", 0.3) is None
     assert shares.shares() == {}
-    shares.measure(terms, layer)
+    shares.measure(terms, layer, list(layer.parameters()))
     for share in (0.1, 0.5, 0.9):
         shares.reweigh("a", shares.weight_for("a", share))
         assert shares.shares() == pytest.approx({"a": share, "b": 1 - share})

@@ -5,6 +5,7 @@ import json
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 
@@ -12,7 +13,9 @@ def model_hash(model: nn.Module) -> str:
     """sha256 over the names, types, shapes and bytes of all parameters; buffers are derived and left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters(), key=lambda item: item[0]):
-        content = tensor.detach().cpu().contiguous()
+        # Of a sharded model, which all its processes ask for, the hash is that of the whole.
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        content = full.detach().cpu().contiguous()
         digest.update(f"{name} {content.dtype} {tuple(content.shape)}\n".encode())
         digest.update(content.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

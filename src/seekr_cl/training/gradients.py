@@ -4,14 +4,14 @@ Clipping hides a term that dwarfs the others (the official code's replay gradien
 lambda2 = 1e3), so the norms are measured term by term.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seekr_cl.methods import LossTerm
-from seekr_cl.training.wrapped import average, gradient_norm
+from seekr_cl.training.wrapped import average, gradient_norm, is_sharded
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
@@ -45,22 +45,31 @@ class GradientShares:
         self._seen[kind] = count + 1
         return self.every > 0 and count % self.every == 0
 
-    def measure(self, terms: dict[str, LossTerm], model: nn.Module) -> None:
+    def measure(
+        self,
+        terms: dict[str, LossTerm],
+        model: nn.Module,
+        trained: Sequence[nn.Parameter],
+        again: Callable[[], dict[str, LossTerm]] | None = None,
+    ) -> None:
         """Takes each term's gradient by itself; ``.grad`` is what it was afterwards, and the graph is kept.
 
         Args:
             terms: of one batch.
             model: as it trains, possibly wrapped, after a forward pass ``alone``; the gradients are averaged over the
                 processes here.
+            trained: its parameters that are trained.
+            again: makes the terms by another forward pass; used for each term of a sharded model, which after a
+                forward pass serves one backward pass.
         """
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [parameter.grad for parameter in trained]
         for name in terms:
             for parameter in trained:
                 parameter.grad = None
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
-            alone = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
-            _total(alone).backward(retain_graph=True)
+            taken = again() if again is not None and any(map(is_sharded, trained)) else terms
+            alone = [term.value * (1.0 if other == name else 0.0) for other, term in taken.items()]
+            _total(alone).backward(retain_graph=taken is terms)
             average(model)
             self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):

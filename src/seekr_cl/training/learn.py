@@ -35,6 +35,7 @@ from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
+from seekr_cl.training.wrapped import is_sharded, plain, reshard
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -181,6 +182,7 @@ def _learn(
             )
             network.eval()
             scored = method.after_task(_name(tasks), stand.kept)
+            reshard(network)
             stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
             carry = _carry(config, network, trainer)
             carried = method.carry_on()
@@ -209,10 +211,12 @@ def _learn(
             ready.carry.save(folder)
 
     new_model = model_hash(network)
+    sharded = any(map(is_sharded, network.parameters()))
+    tensors = plain(network.state_dict()) if sharded else None
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
-        save_model(output, network, tokenizer, add_files)
+        save_model(output, network, tokenizer, add_files, tensors)
         fault_point("learn.model_saved")
         try:
             store.commit(
@@ -237,6 +241,8 @@ def _learn(
         store.reload()
     ranks.first(saves.clear)
     fault_point("learn.cleared")
+    if sharded:
+        network, _ = load_model(output, config.dtype, config.trust_remote_code)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -82,7 +83,13 @@ def refuse_unwritable(path: Path) -> None:
         raise OutputError(f"{path}: {standing} cannot be written to; choose another folder or change its permissions")
 
 
-def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: Any = None) -> None:
+def save_model(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    extra: Any = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
     """Writes a model folder under a temporary name and renames it into place.
 
     Args:
@@ -90,6 +97,7 @@ def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         model: saved as safetensors.
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
+        tensors: the model's, if it holds only its shards of them.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
@@ -97,7 +105,7 @@ def save_model(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)
         if extra is not None:
             extra(temporary)

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from seekr_cl import ranks
-from seekr_cl.errors import ModelError, TrainingError
+from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
 from seekr_cl.stopping import wish
@@ -33,7 +33,7 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import alone, average_next
+from seekr_cl.training.wrapped import alone, average_next, shard_on_cpu
 
 SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
 """Writes a checkpoint's JSON, tensors and further texts."""
@@ -72,6 +72,12 @@ class SeekrTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        shard_on_cpu(self)
+        if self.is_fsdp_enabled and (carry or args.carry_optimizer or type(method).carry_on is not Method.carry_on):
+            raise ConfigError(
+                f"FSDP: carry_optimizer and methods that keep something for each weight (this one: {method.name}) do "
+                "not know sharded weights; train with DDP, or drop them"
+            )
         self._save_state, self._begun = save_state, begun
         self.add_callback(TellAfterStep(method, model))
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
@@ -89,6 +95,7 @@ class SeekrTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._measured_next: tuple[dict[str, LossTerm], int] | None = None
+        self._trained: list[nn.Parameter] = []
         self._group_tokens: int | None = None
         self._group_new = 1
 
@@ -115,6 +122,9 @@ class SeekrTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward for each part; the parts of a joint step add up to eq. 13."""
+        if not self._trained:
+            # After a forward pass some modules of a sharded model show whole parameters in their place.
+            self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.carry is not None:
             self.carry.put_gradients(self._network)
         loss = torch.stack([self._part(model, kind, part) for kind, part in inputs.items()]).sum()
@@ -157,15 +167,15 @@ class SeekrTrainer(Trainer):
             terms, divisor = self._measured_next
             self._measured_next = None
             ((name, term),) = terms.items()
-            self.shares.note_gradient(name, term.weight, term.weight / divisor, model.parameters())
+            self.shares.note_gradient(name, term.weight, term.weight / divisor, self._trained)
         return loss
 
-    def _leaves_gradient_alone(self, terms: dict[str, LossTerm], model: nn.Module) -> bool:
+    def _leaves_gradient_alone(self, terms: dict[str, LossTerm]) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
         if ranks.count() > 1 and not self.accelerator.sync_gradients:
             return False
         alone = len(terms) == 1 and all(term.weight for term in terms.values()) and self.accelerator.scaler is None
-        return alone and all(parameter.grad is None for parameter in model.parameters())
+        return alone and all(parameter.grad is None for parameter in self._trained)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -173,18 +183,24 @@ class SeekrTrainer(Trainer):
         """The weighted sum of the method's terms for a batch of one kind, divided by the accumulation steps."""
         ((kind, batch),) = inputs.items()
         due = self.shares.due(kind)
-        with alone(model) if due else nullcontext():
-            take = self.method.replay_terms if kind == "replay" else self.method.task_terms
-            terms = take(model, batch)
-        self._join(terms, batch)
-        if kind == "new":
-            terms["task"].weight *= self._token_factor(batch)
-        self._steer(terms)
+
+        def take() -> dict[str, LossTerm]:
+            with alone(model) if due else nullcontext():
+                found = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
+            self._join(found, batch)
+            if kind == "new":
+                found["task"].weight *= self._token_factor(batch)
+            self._steer(found)
+            return found
+
+        terms = take()
         if due:
-            if self._leaves_gradient_alone(terms, model):
+            if self._leaves_gradient_alone(terms):
                 self._measured_next = (terms, self.current_gradient_accumulation_steps)
             else:
-                self.shares.measure(terms, model)
+                self.shares.measure(terms, model, self._trained, take)
+                # The sharded model of a forward pass serves one backward pass.
+                terms = take() if self.is_fsdp_enabled else terms
                 self._steer(terms)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
+from seekr_cl.training.wrapped import is_sharded, like, plain
 
 Tensors = dict[str, Tensor]
 
@@ -24,7 +25,7 @@ def take_weights(model: nn.Module) -> Tensors:
     everything = dict(model.named_parameters(remove_duplicate=False))
     weights = {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in everything}
-    return weights | {name: tensor for name, tensor in buffers.items() if isinstance(tensor, Tensor)}
+    return plain(weights | {name: tensor for name, tensor in buffers.items() if isinstance(tensor, Tensor)})
 
 
 def put_weights(model: nn.Module, tensors: Tensors) -> None:
@@ -38,7 +39,7 @@ def put_weights(model: nn.Module, tensors: Tensors) -> None:
         raise ConfigError("checkpoint: its weights are not those of this model; resume with the model it began with")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            places[name].copy_(tensor)
+            places[name].copy_(like(tensor, places[name]))
 
 
 def take_rng() -> tuple[Tensors, dict[str, Any]]:
@@ -89,24 +90,24 @@ def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str,
     names = {parameter: name for name, parameter in model.named_parameters()}
     inner = getattr(optimizer, "optimizer", optimizer)
     tensors: Tensors = {}
-    plain: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
     for parameter, state in inner.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{names[parameter]}/{key}"] = value
             else:
-                plain.setdefault(names[parameter], {})[key] = value
+                others.setdefault(names[parameter], {})[key] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
     # A counter may live on the CPU although its parameter does not.
-    on_cpu = [name for name, tensor in tensors.items() if tensor.device.type == "cpu"]
-    content = {"state": plain, "groups": groups, "cpu": on_cpu}
+    on_cpu = [name for name, tensor in tensors.items() if tensor.device.type == "cpu" and not is_sharded(tensor)]
+    content = {"state": others, "groups": groups, "cpu": on_cpu}
     try:
         json.dumps(content)
     except TypeError as error:
         raise ConfigError(
             f"optim: {type(inner).__name__} keeps state that cannot be saved ({error}); set checkpoint_every: 0"
         ) from error
-    return tensors, content
+    return plain(tensors), content
 
 
 def put_optimizer(optimizer: Any, model: nn.Module, tensors: Tensors, content: dict[str, Any]) -> None:
@@ -117,7 +118,7 @@ def put_optimizer(optimizer: Any, model: nn.Module, tensors: Tensors, content: d
     on_cpu = set(content["cpu"])
     for full, tensor in tensors.items():
         name, _, key = full.rpartition("/")
-        inner.state[parameters[name]][key] = tensor.to("cpu" if full in on_cpu else parameters[name].device)
+        inner.state[parameters[name]][key] = tensor if full in on_cpu else like(tensor, parameters[name])
     for name, state in content["state"].items():
         inner.state[parameters[name]].update(state)
     for group, saved in zip(inner.param_groups, content["groups"], strict=True):

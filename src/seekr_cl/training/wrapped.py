@@ -3,15 +3,20 @@
 Accelerate does the wrapping; here is what the library needs to know of it beyond that.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from seekr_cl import ranks
+from seekr_cl.errors import ConfigError
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
@@ -42,6 +47,13 @@ def average(model: nn.Module) -> None:
                 parameter.grad = ranks.total(own) / ranks.count()
 
 
+def reshard(model: nn.Module) -> None:
+    """After passes without a backward pass, in which a sharded model leaves some modules whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     """The norm of the gradients in ``.grad``, of all shards together."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -64,3 +76,45 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of it; every process has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, place: Tensor) -> Tensor:
+    """A whole tensor, cut and placed as ``place`` is."""
+    if isinstance(place, DTensor):
+        return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+    return tensor.to(place.device)
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of each tensor; sharded ones are brought to the CPU of process 0, one after the other.
+
+    Elsewhere an empty tensor keeps its name.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if is_sharded(tensor):
+            full = whole(tensor.detach())
+            found[name] = full.cpu() if ranks.is_first() else full.new_empty(0)
+        else:
+            found[name] = tensor
+    return found
+
+
+def shard_on_cpu(trainer: Any) -> None:
+    """Has a Trainer shard its model by FSDP2 on CPUs too, where accelerate silently makes DDP of it.
+
+    Raises:
+        ConfigError: for FSDP1.
+    """
+    state = trainer.accelerator.state
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not wanted or ranks.count() == 1:
+        return
+    if state.distributed_type is DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
+        state.distributed_type = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+    if state.fsdp_plugin.fsdp_version != 2:
+        raise ConfigError("accelerate: fsdp_version is 1; write 'fsdp_version: 2' into the accelerate config")
+    # Sums of gradients that are not reduced yet would stand in the way of measuring a term's own.
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
