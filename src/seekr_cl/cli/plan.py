@@ -1,13 +1,16 @@
 """``seekr plan``."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.memory.budget import parse_bytes
 from seekr_cl.planning import Workload, make_plan, read_shape
-from seekr_cl.planning.show import show_plan
+from seekr_cl.planning.nodes import Cluster, terms
+from seekr_cl.planning.show import show_plan, show_terms
 from seekr_cl.tasks import StreamSpec
 from seekr_cl.training import SeekrConfig
 from seekr_cl.training.learn import DEFAULT_LENGTH
@@ -29,7 +32,7 @@ def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, o
     Raises:
         SeekrError: for a model, stream or number that cannot be used.
     """
-    for option in ("tasks", "examples", "tokens", "answer_tokens"):
+    for option in ("tasks", "examples", "tokens", "answer_tokens", "nodes", "gpus_per_node"):
         value = getattr(given, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}: {value} must be at least 1")
@@ -42,10 +45,21 @@ def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, o
         raise ConfigError(f"--answer-tokens: {answer} leaves no prompt in {tokens} tokens; lower it or raise --tokens")
     examples, epochs = _tasks(given, spec, config, limit)
     made = make_plan(shape, config, Workload(examples, epochs, tokens, answer))
+    cluster = None
+    if given.nodes is not None:
+        memory = parse_bytes("--gpu-memory", given.gpu_memory or "80GB")
+        cluster = Cluster(given.nodes, given.gpus_per_node or 8, memory)
+    elif given.gpus_per_node is not None or given.gpu_memory is not None:
+        raise ConfigError("--gpus-per-node, --gpu-memory: would be ignored; say --nodes too")
     if given.json:
-        print(json.dumps(made.to_json(), indent=2))
+        grown = (
+            [] if cluster is None else [asdict(term) | {"small": term.small} for term in terms(made, config, cluster)]
+        )
+        print(json.dumps(made.to_json() | ({"terms": grown} if cluster is not None else {}), indent=2))
         return
     show_plan(made, out)
+    if cluster is not None:
+        show_terms(made, config, cluster, out)
 
 
 def _tasks(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any) -> tuple[list[int], list[float]]:

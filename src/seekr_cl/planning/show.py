@@ -3,7 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
+from seekr_cl.planning.nodes import Cluster, crossing, terms
 from seekr_cl.planning.plan import Option, Plan
+from seekr_cl.training.config import SeekrConfig
 
 
 def size(num_bytes: float) -> str:
@@ -58,6 +60,26 @@ def show_plan(plan: Plan, out: Console) -> None:
         for option in [chosen, *plan.others]:
             table.add_row(*_row(option, option is chosen))
         out.print(table)
+
+
+def show_terms(plan: Plan, config: SeekrConfig, cluster: Cluster, out: Console) -> None:
+    """Prints what grows with machines and tasks, and the first task whose replay is as much work as itself."""
+    out.print(
+        f"{cluster.nodes} nodes of {cluster.gpus} GPUs with {size(cluster.memory)}, FSDP2 with AdamW, "
+        "activations not counted",
+        soft_wrap=True,
+    )
+    table = Table("term", "value", "measured by", "small", "what the code does, or what to set")
+    for term in terms(plan, config, cluster):
+        values = [size(n) if term.kind == "bytes" else f"{n:.0f} passes" for n in (term.value, term.room)]
+        verdict = "yes" if term.small else "no" if term.value <= term.room else "NO: does not fit"
+        if term.kind == "passes" and term.value > term.room:
+            verdict = "NO: more than the task"
+        table.add_row(term.name, *values, verdict, term.answer)
+    out.print(table)
+    number = crossing(plan)
+    if number is not None:
+        out.print(f"without a cadence, replay is as much work as the task itself from task {number} on", soft_wrap=True)
 
 
 def _row(option: Option, chosen: bool) -> tuple[str, ...]:

@@ -3,8 +3,13 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.schedule import build_schedule
+
+COUNTED = 16
+"""Tasks whose schedules are made where there are more of the same kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +63,38 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bo
         kept: samples kept of each task.
         scores: whether the kept samples go through the model once more at each task's ends.
     """
-    settings, batch = config.replay_settings, config.per_device_train_batch_size
-    steps = extra = trained = replayed = 0
-    for number, (examples, epochs) in enumerate(zip(work.examples, work.epochs)):
-        schedule = build_schedule(
-            epochs_of=[float(epochs)] * examples,
-            num_replay=sum(kept[:number]),
-            batch_size=batch,
-            replay_batch_size=settings.batch_size or batch,
-            cadence=settings.schedule_cadence(),
-            seed=0,
-            joint=settings.step == "joint",
-            reshuffle=False,
-        )
-        alone = math.ceil(sum(bool(micro.new) for micro in schedule) / config.gradient_accumulation_steps)
-        steps += alone
-        extra += math.ceil(len(schedule) / config.gradient_accumulation_steps) - alone
-        trained += sum(len(micro.new) for micro in schedule)
-        replayed += sum(len(micro.replay) for micro in schedule)
+    number, alike = len(kept), len(set(work.examples)) == 1 and len(set(work.epochs)) == 1
+    # Of many tasks that are alike some are counted: replay grows in a straight line between them.
+    places = range(number) if not alike or number <= COUNTED else _spread(number)
+    counted = np.array(
+        [_count_task(work.examples[n], work.epochs[n], sum(kept[:n]), config) for n in places], dtype=float
+    ).reshape(-1, 4)
+    sums = [float(np.interp(range(number), places, column).sum()) for column in counted.T]
+    steps, extra, trained, replayed = (round(one) for one in sums)
     return Steps(steps, extra, trained, replayed, sum(kept) if scores else 0)
+
+
+def _spread(number: int) -> list[int]:
+    return sorted({round(turn * (number - 1) / (COUNTED - 1)) for turn in range(COUNTED)})
+
+
+def _count_task(examples: int, epochs: float, old: int, config: SeekrConfig) -> tuple[int, int, int, int]:
+    """Steps without replay, steps it adds, examples and replay samples passed, with ``old`` samples in the memory."""
+    settings, batch = config.replay_settings, config.per_device_train_batch_size
+    schedule = build_schedule(
+        epochs_of=[float(epochs)] * examples,
+        num_replay=old,
+        batch_size=batch,
+        replay_batch_size=settings.batch_size or batch,
+        cadence=settings.schedule_cadence(),
+        seed=0,
+        joint=settings.step == "joint",
+        reshuffle=False,
+    )
+    alone = math.ceil(sum(bool(micro.new) for micro in schedule) / config.gradient_accumulation_steps)
+    return (
+        alone,
+        math.ceil(len(schedule) / config.gradient_accumulation_steps) - alone,
+        sum(len(micro.new) for micro in schedule),
+        sum(len(micro.replay) for micro in schedule),
+    )
