@@ -26,7 +26,14 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
+from seekr_cl.training.keeping import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
 from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -318,6 +325,7 @@ def _train(
     method, kept = stand.method, stand.kept
     held = [*store.tasks, *stand.new_tasks] if method.keeps else []
     method.check_replay(held)
+    check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
