@@ -63,4 +63,41 @@ ROWS: dict[str, Row] = {
         # Labels drawn from distributions that differ by rounding may differ.
         invariants={"fisher_labels": "data", "strength": 30.0},
     ),
+    "lwf": Row(
+        settings={"strength": 0.3},
+        changes={"strength": Change(3.0), "temperature": Change(1.0)},
+        wrong={"strength": -1, "temperature": 0},
+        first_task=True,
+    ),
+    "agem": Row(
+        # Of three kept samples, so that it matters which are drawn.
+        settings={"reference_samples": 2},
+        changes={"reference_samples": Change(1)},
+        wrong={"reference_samples": 0},
+    ),
+    "gem": Row(
+        changes={
+            "margin": Change(0.0),
+            "margin_form": Change("bound"),
+            "reference_samples": Change(1),
+        },
+        wrong={"margin": -1, "margin_form": "x", "reference_samples": 0},
+        # Whether a step conflicts is decided by the sign of a sum.
+        invariants={"margin": 0.0},
+    ),
+    "ogd": Row(
+        settings={"directions": 6},
+        changes={"directions": Change(2, "memory"), "logits": Change("average", "memory")},
+        wrong={"directions": 0, "logits": "x"},
+    ),
+    "rwalk": Row(
+        settings={"interval": 3},
+        changes={
+            "strength": Change(100.0),
+            "alpha": Change(0.2, "memory"),
+            "interval": Change(1, "memory"),
+            "epsilon": Change(1.0, "memory"),
+        },
+        wrong={"strength": -1, "alpha": 2, "interval": 0, "epsilon": 0},
+    ),
 }
