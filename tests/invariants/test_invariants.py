@@ -32,6 +32,7 @@ from seekr_cl.training import learn
 
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
+LOOKING = [name for name in ROWS if name != "seqft" and name not in REPLAYING]
 VOCABULARY = len(char_tokenizer())
 REPLAY = {"samples": 4, "every": 1}
 
@@ -87,6 +88,11 @@ INVARIANTS = {
     # replay is split alike and answers are equally long; steps of their own for replay would be grouped otherwise.
     "accumulation is a larger batch of joint steps": Invariant(
         HALF | {"replay": JOINT | {"batch_size": 4}}, WHOLE | {"replay": JOINT}, REPLAYING, atol=2e-6, length=4
+    ),
+    # What a method does to a step's gradient it does once, whatever the batches it came in; answers equally long, since
+    # what a method adds to the loss is averaged batch by batch.
+    "accumulation is a larger batch to whoever looks at gradients": Invariant(
+        HALF, WHOLE, LOOKING, atol=2e-6, length=4
     ),
     "reentrant checkpointing is none": Invariant(CHECKPOINTED, {}, list(ROWS), atol=1e-6),
     "checkpointing is none": Invariant(

@@ -1,9 +1,9 @@
 """A-GEM and GEM: one step of plain descent against the projection formed directly, in float64, from the memory.
 
-The expected step of A-GEM is eq. 11 written down once more. That of GEM is found without a solver: for each set of tasks
-whose constraints could bind, the factors that make exactly these inner products zero; one set satisfies all constraints
-with no negative factor, which is what makes a solution. The official codes (facebookresearch/agem, MIT-style licence;
-facebookresearch/GradientEpisodicMemory) were read for: when the projection applies (any product below zero), the sign of
+The expected step of A-GEM is eq. 11 written down once more. That of GEM is found without a solver: for each set of
+tasks whose constraints could bind, the factors that make exactly these inner products zero; one set satisfies all
+constraints with no negative factor, which is what makes a solution. The official codes (facebookresearch/agem,
+facebookresearch/GradientEpisodicMemory) were read for when the projection applies (any product below zero), the sign of
 the reference, and where the margin enters (``bound``); none of their numbers is used.
 """
 
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.gem import dual_solution
-from seekr_cl.tasks import Task
+from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
 
 KEPT: dict[str, Any] = {"replay": {"samples": 3}}
 OLD = [constant_task("yes", "yes", 4), reverse_task("old", 4)]
-NEW = constant_task("no", "no", 4)
+NEW = Task("no", [Example(example.prompt, "no") for task in OLD for example in task.train[:2]])
+"""Old prompts with another answer: in the way of both."""
 
 
 @pytest.fixture(scope="module")

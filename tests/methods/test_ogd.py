@@ -1,4 +1,4 @@
-"""OGD: one step of plain descent against g with the span of the old tasks' logit gradients taken out by a QR, in float64.
+"""OGD: one step of plain descent against g without the span of the old tasks' logit gradients, in float64.
 
 The paper's algorithm 1 goes direction by direction; a QR of all gradients at once spans the same space by another way.
 There is no official code.
@@ -17,7 +17,8 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.tasks import Task
 from seekr_cl.training import learn
 
-TASKS = [reverse_task("first", 4), reverse_task("second", 4, seed=5), constant_task("no", "no", 4)]
+OLD = [reverse_task("first", 4), constant_task("no", "no", 4)]
+TASKS = [*OLD, Task("both", OLD[0].train[:2] + OLD[1].train[:2])]
 
 
 def directions(folder: Path, task: Task, logits: str) -> list[Tensor]:

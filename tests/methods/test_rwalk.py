@@ -2,8 +2,8 @@
 
 The walk is written from the paper's definitions over one vector of weights. The official code (facebookresearch/agem,
 TensorFlow) was read for what the paper leaves open: negative falls of an interval count as zero, both measures are
-brought to [0, 1] over all weights, epsilon and the interval. It differs from the paper, and so from this, in two places:
-it leaves out the 1/2 before the distance, and adds half of each task's mean to the score instead of halving the old.
+brought to [0, 1] over all weights, epsilon and the interval. It differs from the paper, and so from this, in two
+places: it leaves out the 1/2 before the distance, and adds the mean of old and new score to the old.
 """
 
 from pathlib import Path

@@ -87,7 +87,7 @@ def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> d
 
 
 def step_gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer step's own gradient in float32, by weight; zero where there is none."""
+    """The optimizer step's own gradient in float32, by weight, no copy if it is that; zero where there is none."""
     return {
         name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
         for name, weight in trained(model).items()

@@ -96,10 +96,10 @@ class RWalk(Method):
     def before_step(self, model: nn.Module) -> None:
         """Notes the weights and the gradient of the task's loss."""
         weights = {name: weight.detach().float().clone() for name, weight in trained(model).items()}
-        gradients = step_gradients(model)
+        # Copies: clipping would scale them in place.
+        gradients = {name: gradient.clone() for name, gradient in step_gradients(model).items()}
         for name, hold in self._hold.items():
-            pull = 2 * self.settings.strength * hold * (weights[name] - self._old["anchor"][name])
-            gradients[name] = gradients[name] - pull
+            gradients[name] -= 2 * self.settings.strength * hold * (weights[name] - self._old["anchor"][name])
         self._before = weights, gradients
 
     def after_step(self, model: nn.Module) -> None:
