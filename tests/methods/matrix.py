@@ -74,6 +74,7 @@ ROWS: dict[str, Row] = {
         settings={"reference_samples": 2},
         changes={"reference_samples": Change(1)},
         wrong={"reference_samples": 0},
+        invariants={"reference_samples": 3},
     ),
     "gem": Row(
         changes={
@@ -82,13 +83,12 @@ ROWS: dict[str, Row] = {
             "reference_samples": Change(1),
         },
         wrong={"margin": -1, "margin_form": "x", "reference_samples": 0},
-        # Whether a step conflicts is decided by the sign of a sum.
-        invariants={"margin": 0.0},
     ),
     "ogd": Row(
         settings={"directions": 6},
         changes={"directions": Change(2, "memory"), "logits": Change("average", "memory")},
         wrong={"directions": 0, "logits": "x"},
+        invariants={"directions": 6},
     ),
     "rwalk": Row(
         settings={"interval": 3},
@@ -99,5 +99,6 @@ ROWS: dict[str, Row] = {
             "epsilon": Change(1.0, "memory"),
         },
         wrong={"strength": -1, "alpha": 2, "interval": 0, "epsilon": 0},
+        invariants={"interval": 3},
     ),
 }
