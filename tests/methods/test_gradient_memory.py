@@ -7,6 +7,7 @@ facebookresearch/GradientEpisodicMemory) were read for when the projection appli
 the reference, and where the margin enters (``bound``); none of their numbers is used.
 """
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ import torch
 from one_step import Twin, assert_near, moved, plain_steps, token_loss, words_of
 from tinylm import constant_task, reverse_task, teach
 from torch import Tensor
+from transformers import TrainerCallback
 
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.gem import dual_solution
-from seekr_cl.tasks import Example, Task
+from seekr_cl.methods.parameters import mean_gradient
+from seekr_cl.tasks import Encoded, Example, Task
 from seekr_cl.training import learn
+from seekr_cl.training.checkpoint import Checkpoints
 
 KEPT: dict[str, Any] = {"replay": {"samples": 3}}
 OLD = [constant_task("yes", "yes", 4), reverse_task("old", 4)]
@@ -38,8 +43,6 @@ def old(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_step(old: Path, folder: Path, task: Task, method: dict[str, Any], **settings: Any) -> Tensor:
-    import shutil
-
     shutil.copytree(old / "memory", folder / "memory")
     config = plain_steps(method, folder, **(KEPT | settings))
     learn(old / "m2", task, folder / "memory", folder / "m3", config)
@@ -131,10 +134,6 @@ def test_equal_old_gradients_are_no_trouble_to_the_dual() -> None:
 
 def test_gradients_of_parts_add_up_to_that_of_all(base: Path) -> None:
     """Answers of different lengths in batches of two: a mean over tokens, not over batches."""
-    from seekr_cl.methods import Context, Layout
-    from seekr_cl.methods.parameters import mean_gradient
-    from seekr_cl.tasks import Encoded
-
     twin, words = Twin(base), words_of(reverse_task("uneven", 5))
     assert len({len(ids) - start for ids, start in words}) > 1
     context = Context(twin.model, Layout(0), None, 0, print)
@@ -148,3 +147,21 @@ def test_a_memory_without_samples_is_named(base: Path, tmp_path: Path) -> None:
     teach(base, tmp_path, OLD[:1], config)
     with pytest.warns(UserWarning, match="no samples, so agem is plain fine-tuning"):
         learn(tmp_path / "m1", NEW, tmp_path / "memory", tmp_path / "m2", config)
+
+
+class Stop(TrainerCallback):
+    """An error in the middle of a task, right after a checkpoint."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+def test_a_method_sees_each_step_once(base: Path, tmp_path: Path, norm: float) -> None:
+    """Whether gradients are clipped or not, and however many batches they come from; A-GEM counts for its draws."""
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "checkpoint_every": 1}
+    config = plain_steps("agem", tmp_path, num_train_epochs=2, max_grad_norm=norm, **KEPT, **small)
+    with pytest.raises(InterruptedError):
+        learn(base, NEW, tmp_path / "memory", tmp_path / "m1", config, [Stop()])
+    assert Checkpoints(tmp_path / "m1.checkpoints").newest().state["method"] == {"step": 2}
