@@ -378,13 +378,11 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
-    if not method.replays:
-        return
-    if store.generation and not replay:
+    if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
-    elif replay and not scheduled:
+    elif method.replays and replay and not scheduled:
         context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
-    if not kept:
+    if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 
