@@ -14,6 +14,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.records import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
@@ -150,8 +151,9 @@ def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
 
 
 def _tidy(place: Path, begun: Checkpoint | None) -> None:
-    if place.is_dir():
-        remove_leftovers(place)
+    for folder in (place, place / GENERATIONS):
+        if folder.is_dir():
+            remove_leftovers(folder)
     try:
         ReplayMemory.open(place, create=True, verify=True)
     except MemoryFormatError:

@@ -71,7 +71,15 @@ class SeekrTrainer(Trainer):
     ) -> None:
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        try:
+            super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        except (RuntimeError, ImportError) as error:
+            if args.report_to and "install" in str(error):
+                raise ConfigError(
+                    f"report_to: {', '.join(args.report_to)} cannot be used ({str(error).splitlines()[0]}); install "
+                    "it, or set report_to: none"
+                ) from error
+            raise
         shard_on_cpu(self)
         if self.is_fsdp_enabled and (carry or args.carry_optimizer or type(method).carry_on is not Method.carry_on):
             raise ConfigError(
