@@ -15,7 +15,8 @@ from matrix import ROWS
 from pair import Pair, learn_two, pair
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
-from seekr_cl.methods import Method, get_method
+from seekr_cl.methods import get_method
+from seekr_cl.training.trainer import looks_at_weights
 
 WORDS = {"count": 18}
 """Not a multiple of the batch: the last one leaves a process with less than the other."""
@@ -56,8 +57,7 @@ FSDP2 = {
 SHARDED = [
     name
     for name, case in CASES.items()
-    if name in ("seekr-measured", "seekr-checkpointed")
-    or (name in ROWS and get_method(name).carry_on is Method.carry_on)
+    if name in ("seekr-measured", "seekr-checkpointed") or (name in ROWS and not looks_at_weights(get_method(name)))
 ]
 
 
@@ -89,8 +89,9 @@ def one(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 def settings_of(case: dict[str, Any], batch: int) -> dict[str, Any]:
     name = case["method"] if isinstance(case["method"], str) else case["method"]["name"]
-    replay = {"replay": REPLAY} if get_method(name).keeps else {}
-    return PLAIN_SGD | replay | {"per_device_train_batch_size": batch} | case
+    kind = get_method(name)
+    kept = REPLAY if kind.replays else {"samples": REPLAY["samples"]}
+    return PLAIN_SGD | ({"replay": kept} if kind.keeps else {}) | {"per_device_train_batch_size": batch} | case
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
@@ -139,6 +140,12 @@ def test_a_sharded_model_is_a_whole_one(
     """FSDP2 is one process, and so it is DDP."""
     assert sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
     assert_same_outcome(one(name), tmp_path, name)
+
+
+def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
+    answers = sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["ewc"], 2))
+    assert all("ConfigError: FSDP: " in answer and "ewc" in answer for answer in answers)
+    assert not (tmp_path / "m1").exists()
 
 
 @pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, task_generator
 from seekr_cl.methods.parameters import mean_gradient
@@ -31,7 +32,8 @@ class ReferenceMethod(Method):
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; the batch's size is what fits into memory."""
-        self._batch_size = len(batch["labels"])
+        # The same in all processes, or they would round differently and drift apart.
+        self._batch_size = ranks.highest(len(batch["labels"]))
         return super().task_terms(model, batch)
 
     def draw(self, count: int, total: int, number: int = 0) -> list[int]:

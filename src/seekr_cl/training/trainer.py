@@ -81,9 +81,9 @@ class SeekrTrainer(Trainer):
                 ) from error
             raise
         shard_on_cpu(self)
-        if self.is_fsdp_enabled and (carry or args.carry_optimizer or type(method).carry_on is not Method.carry_on):
+        if self.is_fsdp_enabled and (carry or args.carry_optimizer or looks_at_weights(type(method))):
             raise ConfigError(
-                f"FSDP: carry_optimizer and methods that keep something for each weight (this one: {method.name}) do "
+                f"FSDP: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
                 "not know sharded weights; train with DDP, or drop them"
             )
         self._save_state, self._begun = save_state, begun
@@ -355,6 +355,12 @@ class SeekrTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counted on the parts; the Trainer would not find the tokens."""
         return sum(super(SeekrTrainer, self).floating_point_ops(part) for part in inputs.values())
+
+
+def looks_at_weights(method: type[Method]) -> bool:
+    """Whether a method works on weights or gradients themselves, which under FSDP2 are shards."""
+    hooks = ("before_step", "after_step", "carry_on", "finished_model")
+    return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
 
 
 class TellAfterStep(TrainerCallback):
