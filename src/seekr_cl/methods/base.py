@@ -105,6 +105,7 @@ class Method(ABC):
         Settings: dataclass of its settings; an unknown key is refused.
         replays: whether batches of old samples come back on a schedule.
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
+        adapters: whether adapters or prompts are trained in place of the model's own weights.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
     """
@@ -114,6 +115,7 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     replays: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
 
