@@ -63,7 +63,8 @@ def fetch_command(given: Any) -> None:
     """``seekr benchmark fetch``."""
     benchmark = get_benchmark(given.name, "fetch")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as bar:
+    quiet = not console().is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True, disable=quiet) as bar:
         shown = bar.add_task(benchmark.name, total=None)
         done = fetch(
             benchmark,

@@ -155,13 +155,15 @@ def _zip(label: str, source: Path) -> Zip:
 
 def _tar(label: str, source: Path) -> Tar:
     try:
-        archive = tarfile.open(source)
+        archive = tarfile.open(source)  # noqa: SIM115  whoever asked closes it
         return Tar(label, _tar_names(label, archive, source.stat().st_size), archive)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError):
         with open(source, "rb") as file:
             page = file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html"))
-        what = "a web page, not an archive: open the link in a browser and" if page else "no zip or tar:"
-        raise DataError(f"{label}: {what} give the archive's own file ({error})") from None
+        what = (
+            "a web page, not an archive: open the link in a browser and" if page else "neither zip nor tar, or damaged:"
+        )
+        raise DataError(f"{label}: {what} give the archive's own file") from None
 
 
 def _walk(root: Path) -> Iterator[str]:

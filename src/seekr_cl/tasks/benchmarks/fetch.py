@@ -4,17 +4,17 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.suggest import nearest
-from seekr_cl.tasks.benchmarks.archives import Files, open_files
+from seekr_cl.tasks.benchmarks.archives import open_files
 from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
 from seekr_cl.tasks.benchmarks.download import downloaded, file_sha256, is_url
-from seekr_cl.tasks.benchmarks.layouts import Rows, read_task
+from seekr_cl.tasks.benchmarks.layouts import MissingTaskError, Rows, read_task
 from seekr_cl.tasks.benchmarks.registry import Benchmark
 
 Progress = Callable[[str, int, int | None], None]
@@ -111,12 +111,19 @@ def _convert(
     place = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         with open_files(path) as files:
+            missing: list[DataError] = []
             for number, task in enumerate(tasks, 1):
-                rows = _read(files, benchmark, task, variant, partial, content["notes"])
-                if rows is not None:
-                    content["notes"] += _count(benchmark, task, variant, rows, partial)
-                    _write(place, task, rows, content)
                 progress(task, number, len(tasks))
+                try:
+                    rows = read_task(files, benchmark, task, variant)
+                except MissingTaskError as error:
+                    missing.append(error)
+                    content["notes"].append(f"{task}: not in the source")
+                    continue
+                content["notes"] += _count(benchmark, task, variant, rows, partial)
+                _write(place, task, rows, content)
+        if not partial:
+            _complete(benchmark, content["rows"], tasks, missing)
         if not content["rows"]:
             raise DataError(f"{called or path}: holds none of the tasks of {benchmark.name}")
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -131,16 +138,11 @@ def _convert(
     return content
 
 
-def _read(
-    files: Files, benchmark: Benchmark, task: str, variant: str | None, partial: bool, notes: list[str]
-) -> Rows | None:
-    try:
-        return read_task(files, benchmark, task, variant)
-    except DataError as error:
-        if not partial or " no task " not in str(error):
-            raise DataError(f"{error}{'' if partial else '; --partial takes what is there'}") from None
-        notes.append(f"{task}: not in the source")
-        return None
+def _complete(benchmark: Benchmark, there: Collection[str], asked: list[str], missing: list[DataError]) -> None:
+    """Refuses a source from which neither all asked for nor all of any order can be had."""
+    orders = benchmark.orders.values() if len(asked) == len(benchmark.tasks) else ()
+    if missing and not any(set(order) <= set(there) for order in orders):
+        raise DataError(f"{missing[0]}; --partial takes what is there")
 
 
 def _count(benchmark: Benchmark, task: str, variant: str | None, rows: Rows, partial: bool) -> list[str]:

@@ -31,6 +31,10 @@ SPLIT_SEED, TEST_ROWS, EVAL_ROWS, TRAIN_ROWS = 0, 100, 100, 1000
 """How a natural-instructions file is split: in the sizes of SAPT, which does not publish its draw."""
 
 
+class MissingTaskError(DataError):
+    """A source without one of the benchmark's tasks, which some of its orders may not need."""
+
+
 @dataclass(slots=True)
 class Rows:
     """One task as read.
@@ -98,7 +102,7 @@ def _find(files: Files, benchmark: Benchmark, task: str, variant: str | None) ->
     if not folders and not single:
         known = {part for name in files.names for part in name.split("/")[:-1]}
         edition = f" of variant {variant}" if variant else ""
-        raise DataError(f"{files.label}: no task {task}{edition} in a known layout{nearest(task, known)}")
+        raise MissingTaskError(f"{files.label}: no task {task}{edition} in a known layout{nearest(task, known)}")
     return next(iter(folders.values())) if folders else {"whole": single[0]}
 
 

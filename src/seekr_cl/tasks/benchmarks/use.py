@@ -258,7 +258,9 @@ class BenchmarkUse:
             found.append(("rows", "all", dict(limit) if isinstance(limit, Mapping) else limit))
         if self.manifest is None:
             return [*found, ("data", "fetched, rows and checksums checked", "not fetched, nothing checked")]
-        return found + [("data", "as published", note) for note in self.manifest.content["notes"]]
+        others = set(self.benchmark.tasks) - set(self.tasks)
+        notes = [note for note in self.manifest.content["notes"] if note.partition(":")[0] not in others]
+        return found + [("data", "as published", note) for note in notes]
 
 
 def _pick(asked: Any, known: Mapping[str, Any], where: str) -> str:
