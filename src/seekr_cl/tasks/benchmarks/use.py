@@ -154,7 +154,10 @@ class BenchmarkUse:
         epochs, limits = self._epochs(), self._limits()
         metrics = self._mapping("metrics", self.tasks, str, "a metric's name")
         extract = self._given.get("extract", self.protocol.extract)
-        get_extraction(extract)
+        try:
+            get_extraction(extract)
+        except ConfigError as error:
+            raise ConfigError(f"{self._where}: {error}") from None
         return [
             {
                 "name": task,
