@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 import zipfile
@@ -256,7 +257,8 @@ def bad_tar(path, name="t/x.json", kind=tarfile.REGTYPE):
 def bomb(path, kind):
     zeros = bytes(1 << 25)
     if kind == "zip":
-        return write_zip(path, {"TRACE/FOMC/train.json": zeros})
+        # Beside something that does not shrink, so that the whole looks harmless.
+        return write_zip(path, {"TRACE/FOMC/train.json": zeros, "noise.bin": os.urandom(1 << 20)})
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("TRACE/FOMC/train.json")
         member.size = len(zeros)
