@@ -77,9 +77,14 @@ REPLAY_ROWS = {
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
+    "sample_weights": Row("surprise", "weights", replay(samples=3, every=1)),
     "step": Row("joint", "weights"),
 }
 MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+SCHEDULE_ROWS = {
+    "sample_weights information": Row("information", "weights", replay(samples=3, every=1)),
+    "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
+}
 CHOICE_ROWS = {
     f"choice {name}": Row(name, "memory", replay(samples=3, every=1)) for name in CHOICES if name != "random"
 }
@@ -183,7 +188,7 @@ def same(left: Any, right: Any) -> bool:
 SEEN: dict[str, dict[str, Any]] = {}
 ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
 ROWS += [("method", key, row) for key, row in METHOD_ROWS.items()]
-ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | CHOICE_ROWS).items()]
+ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | SCHEDULE_ROWS | CHOICE_ROWS).items()]
 ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]
 
 

@@ -4,13 +4,19 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.ewc import EWC
+from seekr_cl.methods.icarl import ICaRL
+from seekr_cl.methods.inscl import InsCL
+from seekr_cl.methods.lfpt5 import LFPT5
 from seekr_cl.methods.multitask import MultiTask
+from seekr_cl.methods.onpolicy_replay import OnPolicyReplay
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.suggest import nearest
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr, EWC)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr, EWC, ICaRL, InsCL, LFPT5, OnPolicyReplay)
+}
 
 
 def get_method(name: str) -> type[Method]:

@@ -78,6 +78,7 @@ class Context:
         tokenizer: of the model, for a method that writes or reads text.
         examples: the new task's training examples.
         carried: what ``carry_on`` gave after the last task, or ``None``: tensors, and JSON.
+        task: the new task's name.
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class Context:
     tokenizer: PreTrainedTokenizerBase | None = None
     examples: Sequence[Encoded] = ()
     carried: Carried | None = None
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,8 @@ class Method(ABC):
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
+        generates: whether the model writes what is replayed, so that no sample need be kept.
+        replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
     """
 
     name: ClassVar[str]
@@ -116,6 +120,8 @@ class Method(ABC):
     keeps: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    replay_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings

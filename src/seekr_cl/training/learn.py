@@ -152,6 +152,7 @@ def _learn(
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
         signal_dtype=config.signal_dtype or "int8",
         tokenizer=tokenizer,
+        task=_name(tasks),
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
@@ -248,6 +249,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "examples": sum(len(one.train) for one in tasks),
         "fingerprint": tasks[0].fingerprint(),
+        "metric": tasks[0].metric,
     }
     return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
 
@@ -369,7 +371,7 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
-    if not method.replays:
+    if not method.replays or (method.generates and not kept):
         return
     if store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
