@@ -72,7 +72,8 @@ ROWS: dict[str, Row] = {
     "inscl": Row(),
     "lfpt5": Row(
         settings={"pseudo_ratio": 0.5, "top_k": 3},
-        training={"replay": {"every": 1}},
+        # Long enough for texts that can be read.
+        training={"replay": {"every": 1}, "num_train_epochs": 12, "learning_rate": 0.03},
         changes={
             "lm_weight": Change(1.0),
             "pseudo_ratio": Change(1.0),
@@ -94,6 +95,7 @@ ROWS: dict[str, Row] = {
         skip_invariants=("ratio 0 is sequential fine-tuning", "accumulation is a larger batch of joint steps"),
     ),
     "onpolicy_replay": Row(
+        training={"replay": {"ratio": 0.5, "every": 1}, "num_train_epochs": 6},
         changes={"scorer": Change("confidence"), "keep": Change(1.0), "temperature": Change(5.0)},
         wrong={"scorer": "judge", "keep": 0, "temperature": -1},
     ),

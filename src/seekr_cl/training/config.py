@@ -251,6 +251,12 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
         if "logits_tail" in given and self.method_settings.logits_top_k is None:
             raise ConfigError("method.logits_tail: would be ignored; set method.logits_top_k, or remove it")
+        for key in ("attention_tail", "attention_eps"):
+            if key in given and self.method_settings.target in ("hidden", "relations"):
+                raise ConfigError(
+                    f"method.{key}: would be ignored: it is about rows; set method.target: attention or values, or "
+                    "remove it"
+                )
         for key in ("attention_top_k", "attention_tail"):
             if key in given and self.method_settings.attention_signal != "top_k":
                 raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")
