@@ -203,6 +203,7 @@ def test_lfpt5_keeps_no_sample_and_writes_its_own(fluent: Path) -> None:
 
     written = write(5)
     assert len(written) == 8  # 0.2 of 40
+    assert get_method("lfpt5").num_replayed(get_method("lfpt5").Settings(), [0], 40) == 8
     assert [s.completion for s in written].count("yes") >= 7
     assert len({sample.prompt for sample in written}) > 2
     for sample in written:
@@ -234,6 +235,7 @@ def test_on_policy_replay_replays_the_models_own_best_answers(fluent: Path) -> N
     method = get_method("onpolicy_replay")(get_method("onpolicy_replay").Settings(), context)
     (found,) = method.old_samples(old)
     assert [(s.prompt, s.completion) for s in found.samples] == [("xyz?", "yes"), ("wvu?", "yes")]
+    assert method.num_replayed(method.settings, [4, 0, 1], 9) == 2 + 0 + 1
     everything = get_method("onpolicy_replay").Settings(keep=1.0, temperature=0.0)
     (found,) = get_method("onpolicy_replay")(everything, context).old_samples(old)
     assert [s.completion for s in found.samples] == ["yes"] * 4

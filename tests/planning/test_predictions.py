@@ -104,6 +104,13 @@ def test_steps_are_those_of_a_real_run(base, tmp_path, method, replay):
     assert steps.scored == 0
 
 
+def test_written_samples_are_replayed_though_none_is_kept(base, tmp_path):
+    config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"batch_size": 2, "every": 1})
+    planned = plan(base, config, [8, 8])
+    # Two batches of 4 new examples in the second task, after each a replay batch of 2 of 4 written samples.
+    assert (planned.chosen.total, planned.steps.replayed) == (0, 4)
+
+
 def test_scoring_counts_one_pass_a_sample(base, tmp_path):
     assert plan(base, config_for("seekr", tmp_path, replay={"samples": 3})).steps.scored == 6
 

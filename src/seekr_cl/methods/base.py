@@ -131,6 +131,17 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         cls.keeps = cls.keeps or cls.replays
 
+    @classmethod
+    def num_replayed(cls, settings: Any, kept: Sequence[int], examples: int) -> int:
+        """How many samples one round of replay has while a task is learnt, for ``seekr plan``.
+
+        Args:
+            settings: the method's.
+            kept: samples kept of each old task.
+            examples: of the new task.
+        """
+        return sum(kept)
+
     @property
     def importance(self) -> HeadImportance | None:
         """Head importance to write into the memory."""

@@ -94,6 +94,11 @@ class LFPT5(Method):
         self._logits = LogitSettings(logits_top_k=None)
         self._written: list[MemoryTask] | None = None
 
+    @classmethod
+    def num_replayed(cls, settings: LFPT5Settings, kept: Sequence[int], examples: int) -> int:
+        """If enough of what the model writes can be read."""
+        return sum(kept) + (round(settings.pseudo_ratio * examples) if kept else 0)
+
     # One step -------------------------------------------------------------------------------------------------
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:

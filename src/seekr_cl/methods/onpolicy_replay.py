@@ -63,6 +63,11 @@ class OnPolicyReplay(Replay):
         super().__init__(settings, context)
         self._answered: list[MemoryTask] | None = None
 
+    @classmethod
+    def num_replayed(cls, settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
+        """If the model ends enough of its answers."""
+        return sum(_count(settings.keep, asked) for asked in kept)
+
     def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Each old task with the model's best answers in place of the references."""
         if self._answered is None:
@@ -95,7 +100,7 @@ class OnPolicyReplay(Replay):
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")
             return task
-        count = max(1, round(self.settings.keep * len(asked)))
+        count = _count(self.settings.keep, len(asked))
         # Stable: of equal scores the earlier sample stays.
         best = sorted(range(len(answered)), key=lambda place: -answered[place][0])[:count]
         return MemoryTask(task.name, [answered[place][1] for place in sorted(best)], info=task.info)
@@ -113,6 +118,10 @@ class OnPolicyReplay(Replay):
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes what ``state`` gave."""
         self._answered = written_tasks(tensors, content)
+
+
+def _count(keep: float, asked: int) -> int:
+    return max(1, round(keep * asked)) if asked else 0
 
 
 @torch.no_grad()
