@@ -78,12 +78,11 @@ REPLAY_ROWS = {
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
-    "sample_weights": Row("surprise", "weights", replay(samples=3, every=1)),
+    "sample_weights": Row("surprise", "weights", replay(samples=8, batch_size=8, every=1) | {"learning_rate": 0.02}),
     "step": Row("joint", "weights"),
 }
 MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
 SCHEDULE_ROWS = {
-    "sample_weights information": Row("information", "weights", replay(samples=3, every=1)),
     "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
 }
 TARGET_ROWS = {

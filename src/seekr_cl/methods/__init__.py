@@ -8,15 +8,29 @@ from seekr_cl.methods.icarl import ICaRL
 from seekr_cl.methods.inscl import InsCL
 from seekr_cl.methods.lfpt5 import LFPT5
 from seekr_cl.methods.multitask import MultiTask
+from seekr_cl.methods.olora import OLora
 from seekr_cl.methods.onpolicy_replay import OnPolicyReplay
+from seekr_cl.methods.osft import OSFT
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.suggest import nearest
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr, EWC, ICaRL, InsCL, LFPT5, OnPolicyReplay)
-}
+_ALL: tuple[type[Method], ...] = (
+    SeqFT,
+    MultiTask,
+    Replay,
+    DERpp,
+    Seekr,
+    EWC,
+    OLora,
+    OSFT,
+    ICaRL,
+    InsCL,
+    LFPT5,
+    OnPolicyReplay,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> type[Method]:
