@@ -15,6 +15,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples
 from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.methods.base import Batch
+from seekr_cl.methods.writing import write
 from seekr_cl.tasks import Encoded, Encoder, Example, collate
 from seekr_cl.training.keeping import replay_weights
 from seekr_cl.training.schedule import Cadence, MicroBatch, build_schedule, review_batches
@@ -185,6 +186,21 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     assert {name: term.weight for name, term in terms.items()} == {"replay": 1.0, "consistency": 0.01, "lm_old": 0.25}
     assert float(terms["lm_old"].value.detach()) == pytest.approx(written("old"), rel=1e-5)
     assert float(terms["consistency"].value.detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_texts_fit_into_the_models_context(base: Path) -> None:
+    context = context_of(base, task="rev")
+    method = get_method("lfpt5")(get_method("lfpt5").Settings(prefix="{task}:", separator="=="), context)
+    sample = sample_of(context, "abcdef" * 10, "fed")  # 64 tokens with the end, as many as the model has positions
+    batch = batch_of(sample)
+    assert batch["input_ids"].shape == (1, 64)
+    text = method._text("rev", sample.ids_L[: sample.completion_start], sample.ids_L[sample.completion_start :])
+    assert len(text.input_ids) == 64
+    assert context.tokenizer.decode(text.input_ids).replace(" ", "").startswith("rev:")
+    assert text.input_ids[-6:-4] == context.tokenizer("==")["input_ids"]
+    written = write(context.model, [[5] * 64, *[[5] * 60] * 16], 30, eos_id=2, pad_id=0, seed=0)
+    assert written[0] == []
+    assert all(1 <= len(new) <= 4 for new in written[1:])
 
 
 def test_lfpt5_keeps_no_sample_and_writes_its_own(fluent: Path) -> None:

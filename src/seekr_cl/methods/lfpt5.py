@@ -23,7 +23,7 @@ from seekr_cl.methods.logits import (
 )
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss
 from seekr_cl.methods.onpolicy_replay import written_state, written_tasks
-from seekr_cl.methods.writing import write
+from seekr_cl.methods.writing import context_length, write
 from seekr_cl.tasks import Encoded, collate
 
 TRIES = 3
@@ -134,9 +134,11 @@ class LFPT5(Method):
 
     def _text(self, task: str, prompt_N: Tensor, answer_N: Tensor) -> Encoded:
         """Prefix, prompt, separator and answer; all after the prefix is learnt."""
-        prefix = self._prefix(task)
-        return Encoded(prefix + prompt_N.tolist() + self._ids(self.settings.separator) + answer_N.tolist(),
-                       len(prefix), 0)  # fmt: skip
+        prefix, end = self._prefix(task), self._ids(self.settings.separator) + answer_N.tolist()
+        prompt, context = prompt_N.tolist(), context_length(self.context.model)
+        # What the text is longer by than the sample may not fit any more; a prompt loses its left, as in training.
+        cut = 0 if context is None else max(0, len(prefix) + len(prompt) + len(end) - context)
+        return Encoded(prefix + prompt[cut:] + end, len(prefix), 0)
 
     def _pad(self, texts: list[Encoded]) -> Batch:
         layout = self.context.layout

@@ -19,6 +19,7 @@ from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample,
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
+from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.batches import ScheduledBatches
@@ -27,7 +28,7 @@ from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
-from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
+from seekr_cl.training.models import load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
