@@ -13,12 +13,13 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation import evaluate_task, get_metric, write_predictions
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.files import write_json
+from seekr_cl.methods.writing import context_length
 from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import context_length, load_model, require_free
+from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.run import run
 
 
