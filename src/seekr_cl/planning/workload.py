@@ -67,7 +67,7 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bo
     # Of many tasks that are alike some are counted: replay grows in a straight line between them.
     places = range(number) if not alike or number <= COUNTED else _spread(number)
     counted = np.array(
-        [_count_task(work.examples[n], work.epochs[n], sum(kept[:n]), config) for n in places], dtype=float
+        [_count_task(work.examples[n], work.epochs[n], kept[:n], config) for n in places], dtype=float
     ).reshape(-1, 4)
     sums = [float(np.interp(range(number), places, column).sum()) for column in counted.T]
     steps, extra, trained, replayed = (round(one) for one in sums)
@@ -78,12 +78,12 @@ def _spread(number: int) -> list[int]:
     return sorted({round(turn * (number - 1) / (COUNTED - 1)) for turn in range(COUNTED)})
 
 
-def _count_task(examples: int, epochs: float, old: int, config: SeekrConfig) -> tuple[int, int, int, int]:
-    """Steps without replay, steps it adds, examples and replay samples passed, with ``old`` samples in the memory."""
+def _count_task(examples: int, epochs: float, old: list[int], config: SeekrConfig) -> tuple[int, int, int, int]:
+    """Steps without replay, steps it adds, examples and replay samples passed, after tasks that kept ``old``."""
     settings, batch = config.replay_settings, config.per_device_train_batch_size
     schedule = build_schedule(
         epochs_of=[float(epochs)] * examples,
-        num_replay=old,
+        num_replay=config.method_class.num_replayed(config.method_settings, old, examples),
         batch_size=batch,
         replay_batch_size=settings.batch_size or batch,
         cadence=settings.schedule_cadence(),
