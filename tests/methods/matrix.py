@@ -129,4 +129,42 @@ ROWS: dict[str, Row] = {
         wrong={"preserved": 0, "targets": 3},
         first_task=True,
     ),
+    "lwf": Row(
+        settings={"strength": 0.3},
+        changes={"strength": Change(3.0), "temperature": Change(1.0)},
+        wrong={"strength": -1, "temperature": 0},
+        first_task=True,
+    ),
+    "agem": Row(
+        # Of three kept samples, so that it matters which are drawn.
+        settings={"reference_samples": 2},
+        changes={"reference_samples": Change(1)},
+        wrong={"reference_samples": 0},
+        invariants={"reference_samples": 3},
+    ),
+    "gem": Row(
+        changes={
+            "margin": Change(0.0),
+            "margin_form": Change("bound"),
+            "reference_samples": Change(1),
+        },
+        wrong={"margin": -1, "margin_form": "x", "reference_samples": 0},
+    ),
+    "ogd": Row(
+        settings={"directions": 6},
+        changes={"directions": Change(2, "memory"), "logits": Change("average", "memory")},
+        wrong={"directions": 0, "logits": "x"},
+        invariants={"directions": 6},
+    ),
+    "rwalk": Row(
+        settings={"interval": 3},
+        changes={
+            "strength": Change(100.0),
+            "alpha": Change(0.2, "memory"),
+            "interval": Change(1, "memory"),
+            "epsilon": Change(1.0, "memory"),
+        },
+        wrong={"strength": -1, "alpha": 2, "interval": 0, "epsilon": 0},
+        invariants={"interval": 3},
+    ),
 }

@@ -27,7 +27,14 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
+from seekr_cl.training.keeping import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
 from seekr_cl.training.models import load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -321,6 +328,7 @@ def _train(
     method, kept = stand.method, stand.kept
     held = [*store.tasks, *stand.new_tasks] if method.keeps else []
     method.check_replay(held)
+    check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
@@ -373,13 +381,13 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
-    if not method.replays or (method.generates and not kept):
+    if method.generates and not kept:
         return
-    if store.generation and not replay:
+    if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
-    elif replay and not scheduled:
+    elif method.replays and replay and not scheduled:
         context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
-    if not kept:
+    if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 
