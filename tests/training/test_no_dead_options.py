@@ -92,6 +92,7 @@ OWN_ROWS = {
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),
     "dtype": Row("bfloat16", "weights"),
     "trust_remote_code": Row(True, "loading"),
+    "peft": Row("lora", "weights"),
     "max_length": Row(8, "memory"),
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),

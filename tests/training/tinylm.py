@@ -89,8 +89,8 @@ def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> l
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """A saved model's tensors."""
-    return load_file(folder / "model.safetensors")
+    """A saved model's tensors, or an adapter's."""
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], atol: float = 0.0) -> None:

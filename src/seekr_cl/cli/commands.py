@@ -17,8 +17,9 @@ from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.adapters import merged
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import context_length, load_model, require_free
+from seekr_cl.training.models import context_length, load_model, require_free, save_model
 from seekr_cl.training.run import run
 
 
@@ -102,6 +103,15 @@ def evaluate_command(given: Any) -> None:
     out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
+def export_command(given: Any) -> None:
+    """``seekr export``."""
+    output = Path(given.output)
+    require_free(output)
+    model, tokenizer = load_model(given.model, given.dtype)
+    save_model(output, merged(model, given.model), tokenizer)
+    out().print(f"model in {output}", soft_wrap=True)
+
+
 def demo_command(given: Any) -> None:
     """``seekr demo``."""
     from seekr_cl.demo.run import demo
@@ -139,6 +149,7 @@ COMMANDS = {
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
+    "export": export_command,
     "demo": demo_command,
     "memory": memory_command,
 }

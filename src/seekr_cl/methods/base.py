@@ -125,6 +125,16 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         cls.keeps = cls.keeps or cls.replays
 
+    @classmethod
+    def adapter(cls, settings: Any, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The PEFT config that the model is trained with, ``None`` for all weights; see docs/adapters.md.
+
+        Args:
+            settings: the method's.
+            given: the ``peft`` setting; a method with an adapter of its own builds on it or refuses it.
+        """
+        return given
+
     @property
     def importance(self) -> HeadImportance | None:
         """Head importance to write into the memory."""

@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from seekr_cl.attention import AttentionCall, AttentionTap
 from seekr_cl.errors import ModelError
 from seekr_cl.suggest import nearest
+from seekr_cl.training.adapters import base_of, is_adapter
 from seekr_cl.training.models import context_length
 
 
@@ -70,7 +71,7 @@ def read_shape(source: str | os.PathLike[str]) -> ModelShape:
     Raises:
         ModelError: if it is missing, not JSON, of an unknown type or not a language model with attention.
     """
-    config = _read_config(Path(source))
+    config = _read_config(Path(base_of(Path(source)) if is_adapter(Path(source)) else source))
     text = config.get_text_config()
     try:
         with torch.device("meta"):

@@ -16,6 +16,7 @@ from seekr_cl.memory.budget import parse_bytes
 from seekr_cl.methods import Method, get_method
 from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
+from seekr_cl.training.adapters import read_peft
 from seekr_cl.training.presets import PRESETS
 from seekr_cl.training.schedule import Cadence
 
@@ -170,6 +171,8 @@ class SeekrConfig(TrainingArguments):
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
         dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         trust_remote_code: run code that comes with the model.
+        peft: train an adapter instead of all weights: ``lora``, or a mapping of a PEFT config with ``peft_type``. The
+            output is an adapter folder; a model that is one goes on with its adapter without this.
         max_length: tokens of an example; default 1024 or the model's context if that is shorter.
         max_prompt_length: tokens of a prompt.
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
@@ -202,6 +205,7 @@ class SeekrConfig(TrainingArguments):
     general_samples: int | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    peft: Any = None
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_answer_length: int | None = None
@@ -235,6 +239,7 @@ class SeekrConfig(TrainingArguments):
         )
         self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
         given_memory = _mapping(self.memory, "memory")
+        self.peft = read_peft(self.peft)
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")

@@ -21,6 +21,7 @@ from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training.adapters import adapted
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
@@ -141,7 +142,8 @@ def _learn(
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
-    network.to(config.device)  # type: ignore[arg-type]
+    network = adapted(network, config, model)
+    network.to(config.device)
 
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
     context = Context(
