@@ -63,4 +63,34 @@ ROWS: dict[str, Row] = {
         # Labels drawn from distributions that differ by rounding may differ.
         invariants={"fisher_labels": "data", "strength": 30.0},
     ),
+    "olora": Row(
+        settings={"dropout": 0.05},
+        changes={
+            "rank": Change(4, "memory"),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear", "memory"),
+            "lambda1": Change(5.0),
+            "lambda2": Change(0.1),
+            "orthogonality": Change("absolute"),
+        },
+        wrong={
+            "rank": 0,
+            "alpha": 0,
+            "dropout": 1,
+            "targets": 3,
+            "lambda1": -1,
+            "lambda2": -1,
+            "orthogonality": "x",
+        },
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        invariants={"dropout": 0.0},
+    ),
+    "osft": Row(
+        changes={"preserved": Change(0.25), "targets": Change("q_proj, v_proj")},
+        wrong={"preserved": 0, "targets": 3},
+        first_task=True,
+    ),
 }

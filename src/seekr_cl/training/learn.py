@@ -175,10 +175,10 @@ def _learn(
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
-            network.eval()
+            context.model.eval()
             scored = method.after_task(_name(tasks), stand.kept)
             stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
-            carry = _carry(config, network, trainer)
+            carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
                 "log": trainer.state.log_history,
@@ -187,7 +187,7 @@ def _learn(
                 "carried": None if carried is None else carried[1],
             }
             parts = {
-                "weights": take_weights(network),
+                "weights": take_weights(context.model),
                 "carry": carry.tensors if carry is not None else {},
                 "carried": {} if carried is None else dict(carried[0]),
             }
@@ -196,8 +196,9 @@ def _learn(
     finally:
         method.close()
 
-    ready = stand.ready(network)
-    network.zero_grad(set_to_none=True)
+    ready = stand.ready(context.model)
+    context.model.zero_grad(set_to_none=True)
+    network = method.finished_model()
 
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
