@@ -138,6 +138,13 @@ def _set(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def test_a_method_with_adapters_of_its_own(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method olora trains adapters of its own; remove peft"):
+        config_for("olora", tmp_path, peft="lora")
+    with pytest.raises(ConfigError, match="merge it first"):
+        learn(taught / "m2", TASKS[1], tmp_path / "memory", tmp_path / "m3", config_for("olora", tmp_path))
+
+
 def test_full_weights_after_all(base: Path, tmp_path: Path) -> None:
     """Without the setting nothing of this happens."""
     teach(base, tmp_path, TASKS[:1], config_for("seqft", tmp_path))

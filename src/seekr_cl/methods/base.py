@@ -105,7 +105,7 @@ class Method(ABC):
         Settings: dataclass of its settings; an unknown key is refused.
         replays: whether batches of old samples come back on a schedule.
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
-        adapters: whether it trains adapters of its own (PEFT) and not the model's weights.
+        adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
     """
@@ -126,16 +126,6 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.keeps = cls.keeps or cls.replays
-
-    @classmethod
-    def adapter(cls, settings: Any, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """The PEFT config that the model is trained with, ``None`` for all weights; see docs/adapters.md.
-
-        Args:
-            settings: the method's.
-            given: the ``peft`` setting; a method with an adapter of its own builds on it or refuses it.
-        """
-        return given
 
     @property
     def importance(self) -> HeadImportance | None:

@@ -97,14 +97,19 @@ def adapted(model: Any, config: "SeekrConfig", source: str | os.PathLike[str]) -
 
     Args:
         model: as ``load_model`` gave it.
-        config: all settings; a method that brings an adapter of its own says so in ``Method.adapter``.
+        config: all settings.
         source: where the model comes from.
 
     Raises:
         ConfigError: if the adapter does not fit the model, or is not the one that the model comes with.
     """
-    given = config.method_class.adapter(config.method_settings, config.peft)
+    given = config.peft
     if hasattr(model, "peft_config"):
+        if config.method_class.adapters:
+            raise ConfigError(
+                f"--model: {source} is an adapter, and method {config.method_class.name} trains adapters of its own; "
+                "merge it first (seekr export --merge)"
+            )
         check_same(model, given)
         return model
     return model if given is None else put_adapter(model, given, os.fspath(source), config.seed)
@@ -128,13 +133,13 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
     config.base_model_name_or_path = model.name_or_path
     with _drawing(seed), _quiet():
         try:
-            adapted = get_peft_model(model, config)
+            found = get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ConfigError(f"peft: does not fit this model: {_first_line(error)}") from error
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
-    if not any(weight.requires_grad for weight in adapted.parameters()):
+    if not any(weight.requires_grad for weight in found.parameters()):
         raise ConfigError("peft: leaves no weight to train; name other target_modules")
-    return adapted
+    return found
 
 
 def check_same(model: nn.Module, given: Mapping[str, Any] | None) -> None:
@@ -210,13 +215,13 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             if not (place / WEIGHTS).is_file():
                 raise ModelError(f"{place}: holds no {WEIGHTS}; restore it from a copy")
         with _quiet():
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            found: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
             for name, place in places.items():
                 if name != DEFAULT:
-                    adapted.load_adapter(str(place), name, is_trainable=name in active)
+                    found.load_adapter(str(place), name, is_trainable=name in active)
             if active != [DEFAULT]:
-                adapted.base_model.set_adapter(active)
-        return adapted
+                found.base_model.set_adapter(active)
+        return found
     except ModelError:
         raise
     except Exception as error:

@@ -240,6 +240,8 @@ class SeekrConfig(TrainingArguments):
         self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
         given_memory = _mapping(self.memory, "memory")
         self.peft = read_peft(self.peft)
+        if self.peft is not None and self.method_class.adapters:
+            raise ConfigError(f"peft: method {self.method_class.name} trains adapters of its own; remove peft")
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
