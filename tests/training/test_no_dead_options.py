@@ -50,6 +50,7 @@ METHOD_ROWS = {
     "lambda1": Row(0.9, "weights"),
     "logits_top_k": Row(3, "memory"),
     "logit_alignment": Row("label", "memory"),
+    "teacher": Row("adapter", "memory", {"peft": "lora"}),
     "logit_form": Row("cross_entropy", "log"),
     "lambda2": Row(1.0, "weights"),
     "attention_share": Row(0.1, "weights", method(lambda2="auto")),

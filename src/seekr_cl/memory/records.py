@@ -176,7 +176,8 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
         tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
     if sample.attention is not None:
         tensors["attention/query"] = sample.attention.query_R.to(torch.int32)
-        tensors |= {_ROWS + name: tensor for name, tensor in sample.attention.rows.tensors().items()}
+        rows = {} if sample.attention.rows is None else sample.attention.rows.tensors()
+        tensors |= {_ROWS + name: tensor for name, tensor in rows.items()}
     return tensors
 
 
@@ -189,7 +190,7 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
         logits = LogitSignal(position_A, code_AK, *rest)
     if any(name.startswith("attention/") for name in part):
         rows = {name.removeprefix(_ROWS): part.pop(name) for name in list(part) if name.startswith(_ROWS)}
-        attention = AttentionSignal(part.pop("attention/query").long(), stored_from(rows))
+        attention = AttentionSignal(part.pop("attention/query").long(), stored_from(rows) if rows else None)
     if part:
         raise ValueError(f"{sorted(part)} unknown")
     return ReplaySample(*text, ids_L, completion_start, logits, attention)

@@ -252,6 +252,11 @@ class SeekrConfig(TrainingArguments):
         for key in ("attention_top_k", "attention_tail"):
             if key in given and self.method_settings.attention_signal != "top_k":
                 raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")
+        for key in ("logits_top_k", "logits_tail", "attention_tail"):
+            if key in given and getattr(self.method_settings, "teacher", "stored") == "adapter":
+                raise ConfigError(
+                    f"method.{key}: would be ignored, method.teacher: adapter stores no signals; remove it"
+                )
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")

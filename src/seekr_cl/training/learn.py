@@ -5,7 +5,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +304,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
-    return MemoryTask(task.name, task.samples, task.heads, info)
+    return replace(task, info=info)
 
 
 def _train(
