@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError
@@ -114,13 +114,12 @@ def write_teacher(lineage: Lineage, teacher: Mapping[str, Tensor], number: int) 
 
 
 def teacher_bytes(teacher: Mapping[str, Tensor] | None) -> int:
-    """What a teacher takes on disk; before it is written, its tensors and about as much of names as there will be."""
+    """What a teacher takes on disk, or will take."""
     if teacher is None:
         return 0
     if isinstance(teacher, StoredTensors):
         return teacher.num_bytes
-    # What a safetensors header says of a tensor beside its name: type, shape, two offsets.
-    return 16 + sum(tensor.nbytes + len(name) + 120 for name, tensor in teacher.items())
+    return len(save(dict(teacher)))
 
 
 def write_method_state(lineage: Lineage, state: MethodState | None, generation: int) -> dict[str, Any] | None:

@@ -212,7 +212,10 @@ class Method(ABC):
 
 def forward(model: Any, batch: Batch) -> Tensor:
     """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    ids_BL = batch["input_ids"]
+    logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False).logits
+    # A prompt that an adapter learns stands before the first token, with outputs of its own.
+    return logits[:, -ids_BL.shape[1] :]
 
 
 def task_generator(seed: int) -> torch.Generator:

@@ -34,6 +34,9 @@ DEFAULT = "default"
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 """What ``peft: lora`` means: every linear layer, as QLoRA found to be needed, attention's q and k among them."""
 
+PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING")
+"""Prompts that are saved as they are trained, so that the next task can go on with them."""
+
 _OWN_BUSINESS = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 _LARGEST_CONFIG = 1 << 20
@@ -67,7 +70,7 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
     Raises:
         ConfigError: as ``read_peft``.
     """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, TaskType
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig, TaskType
 
     types = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = given["peft_type"]
@@ -84,6 +87,11 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
         raise ConfigError(
             f"peft.init_lora_weights: '{init}' changes the base model's own weights, so the adapter would not fit the "
             "base model it names; use true, gaussian or orthogonal"
+        )
+    if issubclass(types[name], PromptLearningConfig) and (name not in PROMPTS or given.get("prefix_projection")):
+        raise ConfigError(
+            f"peft.peft_type: PEFT saves of a {name} prompt what comes out of its network and not the network, so the "
+            "next task could not go on with it; use prompt_tuning, prefix_tuning without projection, or lora"
         )
     values = {key: value for key, value in given.items() if key != "peft_type"}
     try:
@@ -215,7 +223,12 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             if not (place / WEIGHTS).is_file():
                 raise ModelError(f"{place}: holds no {WEIGHTS}; restore it from a copy")
         with _quiet():
-            found: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            # PEFT loads a prompt only as one that is not trained.
+            prompt = _read_config(folder)["peft_type"] in PROMPTS
+            found: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
+            if prompt:
+                found.peft_config[DEFAULT].inference_mode = False
+                found.prompt_encoder[DEFAULT].requires_grad_(True)
             for name, place in places.items():
                 if name != DEFAULT:
                     found.load_adapter(str(place), name, is_trainable=name in active)
