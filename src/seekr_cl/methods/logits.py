@@ -71,12 +71,13 @@ def answer_logits(model: PreTrainedModel, ids_1L: Tensor, first: int) -> Tensor:
 
     Models that can leave out the vocabulary product for the prompt are told to.
     """
-    keep = {"logits_to_keep": ids_1L.shape[1] - first} if _can_keep(model) else {}
+    keep = {"logits_to_keep": ids_1L.shape[1] - first} if can_keep(model) else {}
     logits_1NV = model(input_ids=ids_1L, use_cache=False, **keep).logits
     return logits_1NV[0, logits_1NV.shape[1] - (ids_1L.shape[1] - first) :]
 
 
-def _can_keep(model: PreTrainedModel) -> bool:
+def can_keep(model: PreTrainedModel) -> bool:
+    """Whether the model can be told how many positions' logits are wanted, the last ones."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 

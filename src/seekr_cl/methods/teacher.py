@@ -25,7 +25,7 @@ from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.method_state import StoredTensors
 from seekr_cl.methods.base import Batch, Context
-from seekr_cl.methods.logits import LogitSettings, distil_logits, logit_positions, pad_logits
+from seekr_cl.methods.logits import LogitSettings, can_keep, distil_logits, logit_positions, pad_logits
 from seekr_cl.methods.parameters import check_names, trained
 from seekr_cl.methods.row_targets import placed_rows, row_targets
 
@@ -117,6 +117,7 @@ class Teachers:
         positions = [logit_positions(one, self.settings) + layout.offset(len(one.ids_L), padded) for one in samples]
         question: dict[str, Any] = {
             "task": number,
+            "first": min((int(one.min()) for one in positions if len(one)), default=padded - 1),
             "row_G": torch.tensor(rows),
             "position": pad_sequence(positions, batch_first=True),
             "real": pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in positions], batch_first=True),
@@ -138,6 +139,9 @@ class Teachers:
         model, row_G = self.context.model, question["row_G"]
         record = RecordRows({layer: own for layer, (own, _, _) in question["rows"].items()})
         given = {name: batch[name][row_G] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
+        length = given["input_ids"].shape[1]
+        if can_keep(model):
+            given["logits_to_keep"] = length - question["first"]
         former, training = None if self.tap is None else self.tap.action, model.training
         model.eval()
         try:
@@ -150,10 +154,12 @@ class Teachers:
             if self.tap is not None:
                 self.tap.action = former
         # A prompt of the adapter's own stands before the first token.
-        logits_GLV = logits_GLV[:, -given["input_ids"].shape[1] :]
+        logits_GLV = logits_GLV[:, question["first"] - length :]
         position_GA = question["position"]
+        # What only fills the rectangle may point anywhere.
+        from_GA = (position_GA - question["first"]).clamp(min=0)
         sample_G1 = torch.arange(len(row_G), device=position_GA.device)[:, None]
-        prob_GAV = logits_GLV[sample_G1, position_GA].float().softmax(-1)
+        prob_GAV = logits_GLV[sample_G1, from_GA].float().softmax(-1)
         none_GA = torch.zeros_like(position_GA, dtype=prob_GAV.dtype)
         logits = {"position": position_GA, "real": question["real"], "prob": prob_GAV, "token": None}
         targets = {
