@@ -70,7 +70,8 @@ def test_unknown_choices_name_the_nearest_or_all() -> None:
 WRONG: dict[str, Any] = {
     "preset": 3, "method": 5, "replay": "often", "memory": "large", "general": 4, "general_samples": "many",
     "dtype": 32,
-    "trust_remote_code": "yes", "peft": 3, "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
+    "trust_remote_code": "yes", "peft": 3, "quantization": 4,
+    "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
     "checkpoint_every": "often",

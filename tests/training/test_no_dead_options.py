@@ -94,6 +94,8 @@ OWN_ROWS = {
     "dtype": Row("bfloat16", "weights"),
     "trust_remote_code": Row(True, "loading"),
     "peft": Row("lora", "weights"),
+    # Refused without an adapter; what it does is in test_quantised.py, where bitsandbytes is installed.
+    "quantization": Row("4bit", "error"),
     "max_length": Row(8, "memory"),
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),

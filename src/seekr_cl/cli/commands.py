@@ -79,7 +79,7 @@ def evaluate_command(given: Any) -> None:
         get_metric(task.metric)
     if given.batch_size < 1:
         raise ConfigError(f"--batch-size: {given.batch_size} must be at least 1")
-    model, tokenizer = load_model(given.model, given.dtype)
+    model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
     encoder = Encoder(tokenizer, _length(given.max_length, context_length(model)))
     for task in tasks:
         # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
@@ -95,6 +95,7 @@ def evaluate_command(given: Any) -> None:
     conventions = {
         "engine": "transformers generate, greedy",
         "dtype": given.dtype,
+        "quantization": given.quantization,
         "batch_size": given.batch_size,
         "prompts_cut": encoder.cut_count,
     }

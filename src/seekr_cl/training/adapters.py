@@ -120,6 +120,8 @@ def adapted(model: Any, config: "SeekrConfig", source: str | os.PathLike[str]) -
             )
         check_same(model, given)
         return model
+    if given is None and config.quantization is not None:
+        raise ConfigError(f"quantization: weights in {config.quantization} cannot be trained; set peft (lora)")
     return model if given is None else put_adapter(model, given, os.fspath(source), config.seed)
 
 

@@ -18,6 +18,9 @@ from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
 from seekr_cl.training.adapters import read_peft
 from seekr_cl.training.presets import PRESETS
+from seekr_cl.training.quantised import FORMS as QUANTIZATIONS
+from seekr_cl.training.quantised import require as require_quantization
+from seekr_cl.training.quantised import require_kernels
 from seekr_cl.training.schedule import Cadence
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
@@ -173,6 +176,8 @@ class SeekrConfig(TrainingArguments):
         trust_remote_code: run code that comes with the model.
         peft: train an adapter instead of all weights: ``lora``, or a mapping of a PEFT config with ``peft_type``. The
             output is an adapter folder; a model that is one goes on with its adapter without this.
+        quantization: ``4bit`` holds the base model's weights in four bits (NF4, bitsandbytes) while an adapter is
+            trained.
         max_length: tokens of an example; default 1024 or the model's context if that is shorter.
         max_prompt_length: tokens of a prompt.
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
@@ -206,6 +211,7 @@ class SeekrConfig(TrainingArguments):
     dtype: str = "float32"
     trust_remote_code: bool = False
     peft: Any = None
+    quantization: str | None = None
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_answer_length: int | None = None
@@ -259,7 +265,11 @@ class SeekrConfig(TrainingArguments):
                 )
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
-                raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+                raise ConfigError(
+                    f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(filter(None, known))}"
+                )
+        require_quantization(self.quantization)
+        require_kernels(self.use_liger_kernel, self.use_cpu)
         _check_keeps(self.method_class, given_replay, given_memory, self.general)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
@@ -344,6 +354,7 @@ _CHOICES = {
     "loss_average": ("tokens", "micro_batches"),
     "signal_dtype": tuple(DTYPES),
     "dtype": ("float32", "bfloat16", "float16", "auto"),
+    "quantization": (None, *QUANTIZATIONS),
     "keep_models": ("all", "last"),
     "progress": ("auto", "bar", "lines", "none"),
 }

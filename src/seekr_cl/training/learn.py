@@ -136,7 +136,7 @@ def _learn(
     begun: Checkpoint | None,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing."""
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
+    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
     model_sha, tokens_sha = model_hash(network), tokenizer_hash(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
@@ -240,7 +240,7 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
-    network, tokenizer = load_model(output, config.dtype, config.trust_remote_code)
+    network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
