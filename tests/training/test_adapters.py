@@ -150,3 +150,17 @@ def test_full_weights_after_all(base: Path, tmp_path: Path) -> None:
     """Without the setting nothing of this happens."""
     teach(base, tmp_path, TASKS[:1], config_for("seqft", tmp_path))
     assert differs(weights(tmp_path / "m1"), weights(base))
+
+
+@pytest.mark.parametrize("precision", [{"dtype": "bfloat16"}, {"bf16": True}], ids=str)
+@pytest.mark.parametrize("peft", [None, "lora"])
+def test_half_precision_keeps_the_attention_term(base: Path, tmp_path: Path, peft: Any, precision: Any) -> None:
+    """Under the kind of checkpointing that loses a term's gradient where it is carried out of a layer."""
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    method = {"name": "seekr", "lambda2": 5.0, "teacher": "stored" if peft is None else "adapter"}
+    config = config_for(method, tmp_path, peft=peft, **precision, **checkpointing)
+    log = teach(base, tmp_path, TASKS, config)[-1].log
+    assert all(line["loss_attention"] > 0 for line in log if "loss_attention" in line)
+    assert max(line.get("share_attention", 0) for line in log) > 0.01
+    dtype = {tensor.dtype for tensor in weights(tmp_path / "m2").values()}
+    assert dtype == {torch.bfloat16 if "dtype" in precision and peft is None else torch.float32}

@@ -8,18 +8,19 @@ from typing import Any
 from rich.table import Table
 
 from seekr_cl.cli.output import out, size
-from seekr_cl.cli.settings import apply_overrides, read_settings
+from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation import evaluate_task, get_metric, write_predictions
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.files import write_json
+from seekr_cl.methods.writing import context_length
 from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.adapters import merged
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import context_length, load_model, require_free, save_model
+from seekr_cl.training.models import load_model, require_free, save_model
 from seekr_cl.training.run import run
 
 
@@ -44,8 +45,10 @@ def learn_command(given: Any) -> None:
 
 def run_command(given: Any) -> None:
     """``seekr run``."""
-    spec = StreamSpec.from_yaml(given.stream)
-    settings = apply_overrides(spec.settings, given.overrides, given.method)
+    block, overrides = benchmark_overrides(given.overrides)
+    spec = StreamSpec.from_yaml(given.stream, block)
+    settings = apply_overrides(spec.settings, overrides, given.method)
+    benchmark = None if spec.benchmark is None else spec.benchmark.describe(settings, settings.get("limit"))
     model = given.model or settings.get("model")
     settings.pop("model", None)
     probes, limit = settings.pop("probes", None) or [], settings.pop("limit", None)
@@ -61,8 +64,9 @@ def run_command(given: Any) -> None:
     ]
     tasks = spec.load_tasks(require_test=True, limit=limit)
     matrix = run(
-        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume
-    )
+        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
+        benchmark=benchmark,
+    )  # fmt: skip
     out().print(score_table(matrix))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
@@ -133,12 +137,29 @@ def memory_command(given: Any) -> None:
     memory.COMMANDS[given.memory_command](given)
 
 
+def benchmark_command(given: Any) -> None:
+    """``seekr benchmark``."""
+    from seekr_cl.cli import benchmark
+
+    benchmark.COMMANDS[given.benchmark_command](given)
+
+
+def methods_command(given: Any) -> None:
+    """``seekr methods``."""
+    from seekr_cl.cli import methods
+
+    methods.methods_command(given)
+
+
 def plan_command(given: Any) -> None:
     """``seekr plan``."""
     from seekr_cl.cli.plan import plan
 
-    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream)
-    settings = apply_overrides({} if spec is None else spec.settings, given.overrides, given.method)
+    block, overrides = benchmark_overrides(given.overrides)
+    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream, block)
+    settings = apply_overrides(
+        {} if spec is None else spec.settings, overrides if spec else given.overrides, given.method
+    )
     for key in ("model", "probes"):
         settings.pop(key, None)
     limit = settings.pop("limit", None)
@@ -153,6 +174,8 @@ COMMANDS = {
     "export": export_command,
     "demo": demo_command,
     "memory": memory_command,
+    "benchmark": benchmark_command,
+    "methods": methods_command,
 }
 
 

@@ -13,6 +13,7 @@ from seekr_cl.evaluation.generate import generate_answers
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory.files import write_bytes
 from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks.answers import get_extraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class TaskScore:
         metric: the metric's name.
         score: mean over the examples, 0 to 100.
         count: examples.
-        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each.
+        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
+            only a part of the prediction was.
     """
 
     task: str
@@ -59,10 +61,12 @@ def evaluate_task(
         list(example.references) or [completion] for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
     texts = [prompt for prompt, _ in rendered]
-    scores = metric.score(answers, references, texts)
+    scored = [get_extraction(task.extract)(answer) for answer in answers]
+    scores = metric.score(scored, references, texts)
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
-        for prompt, answer, accepted, score in zip(texts, answers, references, scores, strict=True)
+        | ({} if part == answer else {"scored": part})
+        for prompt, answer, part, accepted, score in zip(texts, answers, scored, references, scores, strict=True)
     ]
     return TaskScore(task.name, metric.name, sum(scores) / len(scores), len(scores), predictions)
 

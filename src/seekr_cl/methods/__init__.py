@@ -1,13 +1,22 @@
 """Continual-learning methods by name; a new one is a file here and a line in ``METHODS``."""
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.methods.agem import AGEM
 from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.ewc import EWC
+from seekr_cl.methods.gem import GEM
+from seekr_cl.methods.icarl import ICaRL
+from seekr_cl.methods.inscl import InsCL
+from seekr_cl.methods.lfpt5 import LFPT5
+from seekr_cl.methods.lwf import LwF
 from seekr_cl.methods.multitask import MultiTask
+from seekr_cl.methods.ogd import OGD
 from seekr_cl.methods.olora import OLora
+from seekr_cl.methods.onpolicy_replay import OnPolicyReplay
 from seekr_cl.methods.osft import OSFT
 from seekr_cl.methods.replay import Replay
+from seekr_cl.methods.rwalk import RWalk
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.suggest import nearest
@@ -19,8 +28,17 @@ _ALL: tuple[type[Method], ...] = (
     DERpp,
     Seekr,
     EWC,
+    LwF,
+    AGEM,
+    GEM,
+    OGD,
+    RWalk,
     OLora,
     OSFT,
+    ICaRL,
+    InsCL,
+    LFPT5,
+    OnPolicyReplay,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

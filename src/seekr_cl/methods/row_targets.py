@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention import RowIndex, RowTarget
-from seekr_cl.attention.stored import StoredRows, collate_rows
+from seekr_cl.attention.stored import StoredSignal, collate_rows
 from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Layout
 
@@ -15,22 +15,23 @@ REDUCTIONS = ("sample_mean", "layer_mean", "sum")
 
 
 def row_targets(
-    picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str
+    picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str, of: str = "attention"
 ) -> dict[int, list[RowTarget]]:
     """For each layer its targets, one for each form in which the batch's samples store their rows.
 
     A layer's P pairs are all (sample, head) that some sample of the batch distils there.
 
     Args:
-        picked: the batch's samples with their tasks; those without rows are left out.
+        picked: the batch's samples with their tasks; those without rows, or with rows of something else, are left out.
         layout: how the batch is padded.
         padded: its length.
         reduction: how rows are weighted, one of ``REDUCTIONS``.
+        of: what the rows are of, see ``AttentionSignal``.
     """
     signals = [
         (number, task, sample.attention)
         for number, (task, sample) in enumerate(picked)
-        if sample.attention is not None and sample.attention.rows is not None
+        if sample.attention is not None and sample.attention.of == of and sample.attention.rows is not None
     ]
     num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
     starts = [layout.offset(len(sample.ids_L), padded) for _, sample in picked]
@@ -56,7 +57,7 @@ def _target(
     reduction: str,
 ) -> RowTarget:
     index, weight_PR = _place(layer, members, starts, num_queries, batch, reduction)
-    parts: list[StoredRows] = [signal.of_layer(task.heads, layer) for _, task, signal in members]
+    parts: list[StoredSignal] = [signal.of_layer(task.heads, layer) for _, task, signal in members]
     teacher = collate_rows(parts, [starts[number] for number, _, _ in members], num_queries, padded)
     return RowTarget(index, teacher, weight_PR)
 

@@ -54,19 +54,23 @@ class Teachers:
     Args:
         context: model and layout.
         settings: the method's.
-        tap: for a method that distils attention too.
         reduction: how its rows are weighted.
+        of: what of the layers it distils; adapters are asked for ``attention`` rows only.
+
+    Attributes:
+        tap: set by a method that distils attention too.
 
     Raises:
         ConfigError: if adapters are to be kept and the model has none.
     """
 
     def __init__(
-        self, context: Context, settings: LogitSettings, tap: AttentionTap | None = None, reduction: str = ""
+        self, context: Context, settings: LogitSettings, reduction: str = "sample_mean", of: str = "attention"
     ) -> None:
         if settings.teacher == "adapter" and not hasattr(context.model, "peft_config"):
             raise ConfigError("method.teacher: 'adapter' needs an adapter to keep; set peft (lora), or teacher: stored")
-        self.context, self.settings, self.tap, self.reduction = context, settings, tap, reduction
+        self.context, self.settings, self.reduction, self.of = context, settings, reduction, of
+        self.tap: AttentionTap | None = None
         self._tasks: list[MemoryTask] = []
         self._held: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
 
@@ -97,7 +101,7 @@ class Teachers:
         if stored:
             batch["logits"] = pad_logits([picked[number][1] for number in stored], layout, padded)
         if self.tap is not None:
-            batch["attention"] = row_targets(picked, layout, padded, self.reduction)
+            batch["attention"] = row_targets(picked, layout, padded, self.reduction, self.of)
         if len(stored) < len(picked):
             groups: dict[int, list[int]] = {}
             for number, (task, _) in enumerate(picked):
@@ -123,7 +127,7 @@ class Teachers:
             "real": pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in positions], batch_first=True),
             "rows": {},
         }
-        if self.tap is not None:
+        if self.tap is not None and self.of == "attention":
             question["rows"] = placed_rows(
                 [picked[row] for row in rows], rows, layout, padded, len(picked), self.reduction
             )

@@ -19,6 +19,7 @@ from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample,
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
+from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.adapters import adapted
@@ -27,8 +28,15 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
-from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
+from seekr_cl.training.keeping import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
+from seekr_cl.training.models import load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
@@ -154,6 +162,7 @@ def _learn(
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
         signal_dtype=config.signal_dtype or "int8",
         tokenizer=tokenizer,
+        task=_name(tasks),
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
@@ -251,6 +260,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "examples": sum(len(one.train) for one in tasks),
         "fingerprint": tasks[0].fingerprint(),
+        "metric": tasks[0].metric,
     }
     return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
 
@@ -320,6 +330,7 @@ def _train(
     method, kept = stand.method, stand.kept
     held = [*store.tasks, *stand.new_tasks] if method.keeps else []
     method.check_replay(held)
+    check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
@@ -372,13 +383,13 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
-    if not method.replays:
+    if method.generates and not kept:
         return
-    if store.generation and not replay:
+    if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
-    elif replay and not scheduled:
+    elif method.replays and replay and not scheduled:
         context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
-    if not kept:
+    if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 
