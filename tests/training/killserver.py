@@ -43,6 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "replay": {"method": "replay", "lr_scheduler_type": "linear", "measure_every": 2, "checkpoint_every": 0},
     "ewc": {"method": {"name": "ewc", "fisher_samples": 3}},
+    "lora": {
+        "method": {"name": "seekr", "teacher": "adapter"},
+        "peft": {"r": 2, "lora_dropout": 0.1, "target_modules": "all-linear"},
+        "general": "GENERAL",
+    },
     "learn": {"method": "seekr", "checkpoint_every": 2},
 }
 """What is killed; ``learn`` is separate calls, the others are runs."""

@@ -18,8 +18,9 @@ from seekr_cl.report import score_table
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.adapters import merged
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import load_model, require_free
+from seekr_cl.training.models import load_model, require_free, save_model
 from seekr_cl.training.run import run
 
 
@@ -82,7 +83,7 @@ def evaluate_command(given: Any) -> None:
         get_metric(task.metric)
     if given.batch_size < 1:
         raise ConfigError(f"--batch-size: {given.batch_size} must be at least 1")
-    model, tokenizer = load_model(given.model, given.dtype)
+    model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
     encoder = Encoder(tokenizer, _length(given.max_length, context_length(model)))
     for task in tasks:
         # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
@@ -98,12 +99,22 @@ def evaluate_command(given: Any) -> None:
     conventions = {
         "engine": "transformers generate, greedy",
         "dtype": given.dtype,
+        "quantization": given.quantization,
         "batch_size": given.batch_size,
         "prompts_cut": encoder.cut_count,
     }
     write_json(output / "scores.json", {"model": given.model, "tasks": scores, **conventions})
     out().print(table)
     out().print(f"scores and predictions in {output}", soft_wrap=True)
+
+
+def export_command(given: Any) -> None:
+    """``seekr export``."""
+    output = Path(given.output)
+    require_free(output)
+    model, tokenizer = load_model(given.model, given.dtype)
+    save_model(output, merged(model, given.model), tokenizer)
+    out().print(f"model in {output}", soft_wrap=True)
 
 
 def demo_command(given: Any) -> None:
@@ -160,6 +171,7 @@ COMMANDS = {
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
+    "export": export_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

@@ -71,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=int, default=16)
     evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
+
+    export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
+    export.add_argument("model", metavar="ADAPTER_FOLDER")
+    export.add_argument("output", metavar="OUTPUT", help="folder for the model; must not hold anything")
+    export.add_argument("--merge", action="store_true", required=True, help="add the adapter to the base's weights")
+    export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")

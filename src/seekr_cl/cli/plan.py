@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
 from seekr_cl.planning.show import show_plan
 from seekr_cl.tasks import StreamSpec
 from seekr_cl.training import SeekrConfig
@@ -41,7 +41,7 @@ def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, o
     if answer >= tokens:
         raise ConfigError(f"--answer-tokens: {answer} leaves no prompt in {tokens} tokens; lower it or raise --tokens")
     examples, epochs = _tasks(given, spec, config, limit)
-    made = make_plan(shape, config, Workload(examples, epochs, tokens, answer))
+    made = make_plan(shape, config, Workload(examples, epochs, tokens, answer), adapter_size(given.model, config.peft))
     if given.json:
         print(json.dumps(made.to_json(), indent=2))
         return

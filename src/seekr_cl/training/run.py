@@ -180,7 +180,9 @@ class Run:
         Returns:
             The hashes of model and tokenizer.
         """
-        model, tokenizer = load_model(self.model, self.config.dtype, self.config.trust_remote_code)
+        model, tokenizer = load_model(
+            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+        )
         encoder = make_encoder(self.config, model, tokenizer)
         for task in self.tasks:
             fitting(task, encoder, self.config)
@@ -212,7 +214,9 @@ class Run:
         if learnt is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
-            model, tokenizer = load_model(folder, self.config.dtype, self.config.trust_remote_code)
+            model, tokenizer = load_model(
+                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+            )
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
