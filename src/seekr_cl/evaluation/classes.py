@@ -26,7 +26,7 @@ def class_columns(predictions: Sequence[str], references: Sequence[Sequence[str]
     classes = {name: place for place, name in enumerate(sorted({name for one in accepted for name in one}))}
     if len(classes) > MOST_CLASSES:
         raise DataError(
-            f"macro_f1: {len(classes)} different references, more than {MOST_CLASSES}; it is for labels, use f1 for texts"
+            f"macro_f1: {len(classes)} different references, above {MOST_CLASSES}; it is for labels, use f1 for texts"
         )
     columns = np.zeros((len(predictions), 3, len(classes)))
     for row, (prediction, one) in enumerate(zip(predictions, accepted, strict=True)):

@@ -155,7 +155,7 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
 
 
 def write_predictions(folder: Path, score: TaskScore) -> Path:
-    """Writes ``<task>.jsonl``, one prediction a line; the answers' journal, if there was one, is not needed any more."""
+    """Writes ``<task>.jsonl``, one prediction a line; a journal of the answers is not needed any more."""
     from seekr_cl.tasks.task import safe_name
 
     slug = safe_name(score.task)

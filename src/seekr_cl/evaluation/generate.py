@@ -1,8 +1,8 @@
 """Greedy answers in batches: padded on the left, sorted by length, the same for any batch size.
 
-A batch's shape decides in which order a matrix product is summed up, so logits differ in their last digits, and where two
-tokens are nearly alike the likelier one may change. Every step's two best logits are therefore compared: an answer with a
-step closer than ``NEAR`` is generated again by itself, as it would be with batch size 1. All others cannot have changed.
+A batch's shape decides in which order a matrix product is summed up, so logits differ in their last digits, and where
+two tokens are nearly alike the likelier one may change. Every step's two best logits are therefore compared: an answer
+with a step closer than ``NEAR`` is generated again by itself, as with batch size 1. All others cannot have changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def _continue(
     model: PreTrainedModel, batch: list[list[int]], greedy: GenerationConfig, watch: "_NearTies | None"
 ) -> list[list[int]]:
     width = max(map(len, batch))
-    ids_BL = torch.full((len(batch), width), greedy.pad_token_id)  # type: ignore[arg-type]
+    ids_BL = torch.full((len(batch), width), greedy.pad_token_id)
     mask_BL = torch.zeros_like(ids_BL)
     for row, prompt in enumerate(batch):
         ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)

@@ -63,9 +63,9 @@ class Journal:
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
-                self._file = open(self._path, "ab")
+                self._file = open(self._path, "ab")  # noqa: SIM115
             else:
-                self._file = open(self._path, "wb")
+                self._file = open(self._path, "wb")  # noqa: SIM115
                 self._file.write(json.dumps({"answering": identity}).encode() + b"\n")
                 self._file.flush()
         except OSError as error:
