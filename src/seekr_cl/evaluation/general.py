@@ -1,7 +1,7 @@
 """General ability: what a model can still do that no task of the stream taught it, by lm-evaluation-harness.
 
-The benchmarks and shots are the SEEKR paper's, which gives none for TyDiQA, BoolQ and PIQA: they have one, none and none
-here. Nothing of the harness is done again: its tasks are named, or its task configs are filled with local files.
+The benchmarks and shots are the SEEKR paper's, which gives none for TyDiQA, BoolQ and PIQA: they have one, none and
+none here. Nothing of the harness is done again: its tasks are named, or its task configs are filled with local files.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def evaluate_general(
 
     Raises:
         ConfigError: if the harness is not installed.
-        DataError: if data is missing or cannot be fetched.
+        DataError: if data is missing or cannot be fetched, or answers do not fit into the model's context.
     """
     try:
         import lm_eval
@@ -102,7 +102,7 @@ def evaluate_general(
                     torch_random_seed=SEED,
                     fewshot_random_seed=SEED,
                 )
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, AssertionError) as error:
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise DataError(
                     f"--general: {name} cannot be evaluated ({first_line}); without a network, name a folder "

@@ -191,7 +191,9 @@ def paired_test(
     differ = [np.any([np.any(a.columns_NC != b.columns_NC, axis=1) for a, b in seeds], axis=0) for seeds in pairs]
     moving = int(sum(mask.sum() for mask in differ))
     exact = moving <= _EXACT
-    swaps_RM = np.array(list(product((0.0, 1.0), repeat=moving))).reshape(-1, moving) if exact else None
+    swaps_RM = (
+        np.array(list(product((0.0, 1.0), repeat=moving))).reshape(-1 if moving else 1, moving) if exact else None
+    )
     count = len(swaps_RM) if swaps_RM is not None else resamples
     null_R, value, sampled_R = np.zeros(count), 0.0, np.zeros(resamples)
     begin = 0

@@ -13,7 +13,7 @@ def plot_runs(content: dict[str, Any], path: Path) -> None:
     """Left OP, in the middle BWT, right each task's score after the last; bars are 95% intervals, rings are seeds."""
     methods, tasks = content["methods"], content["tasks"]
     names = [_label(row["method"]) for row in methods]
-    height = max(3.6, 1.9 + 0.42 * len(methods))
+    height = max(4.4, 2.6 + 0.42 * len(methods))
     with _style():
         figure, (left, middle, right) = plt.subplots(
             1, 3, figsize=(11 + 0.75 * len(tasks), height), layout="constrained",
@@ -22,7 +22,7 @@ def plot_runs(content: dict[str, Any], path: Path) -> None:
         for axes, key, title in ((left, "op", "OP: final mean score"), (middle, "bwt", "BWT: change since learnt")):
             for place, row in enumerate(methods):
                 _point(axes, row[key], place, COLOURS[place % len(COLOURS)], horizontal=True)
-            axes.set(ylim=(len(methods) - 0.5, -0.5), title=title, xlabel="points")
+            axes.set(ylim=(len(methods) - 0.5, -0.5), title=title, xlabel="points (bar: 95% interval, ring: a seed)")
             axes.set_yticks(range(len(methods)), names if axes is left else [""] * len(methods))
             axes.grid(axis="x", alpha=0.3)
             axes.set_axisbelow(True)

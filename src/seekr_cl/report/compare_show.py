@@ -32,7 +32,7 @@ def test_lines(content: dict[str, Any]) -> list[str]:
     """A sentence a paired test."""
     return [
         f"{test['second']} against {test['first']}: OP {test['difference']:+.1f} [{test['interval'][0]:+.1f}, "
-        f"{test['interval'][1]:+.1f}], p = {_p(test)} (permutation of the answers to {test['examples']} examples, "
+        f"{test['interval'][1]:+.1f}], {_p(test)} (permutation of the answers to {test['examples']} examples, "
         f"{len(test['seeds'])} {'seed' if len(test['seeds']) == 1 else 'seeds'})"
         for test in content["paired_tests"]
     ]
@@ -97,7 +97,7 @@ def _cell(number: dict[str, Any] | None) -> str:
 
 
 def _p(test: dict[str, Any]) -> str:
-    return "< 0.001" if test["p"] < 0.001 else f"{test['p']:.3f}"
+    return "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
 
 
 def _plain(text: str) -> str:
