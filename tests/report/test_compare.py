@@ -64,7 +64,7 @@ def test_other_settings_are_another_row(runs, tmp_path):
         ({"training": {"num_train_epochs": 5.0}}, "", {}, "different epochs"),
         ({"model_sha256": "other"}, "", {}, "different base model"),
         ({}, "run.json", {"tasks__0__fingerprint": "5000"}, "different training data (variant, size or texts) (a)"),
-        ({}, "scores.json", {"conventions__bwt": "divided by N"}, "different conventions of OP, BWT, FWT or forgetting"),
+        ({}, "scores.json", {"conventions__bwt": "divided by N"}, "different conventions of OP, BWT, FWT"),
         ({}, "scores.json", {"evaluation__engine": "vllm"}, "different evaluation engine (transformers against vllm)"),
         ({}, "scores.json", {"evaluation__dtype": "bfloat16"}, "dtype (float32 against bfloat16)"),
         ({}, "scores.json", {"evaluation__decoding": {"strategy": "beam"}}, "different decoding"),
