@@ -32,6 +32,7 @@ from seekr_cl.training import learn
 
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
+LOOKING = ["ewc", "lwf", "agem", "gem", "ogd", "rwalk"]
 VOCABULARY = len(char_tokenizer())
 REPLAY = {"samples": 4, "every": 1}
 
@@ -88,6 +89,9 @@ INVARIANTS = {
     "accumulation is a larger batch of joint steps": Invariant(
         HALF | {"replay": JOINT | {"batch_size": 4}}, WHOLE | {"replay": JOINT}, REPLAYING, atol=2e-6, length=4
     ),
+    # What a method does to a step's gradient it does once, whatever the batches it came in; answers equally long, since
+    # what a method adds to the loss is averaged batch by batch.
+    "accumulation is a larger batch to whoever looks at it": Invariant(HALF, WHOLE, LOOKING, atol=2e-6, length=4),
     "reentrant checkpointing is none": Invariant(CHECKPOINTED, {}, list(ROWS), atol=1e-6),
     "checkpointing is none": Invariant(
         CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, list(ROWS), atol=1e-6
@@ -135,6 +139,8 @@ def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         wanted = {"name": change} if isinstance(change, str) else {"name": method} | ROWS[method].invariants | change
         if not get_method(wanted["name"]).keeps:
             settings.pop("replay")
+        elif not get_method(wanted["name"]).replays:
+            settings["replay"] = {"samples": settings["replay"]["samples"]}
         key = repr((family, wanted, sorted(settings.items()), kernel, invariant.length))
         if key not in done:
             folder = tmp_path_factory.mktemp("outcome")

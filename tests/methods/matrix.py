@@ -63,4 +63,72 @@ ROWS: dict[str, Row] = {
         # Labels drawn from distributions that differ by rounding may differ.
         invariants={"fisher_labels": "data", "strength": 30.0},
     ),
+    "olora": Row(
+        settings={"dropout": 0.05},
+        changes={
+            "rank": Change(4, "memory"),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear", "memory"),
+            "lambda1": Change(5.0),
+            "lambda2": Change(0.1),
+            "orthogonality": Change("absolute"),
+        },
+        wrong={
+            "rank": 0,
+            "alpha": 0,
+            "dropout": 1,
+            "targets": 3,
+            "lambda1": -1,
+            "lambda2": -1,
+            "orthogonality": "x",
+        },
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        invariants={"dropout": 0.0},
+    ),
+    "osft": Row(
+        changes={"preserved": Change(0.25), "targets": Change("q_proj, v_proj")},
+        wrong={"preserved": 0, "targets": 3},
+        first_task=True,
+    ),
+    "lwf": Row(
+        settings={"strength": 0.3},
+        changes={"strength": Change(3.0), "temperature": Change(1.0)},
+        wrong={"strength": -1, "temperature": 0},
+        first_task=True,
+    ),
+    "agem": Row(
+        # Of three kept samples, so that it matters which are drawn.
+        settings={"reference_samples": 2},
+        changes={"reference_samples": Change(1)},
+        wrong={"reference_samples": 0},
+        invariants={"reference_samples": 3},
+    ),
+    "gem": Row(
+        changes={
+            "margin": Change(0.0),
+            "margin_form": Change("bound"),
+            "reference_samples": Change(1),
+        },
+        wrong={"margin": -1, "margin_form": "x", "reference_samples": 0},
+    ),
+    "ogd": Row(
+        settings={"directions": 6},
+        changes={"directions": Change(2, "memory"), "logits": Change("average", "memory")},
+        wrong={"directions": 0, "logits": "x"},
+        invariants={"directions": 6},
+    ),
+    "rwalk": Row(
+        settings={"interval": 3},
+        changes={
+            "strength": Change(100.0),
+            "alpha": Change(0.2, "memory"),
+            "interval": Change(1, "memory"),
+            "epsilon": Change(1.0, "memory"),
+        },
+        wrong={"strength": -1, "alpha": 2, "interval": 0, "epsilon": 0},
+        invariants={"interval": 3},
+    ),
 }

@@ -116,7 +116,8 @@ class Killer:
 @contextmanager
 def killer(place: Path) -> Iterator[Killer]:
     """A server with a base model, as long as the block lasts."""
-    save_base(place / "base")
+    # Dropout draws from torch's own generator in every step, so that one that is not restored shows.
+    save_base(place / "base", attention_dropout=0.2)
     rows = [{"prompt": f"say {letter}:", "completion": letter * 2} for letter in "abcdefghij"]
     (place / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, str(Path(__file__).with_name("killserver.py")), str(place / "base")]

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from tinylm import config_for, constant_task, memory_tensors, reverse_task, teach
 
+from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.budget import task_bytes
 from seekr_cl.training.learn import InertWarning
+from seekr_cl.training.trainer import SeekrTrainer
 
 
 def three_tasks() -> list[Any]:
@@ -48,11 +50,26 @@ def test_a_full_memory_shrinks(base: Path, tmp_path: Path, method: str, choice: 
 
 
 def test_a_budget_below_one_sample_a_task_costs_no_training(base: Path, tmp_path: Path) -> None:
-    config = config_for("seekr", tmp_path, replay={"samples": 3}, memory={"max_bytes": 10})
+    tasks = [reverse_task("first", seed=1, length=4), reverse_task("second", seed=2, length=4)]
+    free = config_for("seekr", tmp_path, replay={"samples": 3})
+    teach(base, tmp_path / "free", tasks[:1], free)
+    ((header, each),) = [task_bytes(task.samples) for task in ReplayMemory.open(tmp_path / "free/memory").tasks]
+    # Not quite enough for one sample of each of two tasks.
+    limit = 2 * (header + min(each)) - 10
+    config = config_for("seekr", tmp_path, replay={"samples": 3}, memory={"max_bytes": limit})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        teach(base, tmp_path, three_tasks()[:2], config)
+        teach(base, tmp_path, tasks, config)
     said = [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)]
-    assert any("memory.max_bytes: one sample of each of 2 tasks takes" in line for line in said)
+    before, after = "is about too small for one sample of each of 2 tasks", "one sample of each of 2 tasks takes"
+    assert [word for line in said for word in (before, after) if word in line] == [before, after]
     assert [len(task.samples) for task in ReplayMemory.open(tmp_path / "memory").tasks] == [1, 1]
     assert (tmp_path / "m2/model.safetensors").exists()
+
+
+def test_a_hopeless_budget_is_refused_before_training(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(SeekrTrainer, "train", lambda *_: pytest.fail("it was trained"))
+    config = config_for("seekr", tmp_path, replay={"samples": 3}, memory={"max_bytes": 100})
+    with pytest.raises(ConfigError, match=r"memory\.max_bytes: one sample of each of 1 tasks takes at least \d+ bytes"):
+        teach(base, tmp_path, three_tasks()[:1], config)
+    assert not (tmp_path / "m1").exists()

@@ -292,3 +292,9 @@ def test_a_run_whose_tests_or_model_changed(base: Path, tmp_path: Path, monkeypa
     save_base(model, seed=1)
     with pytest.raises(ConfigError, match=r"run\.json: the model has changed since the run was begun"):
         run(model, [task], tmp_path / "run", config(tmp_path), resume=True)
+
+
+def test_a_reporter_that_is_not_installed_is_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="report_to: wandb"):
+        attempt(base, tmp_path, resume=False, report_to="wandb")
+    assert not (tmp_path / "m1").exists()

@@ -79,3 +79,10 @@ def test_killed_in_the_first_commit(server: Killer) -> None:
     for fault in ("file.written:16", "file.renamed:16"):
         assert fault in passed[first - 60 :]
         killed_and_resumed(server, "learn", fault)
+
+
+def test_killed_at_every_file_of_the_last_commit(server: Killer) -> None:
+    """Texts, signals, importance, generation and manifest; none leaves anything half written behind."""
+    last = server.whole("learn")[1]["file.written"]
+    for number in range(last - 4, last + 1):
+        killed_and_resumed(server, "learn", f"file.written:{number}")

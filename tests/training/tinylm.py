@@ -35,14 +35,15 @@ def char_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_base(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+def save_base(folder: Path, family: str = "llama", seed: int = 0, attention_dropout: float = 0.0) -> Path:
     """A random grouped-query model of that family with its tokenizer."""
     tokenizer = char_tokenizer()
     kind = {"llama": LlamaConfig, "qwen3": Qwen3Config}[family]
     config = kind(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-        tie_word_embeddings=False, initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=False, initializer_range=0.15, attention_dropout=attention_dropout,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

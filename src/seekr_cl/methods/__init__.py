@@ -1,16 +1,38 @@
 """Continual-learning methods by name; a new one is a file here and a line in ``METHODS``."""
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.methods.agem import AGEM
 from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.ewc import EWC
+from seekr_cl.methods.gem import GEM
+from seekr_cl.methods.lwf import LwF
 from seekr_cl.methods.multitask import MultiTask
+from seekr_cl.methods.ogd import OGD
+from seekr_cl.methods.olora import OLora
+from seekr_cl.methods.osft import OSFT
 from seekr_cl.methods.replay import Replay
+from seekr_cl.methods.rwalk import RWalk
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.suggest import nearest
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (SeqFT, MultiTask, Replay, DERpp, Seekr, EWC)}
+_ALL: tuple[type[Method], ...] = (
+    SeqFT,
+    MultiTask,
+    Replay,
+    DERpp,
+    Seekr,
+    EWC,
+    LwF,
+    AGEM,
+    GEM,
+    OGD,
+    RWalk,
+    OLora,
+    OSFT,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> type[Method]:

@@ -69,7 +69,7 @@ class Context:
     """What a method may work with while one task is learnt.
 
     Attributes:
-        model: the model being trained.
+        model: the model being trained; a method that trains adapters of its own puts the model with them in its place.
         layout: how batches are padded.
         importance: head importance from the memory, if any.
         seed: for everything the method draws; differs from task to task.
@@ -105,6 +105,7 @@ class Method(ABC):
         Settings: dataclass of its settings; an unknown key is refused.
         replays: whether batches of old samples come back on a schedule.
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
+        adapters: whether it trains adapters of its own (PEFT) and not the model's weights.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
     """
@@ -114,6 +115,7 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     replays: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
 
@@ -199,6 +201,10 @@ class Method(ABC):
     def share_target(self) -> tuple[str, float] | None:
         """Term whose weight is to be steered and the share of the gradient norm it should have, if any."""
         return None
+
+    def finished_model(self) -> PreTrainedModel:
+        """The model as it is written: plain, with whatever was attached to it merged or removed. Asked for last."""
+        return self.context.model
 
     def close(self) -> None:
         """Gives back whatever was attached to the model."""

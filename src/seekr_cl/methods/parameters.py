@@ -1,6 +1,7 @@
 """What methods that look at weights and gradients share: the trained weights, and gradients of single examples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,20 +54,75 @@ def example_gradients(
 
     The model is in evaluation mode meanwhile, so that dropout does not disturb it.
     """
-    weights, training = trained(context.model), context.model.training
-    context.model.eval()
-    try:
+    with _evaluating(context.model):
         for example in examples:
             batch = example_batch(context, [example])
             with torch.enable_grad():
                 value = loss(forward(context.model, batch), batch["labels"])
-            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            yield {
-                name: torch.zeros_like(weight) if gradient is None else gradient
-                for (name, weight), gradient in zip(weights.items(), found)
-            }
+            yield _gradients(value, trained(context.model))
+
+
+def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> dict[str, Tensor]:
+    """The float32 gradient, by weight, of the mean cross entropy over all answer tokens of some examples.
+
+    ``parameter.grad`` is left as it is, and the model is in evaluation mode meanwhile.
+
+    Args:
+        context: model and padding.
+        examples: at least one.
+        size: how many of them make one forward pass; the result is the same for every size, up to rounding.
+    """
+    weights = trained(context.model)
+    total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    tokens = sum(len(one.input_ids) - max(1, one.completion_start) for one in examples)
+    with _evaluating(context.model):
+        for first in range(0, len(examples), size):
+            batch = example_batch(context, examples[first : first + size])
+            share = int((batch["labels"][:, 1:] != IGNORE).sum()) / tokens
+            with torch.enable_grad():
+                value = causal_lm_loss(forward(context.model, batch), batch["labels"]) * share
+            for name, gradient in _gradients(value, weights).items():
+                total[name] += gradient
+    return total
+
+
+def step_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer step's own gradient in float32, by weight, no copy if it is that; zero where there is none."""
+    return {
+        name: torch.zeros_like(weight, dtype=torch.float32) if weight.grad is None else weight.grad.float()
+        for name, weight in trained(model).items()
+    }
+
+
+def put_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    """Puts others in the place of ``step_gradients``, in the precision of the weights."""
+    for name, weight in trained(model).items():
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.copy_(gradients[name])
+
+
+def inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The inner product of two gradients."""
+    return float(torch.stack([torch.dot(one[name].flatten(), other[name].flatten()) for name in one]).sum())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
     finally:
-        context.model.train(training)
+        model.train(training)
+
+
+def _gradients(value: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else gradient
+        for (name, weight), gradient in zip(weights.items(), found)
+    }
 
 
 def sampled_loss(generator: torch.Generator) -> Loss:

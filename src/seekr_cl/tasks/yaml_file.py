@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: broken YAML ({error.problem or error.context}); mend it") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # its constructors fail in many ways: an empty !!int is an IndexError
         raise ConfigError(f"{path}: broken YAML ({' '.join(str(error).split())[:200]}); mend it") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the top level must be a mapping with 'tasks:'; write 'tasks:' and a list under it")

@@ -84,6 +84,38 @@ def replay_weights(
     return [of_each[task.name] for task, _ in replay]
 
 
+def check_budget(
+    config: SeekrConfig, store: ReplayMemory, kept: Sequence[ReplaySample], warn: Callable[[str], None]
+) -> None:
+    """Says before training what would otherwise be found at its end: that ``memory.max_bytes`` is too small.
+
+    Old samples are counted as they are. The new task's signals do not exist yet, so its sample is counted without
+    them for the error, and as large as the smallest old one for the warning.
+
+    Raises:
+        ConfigError: if one sample of each task cannot fit, whatever the new signals take.
+    """
+    limit = config.memory_settings.limit()
+    if limit is None:
+        return
+    old = [task_bytes(task.samples) for task in store.tasks]
+    smallest = [header + min(sizes) for header, sizes in old if sizes]
+    header, bare = task_bytes(kept)
+    least = sum(smallest) + (header + min(bare) if bare else 0)
+    tasks = len(smallest) + bool(bare)
+    if least > limit:
+        raise ConfigError(
+            f"memory.max_bytes: one sample of each of {tasks} tasks takes at least {least} bytes, more than {limit}; "
+            "allow more, or store less of each (method.head_budget, signal_dtype)"
+        )
+    guess = sum(smallest) + min(smallest, default=0)
+    if bare and guess > limit:
+        warn(
+            f"memory.max_bytes: {limit} is about too small for one sample of each of {tasks} tasks ({guess} bytes if "
+            "the new one is like the old ones); what does not fit is dropped at the end of this task"
+        )
+
+
 def within_budget(
     config: SeekrConfig, store: ReplayMemory, new_tasks: list[MemoryTask], context: Context
 ) -> tuple[dict[int, list[int]] | None, list[MemoryTask]]:

@@ -26,7 +26,14 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import as_sample, carried_state, choose_samples, replay_weights, within_budget
+from seekr_cl.training.keeping import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
 from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
@@ -173,10 +180,10 @@ def _learn(
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
-            network.eval()
+            context.model.eval()
             scored = method.after_task(_name(tasks), stand.kept)
             stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
-            carry = _carry(config, network, trainer)
+            carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
                 "log": trainer.state.log_history,
@@ -185,7 +192,7 @@ def _learn(
                 "carried": None if carried is None else carried[1],
             }
             parts = {
-                "weights": take_weights(network),
+                "weights": take_weights(context.model),
                 "carry": carry.tensors if carry is not None else {},
                 "carried": {} if carried is None else dict(carried[0]),
             }
@@ -194,8 +201,9 @@ def _learn(
     finally:
         method.close()
 
-    ready = stand.ready(network)
-    network.zero_grad(set_to_none=True)
+    ready = stand.ready(context.model)
+    context.model.zero_grad(set_to_none=True)
+    network = method.finished_model()
 
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
@@ -317,6 +325,7 @@ def _train(
     method, kept = stand.method, stand.kept
     held = [*store.tasks, *stand.new_tasks] if method.keeps else []
     method.check_replay(held)
+    check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
@@ -369,13 +378,11 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
-    if not method.replays:
-        return
-    if store.generation and not replay:
+    if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
-    elif replay and not scheduled:
+    elif method.replays and replay and not scheduled:
         context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
-    if not kept:
+    if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.records import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
@@ -144,8 +145,9 @@ def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    if place.is_dir():
-        remove_leftovers(place)
+    for folder in (place, place / GENERATIONS):
+        if folder.is_dir():
+            remove_leftovers(folder)
     try:
         return ReplayMemory.open(place, create=True, verify=True)
     except MemoryFormatError:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from seekr_cl.errors import ModelError, TrainingError
+from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
 from seekr_cl.stopping import wish
@@ -65,7 +65,15 @@ class SeekrTrainer(Trainer):
         begun: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        try:
+            super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        except (RuntimeError, ImportError) as error:
+            if args.report_to and "install" in str(error):
+                raise ConfigError(
+                    f"report_to: {', '.join(args.report_to)} cannot be used ({str(error).splitlines()[0]}); install "
+                    "it, or set report_to: none"
+                ) from error
+            raise
         self._save_state, self._begun = save_state, begun
         self.add_callback(TellAfterStep(method, model))
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))

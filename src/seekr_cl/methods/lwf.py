@@ -1,0 +1,87 @@
+"""LwF: on the new task's own data, the model's outputs stay near those of the model as it was before the task."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.losses import IGNORE, causal_lm_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LwFSettings:
+    """Settings of LwF.
+
+    Attributes:
+        strength: lambda_o of the paper's algorithm, the weight of the old outputs; the paper's 1.
+        temperature: T of eq. 4, by which both sides' logits are divided; the paper's 2.
+    """
+
+    strength: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ConfigError(f"method.strength: {self.strength} is negative; 0 is plain fine-tuning")
+        if self.temperature <= 0:
+            raise ConfigError(f"method.temperature: {self.temperature} must be above 0")
+
+
+class LwF(Method):
+    """L = L_task + lambda_o L_old, with L_old the divergence from the earlier model's softened outputs (eq. 2 to 4).
+
+    The paper's old task is what a pretrained network could do, so this holds from the first task on. Eq. 3 is a cross
+    entropy; here the teacher's entropy is taken off, so that 0 means that nothing has moved (the gradient is the same).
+    The paper's T^2 is one: it does not scale the term up again. Its warm-up of a new output layer has no place in a
+    language model.
+
+    The earlier model is held beside the trained one; weights that are not trained, as under adapters, are shared.
+    """
+
+    name = "lwf"
+    paper = Paper("Learning without Forgetting", "Li and Hoiem, 2016", "https://arxiv.org/abs/1606.09282")
+    Settings = LwFSettings
+    frozen_copy = True
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        shared = {id(weight): weight for weight in context.model.parameters() if not weight.requires_grad}
+        self._teacher: nn.Module | None = copy.deepcopy(context.model, shared).requires_grad_(False).eval()
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The task's loss and the distance from the earlier model's outputs."""
+        logits_BLV = forward(model, batch)
+        with torch.no_grad(), _autocast(logits_BLV.device.type):
+            teacher_BLV = forward(self._teacher, batch)
+        old = softened_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
+        return {
+            "task": LossTerm(causal_lm_loss(logits_BLV, batch["labels"])),
+            "old_outputs": LossTerm(old, self.settings.strength),
+        }
+
+    def close(self) -> None:
+        """Gives the earlier model's memory back."""
+        self._teacher = None
+
+
+def softened_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tensor, temperature: float) -> Tensor:
+    """Mean KL(teacher, student) of next-token distributions softened by a temperature, where an answer token comes.
+
+    Returns:
+        A scalar; 0 with gradient zero if no token is labelled.
+    """
+    answer_BL = labels_BL[:, 1:] != IGNORE
+    logp_NV = (teacher_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
+    logq_NV = (student_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
+    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))
+
+
+def _autocast(device: str) -> torch.autocast:
+    """The precision the Trainer runs the student in: it wraps that model's own forward, not the teacher's."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
+    return torch.autocast(device, dtype, enabled=dtype is not None)

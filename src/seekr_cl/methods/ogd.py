@@ -1,0 +1,126 @@
+"""OGD: steps are orthogonal to the directions in which old tasks' outputs change; no sample is kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.base import Carried, Context, Method, Paper
+from seekr_cl.methods.losses import IGNORE
+from seekr_cl.methods.parameters import (
+    check_names,
+    drawn,
+    example_gradients,
+    put_gradients,
+    step_gradients,
+    trained,
+)
+
+DEPENDENT = 1e-4
+"""A direction of which the kept ones leave less than this part is in their span, up to rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OGDSettings:
+    """Settings of OGD.
+
+    Attributes:
+        directions: kept of each task, one a training example drawn at random; the paper's 200. Each is as large as the
+            trained weights in float32, and all of them stay on the model's device.
+        logits: whose gradient is a direction: ``ground_truth``, the logit of the right token (the paper's OGD-GTL,
+            which it uses throughout), or ``average``, the mean over the vocabulary (OGD-AVE); both as a mean over the
+            answer's tokens.
+    """
+
+    directions: int = 200
+    logits: str = "ground_truth"
+
+    def __post_init__(self) -> None:
+        if self.directions < 1:
+            raise ConfigError(f"method.directions: {self.directions} must be at least 1")
+        if self.logits not in LOGITS:
+            raise ConfigError(f"method.logits: '{self.logits}' is unknown; choose from {', '.join(LOGITS)}")
+
+
+class OGD(Method):
+    """Minimises L_task with g - sum_v (g . v) v, v the orthonormal directions of old tasks (algorithm 1).
+
+    It is the gradient that is projected, before it is clipped. Under plain gradient descent, as in the paper, the step
+    is orthogonal too; moments (Adam) and weight decay bring parts of the directions back.
+    """
+
+    name = "ogd"
+    paper = Paper(
+        "Orthogonal Gradient Descent for Continual Learning",
+        "Farajtabar et al., 2020",
+        "https://arxiv.org/abs/1910.07104",
+    )
+    Settings = OGDSettings
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self._basis: dict[str, Tensor] = {}
+        if context.carried is not None:
+            self._basis = {name: tensor.to(context.model.device) for name, tensor in context.carried[0].items()}
+            check_names(context.model, {name: tensor[0] for name, tensor in self._basis.items()}, self.name)
+        self._next: Carried | None = None
+
+    def before_step(self, model: nn.Module) -> None:
+        """Takes the old tasks' directions out of the gradient."""
+        if self._basis:
+            put_gradients(model, without_span(step_gradients(model), self._basis))
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Adds directions of the task at the weights that it ended with, by Gram-Schmidt."""
+        examples = drawn(self.context, self.settings.directions)
+        old = len(next(iter(self._basis.values()))) if self._basis else 0
+        basis = {
+            weight: tensor.new_zeros(old + len(examples), *tensor.shape, dtype=torch.float32)
+            for weight, tensor in trained(self.context.model).items()
+        }
+        for weight, tensor in self._basis.items():
+            basis[weight][:old] = tensor
+        count = old
+        for gradients in example_gradients(self.context, examples, LOGITS[self.settings.logits]):
+            direction = {weight: gradient.float() for weight, gradient in gradients.items()}
+            whole = _norm(direction)
+            # Once is not enough in float32 where little is left of a direction.
+            for _ in range(2):
+                direction = without_span(direction, {weight: tensor[:count] for weight, tensor in basis.items()})
+            left = _norm(direction)
+            if left > DEPENDENT * whole:
+                for weight, part in direction.items():
+                    basis[weight][count] = part / left
+                count += 1
+        if count:
+            self._next = {weight: tensor[:count].clone() for weight, tensor in basis.items()}, {"directions": count}
+        return super().after_task(name, samples)
+
+    def carry_on(self) -> Carried | None:
+        """The directions [K, ...] of every trained weight, orthonormal over all weights together."""
+        return self._next
+
+
+def without_span(gradient: dict[str, Tensor], basis: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What an orthonormal basis, [K, ...] for each weight, leaves of a gradient."""
+    along_K = torch.stack([basis[name].flatten(1) @ part.flatten() for name, part in gradient.items()]).sum(0)
+    return {name: part - torch.tensordot(along_K, basis[name], 1) for name, part in gradient.items()}
+
+
+def _norm(direction: dict[str, Tensor]) -> float:
+    return float(torch.stack([part.square().sum() for part in direction.values()]).sum().sqrt())
+
+
+def _ground_truth(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    real_BL = labels_BL[:, 1:] != IGNORE
+    return logits_BLV[:, :-1][real_BL].float().gather(-1, labels_BL[:, 1:][real_BL][:, None]).mean()
+
+
+def _average(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    return logits_BLV[:, :-1][labels_BL[:, 1:] != IGNORE].float().mean()
+
+
+LOGITS = {"ground_truth": _ground_truth, "average": _average}

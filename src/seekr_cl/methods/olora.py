@@ -1,0 +1,89 @@
+"""O-LoRA: each task gets a low-rank adapter in a subspace orthogonal to those of the earlier tasks."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from seekr_cl.errors import ConfigError, MemoryFormatError
+from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_layers, merged
+from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OLoraSettings(AdapterSettings):
+    """Settings of O-LoRA; the defaults are those of the paper's T5 and LLaMA experiments.
+
+    Attributes:
+        lambda1: weight of the orthogonality term.
+        lambda2: weight of the new adapter's squared norm, which the official code has and the paper has not.
+        orthogonality: ``squared`` entries of A_i A_t^T (eq. 8), or ``absolute`` ones as in the official code.
+    """
+
+    lambda1: float = 0.5
+    lambda2: float = 0.0
+    orthogonality: str = "squared"
+
+    def __post_init__(self) -> None:
+        AdapterSettings.__post_init__(self)
+        for key in ("lambda1", "lambda2"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"method.{key}: {getattr(self, key)} is negative; 0 switches the term off")
+        if self.orthogonality not in ("squared", "absolute"):
+            raise ConfigError(f"method.orthogonality: '{self.orthogonality}' is unknown; choose squared or absolute")
+
+
+class OLora(Method):
+    """L = L_task + lambda1 sum_{i<t} |A_i A_t^T|^2 (+ lambda2 |theta_t|^2).
+
+    A_i are the down-projections of earlier tasks' adapters, which are merged into the weights: W = W_0 + sum B_i A_i
+    holds them as frozen as adapters beside the weights would.
+    """
+
+    name = "olora"
+    paper = Paper(
+        "Orthogonal Subspace Learning for Language Model Continual Learning",
+        "Wang et al., 2023",
+        "https://arxiv.org/abs/2310.14152",
+    )
+    Settings = OLoraSettings
+    adapters = True
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        context.model = attach(context.model, settings.lora(), context.seed)
+        self._down = {name: cast(Tensor, layer.lora_A[ADAPTER].weight) for name, layer in lora_layers(context.model)}
+        self._earlier: dict[str, Tensor] = {}
+        if context.carried is not None:
+            self._earlier = {name: tensor.to(context.model.device) for name, tensor in context.carried[0].items()}
+            now = {name: down.shape[1] for name, down in self._down.items()}
+            if now != {name: tensor.shape[1] for name, tensor in self._earlier.items()}:
+                raise MemoryFormatError(
+                    "olora: the memory carries on subspaces of other layers than those adapted now; keep "
+                    "method.targets as it was, or begin a new memory"
+                )
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The task's loss, the orthogonality to earlier subspaces and the new adapter's norm."""
+        terms = super().task_terms(model, batch)
+        if self._earlier:
+            size = Tensor.square if self.settings.orthogonality == "squared" else Tensor.abs
+            overlaps = [size(self._earlier[name] @ down.float().mT).sum() for name, down in self._down.items()]
+            terms["orthogonality"] = LossTerm(torch.stack(overlaps).sum(), self.settings.lambda1)
+        if self.settings.lambda2:
+            trained = [weight for weight in self.context.model.parameters() if weight.requires_grad]
+            terms["norm"] = LossTerm(
+                torch.stack([weight.float().square().sum() for weight in trained]).sum(), self.settings.lambda2
+            )
+        return terms
+
+    def carry_on(self) -> Carried | None:
+        """The subspaces of all tasks so far: by layer [tasks * rank, inputs]."""
+        fresh = {name: down.detach().float() for name, down in self._down.items()}
+        return {name: torch.cat([self._earlier[name], a]) if self._earlier else a for name, a in fresh.items()}, {}
+
+    def finished_model(self) -> PreTrainedModel:
+        """The model with the task's adapter merged."""
+        return merged(self.context.model)
