@@ -12,6 +12,7 @@ from typing import Any
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.logits import LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.tasks.benchmarks.use import BenchmarkBlock
 from seekr_cl.tasks.stream import TaskSpec
 from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
 
@@ -54,7 +55,7 @@ def page() -> str:
         HEAD,
         table(
             "Top level",
-            "Beside `model`, `tasks`, `probes` and `limit` in a stream.",
+            "Beside `model`, `tasks` or `benchmark`, `probes` and `limit` in a stream.",
             SeekrConfig,
             list(attributes(SeekrConfig)),
         ),
@@ -78,6 +79,12 @@ def page() -> str:
             "a stream's `limit` holds for all tasks that say nothing themselves.",
             TaskSpec,
             list(attributes(TaskSpec)),
+        ),
+        table(
+            "benchmark",
+            "In place of `tasks`; see [benchmarks.md](benchmarks.md). On the command line: `benchmark.order=2`.",
+            BenchmarkBlock,
+            list(attributes(BenchmarkBlock)),
         ),
     ]
     return "".join(parts)

@@ -188,8 +188,10 @@ def test_sizes():
     assert StoredTopK.encode(rows, 12, "int8", "bucket").num_bytes == count * (12 * 2 + 2)
     assert StoredTopK.encode(rows, 12, "int8", "sampled").num_bytes == count * (12 * 2 + 4)
     assert StoredFactors.encode(call, index, "int8").num_bytes == count * (SIZE + 2) + 2 * LENGTH * (SIZE + 2) + HEADS
-    wide = torch.zeros(1, 1, 300)
-    assert StoredTopK.encode(wide, 12, "int8", "bucket").key_MRK.dtype == torch.uint16
+    wide = StoredTopK.encode(torch.zeros(1, 1, 300), 12, "int8", "bucket")
+    assert wide.key_MRK.dtype == torch.uint16
+    assert wide.check(1, 1, 300)
+    assert not wide.check(1, 1, int(wide.key_MRK.to(torch.int64).max()))
 
 
 def test_eight_bits_round_half_a_step_and_nothing_to_zero():

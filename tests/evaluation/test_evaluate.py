@@ -7,6 +7,7 @@ import pytest
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import evaluate_task, generate_answers, write_predictions
 from seekr_cl.tasks import Encoder, Example, Task
+from seekr_cl.tasks.answers import EXTRACTIONS
 
 QUESTIONS = ["one", "two 中", "a longer question?", "b"]
 
@@ -47,6 +48,18 @@ def test_scores_and_predictions(model_tokenizer, answers, batch_size):
     assert [p["references"] for p in score.predictions] == [
         [answers[0]], [answers[1] + "x"], ["other", answers[2]], ["what counts are the references"],
     ]  # fmt: skip
+
+
+def test_the_metric_sees_what_is_extracted(model_tokenizer, answers, monkeypatch):
+    model, tokenizer = model_tokenizer
+    monkeypatch.setitem(EXTRACTIONS, "two", lambda text: text[:2])
+    test = [Example(QUESTIONS[0], answers[0][:2]), Example(QUESTIONS[1], answers[1])]
+    task = Task("t", test, test=test, max_new_tokens=5, extract="two")
+    score = evaluate_task(model, tokenizer, task, Encoder(tokenizer, 64), 2)
+    assert [len(answer) > 2 for answer in answers[:2]] == [True, True]
+    assert [p["score"] for p in score.predictions] == [100, 0]
+    assert [p["prediction"] for p in score.predictions] == answers[:2]
+    assert [p["scored"] for p in score.predictions] == [answer[:2] for answer in answers[:2]]
 
 
 def test_the_metric_sees_the_prompt(model_tokenizer, answers):

@@ -63,6 +63,42 @@ ROWS: dict[str, Row] = {
         # Labels drawn from distributions that differ by rounding may differ.
         invariants={"fisher_labels": "data", "strength": 30.0},
     ),
+    "icarl": Row(
+        changes={"distillation": Change(5.0), "new_examples": Change(False)},
+        wrong={"distillation": -1},
+        # Without exemplars there is still the earlier model's output on new examples, but for this.
+        invariants={"new_examples": False},
+    ),
+    "inscl": Row(),
+    "lfpt5": Row(
+        settings={"pseudo_ratio": 0.5, "top_k": 3},
+        # Long enough for texts that can be read.
+        training={"replay": {"every": 1}, "num_train_epochs": 12, "learning_rate": 0.03},
+        changes={
+            "lm_weight": Change(1.0),
+            "pseudo_ratio": Change(1.0),
+            "consistency": Change(1.0),
+            "top_k": Change(1),
+            "prefix": Change("{task}:"),
+            "separator": Change("=="),
+        },
+        wrong={
+            "lm_weight": 0,
+            "pseudo_ratio": -1,
+            "consistency": -1,
+            "top_k": -1,
+            "prefix": "task",
+            "separator": "",
+        },
+        first_task=True,
+        # It learns to write from the new task alone, and its texts are averaged batch by batch.
+        skip_invariants=("ratio 0 is sequential fine-tuning", "accumulation is a larger batch of joint steps"),
+    ),
+    "onpolicy_replay": Row(
+        training={"replay": {"ratio": 0.5, "every": 1}, "num_train_epochs": 6},
+        changes={"scorer": Change("confidence"), "keep": Change(1.0), "temperature": Change(5.0)},
+        wrong={"scorer": "judge", "keep": 0, "temperature": -1},
+    ),
     "olora": Row(
         settings={"dropout": 0.05},
         changes={

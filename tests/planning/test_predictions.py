@@ -8,6 +8,7 @@ from tinylm import config_for, constant_task, reverse_task, teach
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.records import pack
+from seekr_cl.memory.samples import SIGNALS
 from seekr_cl.methods import Seekr
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.signals import choose_heads
@@ -37,6 +38,7 @@ def plan(base, config, examples=(9, 8)):
 
 
 FORMS = [("top_k", {}), ("top_k", {"attention_tail": "bucket", "query_budget": None}), ("dense", {}), ("factors", {})]
+FORMS += [("top_k", {"target": "values"}), ("top_k", {"target": "hidden"})]
 FORMS += [("top_k", {"attention_top_k": 99}), ("dense", {"logits_top_k": None}), ("top_k", {"head_budget": 0})]
 
 
@@ -73,6 +75,7 @@ def test_bytes_are_those_of_a_real_memory(base, tmp_path, monkeypatch, form, mor
         found = {"ids": 0, "logits": 0, "attention": 0}
         for name, tensor in pack([kept]).items():
             part = name.split("/")[1]
+            part = "attention" if part in SIGNALS else part
             found[part if part in found else "ids"] += tensor.nbytes
         assert found == {"ids": sample.ids, "logits": sample.logits, "attention": sample.attention}
     files = sum(file["bytes"] for record in memory._current.tasks for file in record["files"])
@@ -99,6 +102,13 @@ def test_steps_are_those_of_a_real_run(base, tmp_path, method, replay):
     assert (steps.replayed > 0) == (method != "seqft")
     assert (steps.time_share > 0) == (method != "seqft")
     assert steps.scored == 0
+
+
+def test_written_samples_are_replayed_though_none_is_kept(base, tmp_path):
+    config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"batch_size": 2, "every": 1})
+    planned = plan(base, config, [8, 8])
+    # Two batches of 4 new examples in the second task, after each a replay batch of 2 of 4 written samples.
+    assert (planned.chosen.total, planned.steps.replayed) == (0, 4)
 
 
 def test_scoring_counts_one_pass_a_sample(base, tmp_path):

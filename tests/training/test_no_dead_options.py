@@ -59,6 +59,7 @@ METHOD_ROWS = {
     "query_budget": Row(2, "memory"),
     "importance_rule": Row("sum_of_products", "memory", method(head_budget=2)),
     "measure": Row("frobenius", "memory"),
+    "target": Row("hidden", "memory"),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),
     "logits_tail": Row("bucket", "weights", method(logits_top_k=4)),
@@ -77,9 +78,17 @@ REPLAY_ROWS = {
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
+    "sample_weights": Row("surprise", "weights", replay(samples=8, batch_size=8, every=1) | {"learning_rate": 0.02}),
     "step": Row("joint", "weights"),
 }
 MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+SCHEDULE_ROWS = {
+    "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
+}
+TARGET_ROWS = {
+    "target values": Row("values", "memory"),
+    "target relations": Row("relations", "weights", method(target="hidden")),
+}
 CHOICE_ROWS = {
     f"choice {name}": Row(name, "memory", replay(samples=3, every=1)) for name in CHOICES if name != "random"
 }
@@ -182,8 +191,8 @@ def same(left: Any, right: Any) -> bool:
 
 SEEN: dict[str, dict[str, Any]] = {}
 ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
-ROWS += [("method", key, row) for key, row in METHOD_ROWS.items()]
-ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | CHOICE_ROWS).items()]
+ROWS += [("method", key, row) for key, row in (METHOD_ROWS | TARGET_ROWS).items()]
+ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | SCHEDULE_ROWS | CHOICE_ROWS).items()]
 ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]
 
 

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from seekr_cl.attention.stored import StoredDense, StoredFactors
+from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import get_method
 from seekr_cl.tasks import Example, Task
@@ -131,11 +131,14 @@ def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, 
 
 
 def rows_of(task: MemoryTask, sample: ReplaySample) -> dict[int, Tensor]:
-    """``{layer: [M, R, L]}`` what is kept of a sample's rows, zero elsewhere; of factors, the queries."""
+    """``{layer: [M, R, L]}`` what is kept of a sample's rows, zero elsewhere; or the factors' queries, or outputs."""
     found = {}
     for layer in task.heads:
         stored = sample.attention.of_layer(task.heads, layer)
         if isinstance(stored, StoredDense):
+            found[layer] = stored.decode()
+            continue
+        if isinstance(stored, StoredOutputs):
             found[layer] = stored.decode()
             continue
         if isinstance(stored, StoredFactors):

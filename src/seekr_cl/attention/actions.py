@@ -83,11 +83,15 @@ class DistillRows:
         targets = self.targets.get(call.layer)
         if not targets or call.repeated:
             return output_BLHD
-        value = torch.stack([row_kl(call, target, self.eps) for target in targets]).sum()
+        value = torch.stack([self.compare(call, output_BLHD, target) for target in targets]).sum()
         self._values[call.layer] = value.detach()
         if not value.requires_grad:
             return output_BLHD
         return _Inject.apply(output_BLHD, value, self._factors, call.layer)
+
+    def compare(self, call: AttentionCall, output_BLHD: Tensor, target: RowTarget) -> Tensor:
+        """A target's weighted divergence, a scalar with gradient."""
+        return row_kl(call, target, self.eps)
 
     def losses(self) -> dict[int, Tensor]:
         """One leaf per layer, to be called once after each forward pass and used in the loss.

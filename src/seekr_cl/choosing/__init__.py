@@ -10,6 +10,7 @@ from collections.abc import Callable
 from seekr_cl.choosing.by_model import by_herding, by_loss
 from seekr_cl.choosing.by_text import balanced, first, random
 from seekr_cl.choosing.candidates import Candidates
+from seekr_cl.choosing.informative import information
 from seekr_cl.choosing.similarity import similarity_weights
 
 Choose = Callable[[Candidates], list[int]]
@@ -26,5 +27,15 @@ UNRANKED = ("random",)
 """Choices whose result is in the data's order and says nothing of which sample is worth more."""
 
 TASK_WEIGHTS = ("equal", "similarity")
+SAMPLE_WEIGHTS = ("equal", "information", "surprise")
 
-__all__ = ["CHOICES", "TASK_WEIGHTS", "UNRANKED", "Candidates", "Choose", "similarity_weights"]
+__all__ = [
+    "CHOICES",
+    "SAMPLE_WEIGHTS",
+    "TASK_WEIGHTS",
+    "UNRANKED",
+    "Candidates",
+    "Choose",
+    "information",
+    "similarity_weights",
+]

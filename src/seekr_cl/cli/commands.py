@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.output import out, size
-from seekr_cl.cli.settings import apply_overrides, read_settings
+from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.report import score_table
@@ -36,8 +36,10 @@ def learn_command(given: Any) -> None:
 
 def run_command(given: Any) -> None:
     """``seekr run``."""
-    spec = StreamSpec.from_yaml(given.stream)
-    settings = apply_overrides(spec.settings, given.overrides, given.method)
+    block, overrides = benchmark_overrides(given.overrides)
+    spec = StreamSpec.from_yaml(given.stream, block)
+    settings = apply_overrides(spec.settings, overrides, given.method)
+    benchmark = None if spec.benchmark is None else spec.benchmark.describe(settings, settings.get("limit"))
     model = given.model or settings.get("model")
     settings.pop("model", None)
     probes, limit = settings.pop("probes", None) or [], settings.pop("limit", None)
@@ -53,8 +55,9 @@ def run_command(given: Any) -> None:
     ]
     tasks = spec.load_tasks(require_test=True, limit=limit)
     matrix = run(
-        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume
-    )
+        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
+        benchmark=benchmark,
+    )  # fmt: skip
     out().print(score_table(matrix))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
@@ -93,12 +96,29 @@ def memory_command(given: Any) -> None:
     memory.COMMANDS[given.memory_command](given)
 
 
+def benchmark_command(given: Any) -> None:
+    """``seekr benchmark``."""
+    from seekr_cl.cli import benchmark
+
+    benchmark.COMMANDS[given.benchmark_command](given)
+
+
+def methods_command(given: Any) -> None:
+    """``seekr methods``."""
+    from seekr_cl.cli import methods
+
+    methods.methods_command(given)
+
+
 def plan_command(given: Any) -> None:
     """``seekr plan``."""
     from seekr_cl.cli.plan import plan
 
-    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream)
-    settings = apply_overrides({} if spec is None else spec.settings, given.overrides, given.method)
+    block, overrides = benchmark_overrides(given.overrides)
+    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream, block)
+    settings = apply_overrides(
+        {} if spec is None else spec.settings, overrides if spec else given.overrides, given.method
+    )
     for key in ("model", "probes"):
         settings.pop(key, None)
     limit = settings.pop("limit", None)
@@ -113,6 +133,8 @@ COMMANDS = {
     "compare": compare_command,
     "demo": demo_command,
     "memory": memory_command,
+    "benchmark": benchmark_command,
+    "methods": methods_command,
 }
 
 

@@ -28,11 +28,12 @@ from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash
 from seekr_cl.memory.files import file_hash, write_json
+from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.identity import scoring_hash
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import context_length, load_model, require_free
+from seekr_cl.training.models import load_model, require_free
 
 SCORES = "scores.json"
 PARTIAL = "partial.json"

@@ -93,9 +93,29 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
 
+    methods = commands.add_parser("methods", help="every method with its paper and what it needs")
+    methods.add_argument("--json", action="store_true", help="for a program")
+
+    benchmark = commands.add_parser("benchmark", help="benchmarks by name: list them, fetch their data")
+    _benchmark_commands(benchmark.add_subparsers(dest="benchmark_command", required=True, metavar="WHAT"))
+
     memory = commands.add_parser("memory", help="look into a memory and look after it")
     _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
     return parser
+
+
+def _benchmark_commands(commands: Any) -> None:
+    text = "tasks, orders, metrics and protocols of every benchmark"
+    commands.add_parser("list", help=text, description=text).add_argument("--json", action="store_true")
+    text = "turn an official archive into task folders, with checksums"
+    fetch = commands.add_parser("fetch", help=text, description=text)
+    fetch.add_argument("name", help="the benchmark; 'seekr benchmark list' names them")
+    fetch.add_argument("--from", dest="source", required=True, metavar="SOURCE", help="folder, zip, tar, or URL")
+    fetch.add_argument("--output", required=True, help="the new folder")
+    fetch.add_argument("--variant", help="edition of the data, such as 5000 or reasoning")
+    fetch.add_argument("--tasks", nargs="+", help="only these tasks")
+    fetch.add_argument("--partial", action="store_true", help="take a source that lacks tasks or rows, and note it")
+    fetch.add_argument("--sha256", help="what the archive's hash must be")
 
 
 def _memory_commands(commands: Any) -> None:

@@ -61,3 +61,15 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
             place = place[part]
         place[last] = value
     return merged
+
+
+def benchmark_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """``benchmark.KEY=VALUE`` pairs as a mapping, and the pairs that are about anything else.
+
+    Raises:
+        ConfigError: for a value that is not YAML.
+    """
+    pairs = list(overrides)
+    ours = [pair for pair in pairs if pair.startswith("benchmark.")]
+    mapping = apply_overrides({}, ours, None).get("benchmark", {})
+    return mapping, [pair for pair in pairs if pair not in ours]

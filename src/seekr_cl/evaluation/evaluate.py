@@ -15,6 +15,7 @@ from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
 from seekr_cl.memory.files import write_bytes
 from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks.answers import get_extraction
 
 OnBatch = Callable[[int], None]
 
@@ -28,7 +29,8 @@ class TaskScore:
         metric: the metric's name.
         score: 0 to 100: the mean over the examples, unless the metric is one of a whole task.
         count: examples.
-        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each.
+        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
+            only a part of the prediction was.
         interval: 95% bootstrap interval of the score over the examples.
     """
 
@@ -145,12 +147,14 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
         list(example.references) or [completion] for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
     texts = [prompt for prompt, _ in rendered]
-    scores = metric.score(answers, references, texts)
+    scored = [get_extraction(task.extract)(answer) for answer in answers]
+    scores = metric.score(scored, references, texts)
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
-        for prompt, answer, accepted, score in zip(texts, answers, references, scores, strict=True)
+        | ({} if part == answer else {"scored": part})
+        for prompt, answer, part, accepted, score in zip(texts, answers, scored, references, scores, strict=True)
     ]
-    tally = metric.tally(answers, references, scores)
+    tally = metric.tally(scored, references, scores)
     return TaskScore(task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally))
 
 
@@ -176,7 +180,7 @@ def read_tally(path: Path, metric_name: str) -> Tally:
     metric = get_metric(metric_name)
     try:
         rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        texts = [str(row["prediction"]) for row in rows]
+        texts = [str(row.get("scored", row["prediction"])) for row in rows]
         references = [[str(one) for one in row["references"]] for row in rows]
         scores = [float(row["score"]) for row in rows]
         if not rows:

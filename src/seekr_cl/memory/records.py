@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.stored import stored_from
-from seekr_cl.memory.samples import AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -30,7 +30,7 @@ TYPES: dict[str, torch.dtype] = {
 }
 """What signals are stored as, by safetensors' names."""
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
-_ROWS = "attention/rows/"
+_ROWS = "rows/"
 _MOST_AXES = 4
 
 
@@ -38,7 +38,7 @@ class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, ``logits/...`` or ``attention/...``.
+        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -175,8 +175,9 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
         more = {"logits/token": signal.token_AK, "logits/tail": signal.tail_A, "logits/offset": signal.offset_A}
         tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
     if sample.attention is not None:
-        tensors["attention/query"] = sample.attention.query_R.to(torch.int32)
-        tensors |= {_ROWS + name: tensor for name, tensor in sample.attention.rows.tensors().items()}
+        of = sample.attention.of
+        tensors[f"{of}/query"] = sample.attention.query_R.to(torch.int32)
+        tensors |= {f"{of}/{_ROWS}{name}": tensor for name, tensor in sample.attention.rows.tensors().items()}
     return tensors
 
 
@@ -187,9 +188,11 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
         position_A, code_AK = part.pop("logits/position").long(), part.pop("logits/code")
         rest = (part.pop(f"logits/{name}", None) for name in ("token", "tail", "offset"))
         logits = LogitSignal(position_A, code_AK, *rest)
-    if any(name.startswith("attention/") for name in part):
-        rows = {name.removeprefix(_ROWS): part.pop(name) for name in list(part) if name.startswith(_ROWS)}
-        attention = AttentionSignal(part.pop("attention/query").long(), stored_from(rows))
+    for of in SIGNALS:
+        if any(name.startswith(f"{of}/") for name in part) and attention is None:
+            start = f"{of}/{_ROWS}"
+            rows = {name.removeprefix(start): part.pop(name) for name in list(part) if name.startswith(start)}
+            attention = AttentionSignal(part.pop(f"{of}/query").long(), stored_from(rows), of)
     if part:
         raise ValueError(f"{sorted(part)} unknown")
     return ReplaySample(*text, ids_L, completion_start, logits, attention)

@@ -14,7 +14,7 @@ from typing import Any, Self, overload
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import StoredRows, StoredTopK
+from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
 from seekr_cl.quantise import decode_probabilities, encode_probabilities
 
 
@@ -60,19 +60,25 @@ class LogitSignal:
         return prob_1AK[0], token_1AK[0], bucket_1A[0], offset_1A[0]
 
 
+SIGNALS = ("attention", "values", "outputs")
+"""What a teacher's rows can be of; the first part of their names in a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionSignal:
-    """A teacher's attention rows at the heads and queries chosen for the sample.
+    """A teacher's attention rows, or what stands in their place, at the heads and queries chosen for the sample.
 
     Attributes:
         query_R: query positions in the sample.
         rows: the rows of all of the task's heads, layer after layer.
+        of: ``attention`` rows, rows of ``values`` relations, or the heads' ``outputs``; one of ``SIGNALS``.
     """
 
     query_R: Tensor
-    rows: StoredRows
+    rows: StoredSignal
+    of: str = "attention"
 
-    def of_layer(self, heads: dict[int, list[int]], layer: int) -> StoredRows:
+    def of_layer(self, heads: dict[int, list[int]], layer: int) -> StoredSignal:
         """One layer's rows, in the order of the task's ``heads`` of that layer."""
         first = sum(len(heads[earlier]) for earlier in heads if earlier < layer)
         return self.rows.pick(list(range(first, first + len(heads[layer]))))
@@ -211,8 +217,10 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
             fits[f"logits/{name}"] = numbers is None or numbers.shape == signal.position_A.shape
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
-        fits["attention/query"] = _inside(query_R, length)
-        fits["attention/rows"] = rows.check(sum(map(len, heads.values())), len(query_R), length)
+        fits[f"{sample.attention.of}/query"] = _inside(query_R, length)
+        fits[f"{sample.attention.of}/rows"] = rows.check(sum(map(len, heads.values())), len(query_R), length)
+        # Heads' outputs are no rows over keys, and nothing else is heads' outputs.
+        fits["form"] = (sample.attention.of == "outputs") == isinstance(rows, StoredOutputs)
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")

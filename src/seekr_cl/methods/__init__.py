@@ -6,10 +6,14 @@ from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.ewc import EWC
 from seekr_cl.methods.gem import GEM
+from seekr_cl.methods.icarl import ICaRL
+from seekr_cl.methods.inscl import InsCL
+from seekr_cl.methods.lfpt5 import LFPT5
 from seekr_cl.methods.lwf import LwF
 from seekr_cl.methods.multitask import MultiTask
 from seekr_cl.methods.ogd import OGD
 from seekr_cl.methods.olora import OLora
+from seekr_cl.methods.onpolicy_replay import OnPolicyReplay
 from seekr_cl.methods.osft import OSFT
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.rwalk import RWalk
@@ -31,6 +35,10 @@ _ALL: tuple[type[Method], ...] = (
     RWalk,
     OLora,
     OSFT,
+    ICaRL,
+    InsCL,
+    LFPT5,
+    OnPolicyReplay,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

@@ -78,6 +78,7 @@ class Context:
         tokenizer: of the model, for a method that writes or reads text.
         examples: the new task's training examples.
         carried: what ``carry_on`` gave after the last task, or ``None``: tensors, and JSON.
+        task: the new task's name.
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class Context:
     tokenizer: PreTrainedTokenizerBase | None = None
     examples: Sequence[Encoded] = ()
     carried: Carried | None = None
+    task: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,8 @@ class Method(ABC):
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
+        generates: whether the model writes what is replayed, so that no sample need be kept.
+        replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
     """
 
     name: ClassVar[str]
@@ -118,6 +122,8 @@ class Method(ABC):
     adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    replay_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings
@@ -126,6 +132,17 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.keeps = cls.keeps or cls.replays
+
+    @classmethod
+    def num_replayed(cls, settings: Any, kept: Sequence[int], examples: int) -> int:
+        """How many samples one round of replay has while a task is learnt, for ``seekr plan``.
+
+        Args:
+            settings: the method's.
+            kept: samples kept of each old task.
+            examples: of the new task.
+        """
+        return sum(kept)
 
     @property
     def importance(self) -> HeadImportance | None:

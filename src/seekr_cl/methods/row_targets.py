@@ -6,7 +6,7 @@ Shapes: M heads of one layer, R queries, P (sample, head) pairs of a layer in a 
 import torch
 
 from seekr_cl.attention import RowIndex, RowTarget
-from seekr_cl.attention.stored import StoredRows, collate_rows
+from seekr_cl.attention.stored import StoredSignal, collate_rows
 from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Layout
 
@@ -14,19 +14,24 @@ REDUCTIONS = ("sample_mean", "layer_mean", "sum")
 
 
 def row_targets(
-    picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str
+    picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str, of: str = "attention"
 ) -> dict[int, list[RowTarget]]:
     """For each layer its targets, one for each form in which the batch's samples store their rows.
 
     A layer's P pairs are all (sample, head) that some sample of the batch distils there.
 
     Args:
-        picked: the batch's samples with their tasks; those without rows are left out.
+        picked: the batch's samples with their tasks; those without rows, or with rows of something else, are left out.
         layout: how the batch is padded.
         padded: its length.
         reduction: how rows are weighted, one of ``REDUCTIONS``.
+        of: what the rows are of, see ``AttentionSignal``.
     """
-    signals = [(number, task, sample.attention) for number, (task, sample) in enumerate(picked) if sample.attention]
+    signals = [
+        (number, task, sample.attention)
+        for number, (task, sample) in enumerate(picked)
+        if sample.attention and sample.attention.of == of
+    ]
     num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
     starts = [layout.offset(len(sample.ids_L), padded) for _, sample in picked]
     targets: dict[int, list[RowTarget]] = {}
@@ -51,7 +56,7 @@ def _target(
     reduction: str,
 ) -> RowTarget:
     places: list[tuple[int, int]] = []
-    parts: list[StoredRows] = []
+    parts: list[StoredSignal] = []
     queries, weights = [], []
     for number, task, signal in members:
         heads, given = task.heads[layer], len(signal.query_R)

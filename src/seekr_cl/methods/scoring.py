@@ -10,13 +10,14 @@ Shapes: N tappable layers, H query heads, R query rows, L sequence length (padde
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
-from seekr_cl.attention.stored import StoredRows
+from seekr_cl.attention.stored import StoredRows, StoredSignal
 from seekr_cl.heads import normalise_within_layers
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
@@ -26,7 +27,7 @@ from seekr_cl.methods.losses import causal_lm_loss
 MEASURES = ("valid", "frobenius", "padded")
 
 
-Encode = Callable[[AttentionCall, RowIndex, Tensor], StoredRows]
+Encode = Callable[[AttentionCall, RowIndex, Tensor], Any]
 """Makes of a layer's call, index and rows [H, R, L] what is kept of them."""
 
 
@@ -40,7 +41,7 @@ class Scored:
         forgettability_NH: F of this sample alone (eq. 9).
     """
 
-    rows: dict[int, StoredRows]
+    rows: dict[int, StoredSignal]
     sensitivity_NH: Tensor
     forgettability_NH: Tensor
 
@@ -95,7 +96,7 @@ class Scorer:
         moved_NH = self._table()
         row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
 
-        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
+        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredSignal:
             moved_HRL = former[call.layer].moved(call, index, rows_HRL)
             squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
             moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)

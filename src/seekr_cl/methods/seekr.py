@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
-from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers, stored_from
+from seekr_cl.attention.features import DistillOutputs, DistillRelations, DistillValues, value_call
+from seekr_cl.attention.rows import attention_rows
+from seekr_cl.attention.stored import (
+    StoredDense,
+    StoredFactors,
+    StoredOutputs,
+    StoredRows,
+    StoredSignal,
+    StoredTopK,
+    join_layers,
+    stored_from,
+)
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.heads.importance import RULES
@@ -30,6 +41,13 @@ from seekr_cl.methods.scoring import MEASURES, Scorer, mean_scores
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
 SIGNALS = ("top_k", "dense", "factors")
+TARGETS: dict[str, tuple[type[DistillRows], str]] = {
+    "attention": (DistillRows, "attention"),
+    "values": (DistillValues, "values"),
+    "hidden": (DistillOutputs, "outputs"),
+    "relations": (DistillRelations, "outputs"),
+}
+"""What can be held at the chosen heads and queries: how it is compared, and what is stored for it."""
 _SUMS = ("sensitivity_NH", "forgettability_NH", "product_NH")
 
 
@@ -42,6 +60,9 @@ class SeekrSettings(LogitSettings):
         attention_share: the attention term's share of all terms' gradient norms that ``lambda2: auto`` aims at.
         heads: how heads are chosen: ``importance`` (eq. 10), its factors ``sensitivity`` or ``forgettability`` alone,
             ``random``, or ``all``.
+        target: what is held at the chosen heads and queries: their ``attention`` rows (eq. 5), rows of ``values``
+            relations (MiniLMv2), the heads' outputs as ``hidden`` states (AFC), or the ``relations`` between a sample's
+            outputs by their distances (RKD). The choice of heads looks at attention whatever the target.
         layer_budget: B_L.
         head_budget: B_H, over all layers together.
         query_budget: B_T for each sample.
@@ -61,6 +82,7 @@ class SeekrSettings(LogitSettings):
     lambda2: float | str = "auto"
     attention_share: float = 0.3
     heads: str = "importance"
+    target: str = "attention"
     layer_budget: Budget = 0.75
     head_budget: Budget = 0.5
     query_budget: Budget = 100
@@ -90,6 +112,7 @@ class SeekrSettings(LogitSettings):
             raise ConfigError(f"method.attention_eps: {self.attention_eps} is negative; 0 is exact")
         for key, known in (
             ("heads", CHOICES),
+            ("target", tuple(TARGETS)),
             ("importance_rule", RULES),
             ("measure", MEASURES),
             ("attention_reduction", REDUCTIONS),
@@ -143,7 +166,7 @@ class Seekr(Method):
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
-        distil = DistillRows(batch["attention"], self.settings.attention_eps)
+        distil = TARGETS[self.settings.target][0](batch["attention"], self.settings.attention_eps)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
         logits_BLV = forward(model, batch)
@@ -169,11 +192,12 @@ class Seekr(Method):
         """Every sample needs logits; without rows it is only left out of the attention term."""
         require_all_logits(tasks)
         samples = sum(task.totals.samples for task in tasks)
-        without = samples - sum(task.totals.attention for task in tasks)
+        # All samples of a task have the same kind of signal, so one of each says it.
+        without = samples - sum(task.totals.attention for task in tasks if _kind(task) == self._stored)
         if without and self.settings.lambda2 != 0:
             self.context.warn(
-                f"{without} of {samples} samples in the memory have no attention rows (they were kept by another "
-                "method), so the attention term leaves them out"
+                f"{without} of {samples} samples in the memory have no {self._stored} rows (they were kept by another "
+                "method or for another target), so the attention term leaves them out"
             )
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
@@ -181,8 +205,15 @@ class Seekr(Method):
         samples = [sample for _, sample in picked]
         return {
             "logits": pad_logits(samples, self.context.layout, padded),
-            "attention": row_targets(picked, self.context.layout, padded, self.settings.attention_reduction),
+            "attention": row_targets(
+                picked, self.context.layout, padded, self.settings.attention_reduction, self._stored
+            ),
         }
+
+    @property
+    def _stored(self) -> str:
+        """What is kept for the target."""
+        return TARGETS[self.settings.target][1]
 
     # One task's ends ------------------------------------------------------------------------------------------
 
@@ -213,7 +244,7 @@ class Seekr(Method):
         heads, kept = self._choose_heads(), []
         for sample, query_R, one, signal in zip(samples, self._queries, scored, logits):
             rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
-            attention = AttentionSignal(query_R, join_layers(rows)) if rows else None
+            attention = AttentionSignal(query_R, join_layers(rows), self._stored) if rows else None
             kept.append(replace(sample, logits=signal, attention=attention))
         return MemoryTask(name, kept, heads)
 
@@ -230,7 +261,7 @@ class Seekr(Method):
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes what ``state`` gave."""
 
-        def rows(prefix: str) -> StoredRows:
+        def rows(prefix: str) -> Any:
             return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
         self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
@@ -247,13 +278,18 @@ class Seekr(Method):
 
     def _encode_own(
         self, start: int, length: int, query_R: Tensor, call: AttentionCall, index: RowIndex, rows_HRL: Tensor
-    ) -> StoredRows:
-        """What may be kept of all heads' rows for replay: the sample's own tokens, without the padding."""
+    ) -> StoredSignal:
+        """What may be kept of all heads for replay: of the sample's own tokens, without the padding."""
         # Under the padded measure with all queries, the rows also cover the padding, which is not kept.
         first = start if rows_HRL.shape[1] > len(query_R) else 0
         own = slice(first, first + len(query_R))
-        rows_HRL = rows_HRL[:, own, start : start + length]
-        return self._encode(call, index.of_queries(own), rows_HRL, self.settings.attention_tail, start, length)
+        index, rows_HRL = index.of_queries(own), rows_HRL[:, own, start : start + length]
+        if self._stored == "outputs":
+            return StoredOutputs.encode(call, index, rows_HRL, self.context.signal_dtype, start, length).to("cpu")
+        if self._stored == "values":
+            call = value_call(call)
+            rows_HRL = attention_rows(call, index)[..., start : start + length]
+        return self._encode(call, index, rows_HRL, self.settings.attention_tail, start, length)
 
     def _encode(
         self,
@@ -309,3 +345,9 @@ class Seekr(Method):
     def close(self) -> None:
         """Takes the tap off the model."""
         self.tap.close()
+
+
+def _kind(task: MemoryTask) -> str | None:
+    """What the rows of a task's samples are of, without reading more than one."""
+    signal = task.samples[0].attention if task.totals.attention else None
+    return None if signal is None else signal.of

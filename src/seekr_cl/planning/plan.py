@@ -6,7 +6,7 @@ from typing import Any
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.shape import ModelShape
-from seekr_cl.planning.signals import SampleCost, choose_heads, num_queries, sample_cost, tiles_size
+from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
 from seekr_cl.planning.workload import Steps, Workload, count_steps
 from seekr_cl.training.config import SeekrConfig
 
@@ -110,7 +110,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload) -> Plan:
 
     chosen, others = option(settings, dtype), []
     if isinstance(settings, SeekrSettings):
-        ways = [(replace(settings, attention_signal=form), number) for form in FORMS for number in PRECISIONS]
+        forms = (settings.attention_signal,) if keeps_outputs(settings) else FORMS
+        ways = [(replace(settings, attention_signal=form), number) for form in forms for number in PRECISIONS]
         budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
         ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]
         others = [made for made in (option(*way) for way in ways) if made != chosen]
@@ -135,7 +136,8 @@ def _option(
     form, layers, heads, queries = "-", 0, 0, 0
     if isinstance(settings, SeekrSettings):
         chosen = choose_heads(shape, settings)
-        form, layers, heads = settings.attention_signal, chosen.layers, chosen.heads
+        form = "outputs" if keeps_outputs(settings) else settings.attention_signal
+        layers, heads = chosen.layers, chosen.heads
         queries = num_queries(settings, work.tokens)
     replays = config.method_class.replays
     vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens) if replays else 0

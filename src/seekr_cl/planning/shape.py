@@ -13,8 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from seekr_cl.attention import AttentionCall, AttentionTap
 from seekr_cl.errors import ModelError
+from seekr_cl.methods.writing import context_length
 from seekr_cl.suggest import nearest
-from seekr_cl.training.models import context_length
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from seekr_cl.memory import LogitSignal, ReplaySample
 from seekr_cl.memory.records import pack
 from seekr_cl.methods.base import Layout
 from seekr_cl.methods.logits import LogitSettings, pad_logits
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.seekr import TARGETS, SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.quantise import encode_vectors, narrow_index
 
@@ -147,13 +147,20 @@ def rows_size(
     former: bool = False,
 ) -> int:
     """Bytes of stored rows, from one row and one key; ``former`` are those held while a task is trained."""
-    if settings.attention_signal != "factors":
-        return heads * rows * _probe(settings, dtype, chosen, tokens, former).num_bytes
     vector, step = encode_vectors(torch.ones((1, chosen.size)), dtype)
     one = vector.nbytes + (0 if step is None else step.nbytes)
+    if keeps_outputs(settings) and not former:
+        return heads * rows * one
+    if settings.attention_signal != "factors":
+        return heads * rows * _probe(settings, dtype, chosen, tokens, former).num_bytes
     # Held rows lie apart for each layer, so that their group numbers are small.
     index = narrow_index(torch.zeros(1), 1 if former else round(groups)).nbytes
     return round(heads * (rows * one + index + 4 * chosen.sinks) + groups * tokens * one)
+
+
+def keeps_outputs(settings: SeekrSettings) -> bool:
+    """Whether heads' outputs are kept in place of their rows."""
+    return TARGETS[settings.target][1] == "outputs"
 
 
 def _probe(settings: SeekrSettings, dtype: str, chosen: Chosen, tokens: int, former: bool = False) -> StoredRows:
@@ -169,6 +176,8 @@ def _teacher_size(settings: SeekrSettings, dtype: str, chosen: Chosen, rows: int
     """Bytes of one sample's teacher rows in a batch, with their places and weights."""
     # For each (sample, head): its two places; for each row of it: its query and its weight.
     places = chosen.heads * (2 * 8 + rows * (8 + 4))
+    if keeps_outputs(settings):
+        return places + chosen.heads * rows * chosen.size * 4
     if settings.attention_signal != "factors":
         one = collate_rows([_probe(settings, dtype, chosen, tokens)], [0], 1, tokens)
         return places + chosen.heads * rows * _size(one)

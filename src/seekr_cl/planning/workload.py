@@ -63,7 +63,7 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bo
     for number, (examples, epochs) in enumerate(zip(work.examples, work.epochs)):
         schedule = build_schedule(
             epochs_of=[float(epochs)] * examples,
-            num_replay=sum(kept[:number]),
+            num_replay=config.method_class.num_replayed(config.method_settings, kept[:number], examples),
             batch_size=batch,
             replay_batch_size=settings.batch_size or batch,
             cadence=settings.schedule_cadence(),

@@ -7,11 +7,13 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.suggest import nearest
+from seekr_cl.tasks.benchmarks import BenchmarkUse
 from seekr_cl.tasks.sources import Source, default_name
 from seekr_cl.tasks.task import Task, check_limit, safe_name
 from seekr_cl.tasks.yaml_file import expand, read_yaml
 
-_TASK_KEYS = ("name", "data", "eval", "test", "metric", "epochs", "max_new_tokens", "limit")
+_TASK_KEYS = ("name", "data", "eval", "test", "metric", "epochs", "max_new_tokens", "extract", "limit")
+_CHECKED = ("metric", "epochs", "max_new_tokens", "extract")
 
 
 @dataclass
@@ -26,6 +28,7 @@ class TaskSpec:
         metric: The name of the metric.
         epochs: How often to pass over the train split.
         max_new_tokens: How much to generate when tested.
+        extract: Which part of what is generated is scored: `whole`, or `trace` (what comes after a rationale).
         limit: Rows to keep per split.
     """
 
@@ -36,6 +39,7 @@ class TaskSpec:
     metric: str = "exact_match"
     epochs: float | None = None
     max_new_tokens: int = 64
+    extract: str = "whole"
     limit: dict[str, int] = field(default_factory=dict)
 
     def load(self, require_test: bool = True) -> Task:
@@ -53,8 +57,9 @@ class TaskSpec:
         swapped = {key: path for key, path in (("eval", self.eval), ("test", self.test)) if path is not None}
         source: Source = {"train": self.data, **swapped} if swapped else self.data
         return Task.load(
-            source, self.name, self.metric, self.epochs, self.max_new_tokens, self.limit, require_test=require_test
-        )
+            source, self.name, self.metric, self.epochs, self.max_new_tokens, self.limit, require_test=require_test,
+            extract=self.extract,
+        )  # fmt: skip
 
 
 @dataclass
@@ -65,33 +70,40 @@ class StreamSpec:
         tasks: The entries of the ``tasks`` list, in order.
         settings: Every other top-level key, unchecked, with ``${VAR}`` filled in.
         path: The YAML file.
+        benchmark: What the ``benchmark`` key stands for, if the stream has one in place of ``tasks``.
     """
 
     tasks: list[TaskSpec]
     settings: dict[str, Any]
     path: Path
+    benchmark: BenchmarkUse | None = None
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "StreamSpec":
+    def from_yaml(cls, path: str | Path, benchmark: Mapping[str, Any] | None = None) -> "StreamSpec":
         """Read a stream.
 
         Args:
-            path: A YAML file with a ``tasks`` list of paths or of mappings.
+            path: A YAML file with a ``tasks`` list of paths or of mappings, or a ``benchmark``.
+            benchmark: Keys that replace those of the file's ``benchmark``.
 
         Returns:
             The stream's description; the tasks' files are not opened.
 
         Raises:
             ConfigError: The file is missing or broken, a variable is unset, a key is unknown, or two names collide.
+            DataError: A benchmark's folder lacks a task, or differs from its checksums.
         """
         path = Path(path)
         data = read_yaml(path)
-        entries = data.pop("tasks", None)
+        use = _benchmark(data, path, benchmark or {})
+        entries = data.pop("tasks", None) if use is None else use.entries
         if not isinstance(entries, list) or not entries:
             given = "is missing" if entries is None else "is empty" if entries == [] else "must be a list"
             hint = nearest("tasks", data) if entries is None else ""
             raise ConfigError(f"{path}: 'tasks' {given}; list at least one data path under it{hint}")
         settings = {key: expand(value, f"{path}: key {key!r}") for key, value in data.items()}
+        if use is not None:
+            settings = {**use.protocol.settings, **settings}
         tasks: list[TaskSpec] = []
         taken: dict[str, str] = {}
         for number, entry in enumerate(entries, 1):
@@ -104,7 +116,7 @@ class StreamSpec:
                 )
             taken[slug] = f"task {number} {spec.name!r}"
             tasks.append(spec)
-        return cls(tasks, settings, path)
+        return cls(tasks, settings, path, use)
 
     def load_tasks(self, require_test: bool = True, limit: Any = None) -> list[Task]:
         """Read every task.
@@ -184,6 +196,18 @@ def beside(folder: Path, path: str) -> Path:
     return Path(path) if not own.exists() and Path(path).exists() else own
 
 
+def _benchmark(data: dict[Any, Any], path: Path, instead: Mapping[str, Any]) -> BenchmarkUse | None:
+    """Take the ``benchmark`` key out of a stream and check it."""
+    if "benchmark" not in data and not instead:
+        return None
+    block = expand(data.pop("benchmark", None) or {}, f"{path}: benchmark")
+    if "tasks" in data:
+        raise ConfigError(f"{path}: has both 'benchmark' and 'tasks'; keep one of the two")
+    if isinstance(block, Mapping):
+        block = {**block, **instead}
+    return BenchmarkUse(block, f"{path}: benchmark", path.parent)
+
+
 def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
     """Check one entry of the ``tasks`` list."""
     if isinstance(entry, str):
@@ -199,7 +223,7 @@ def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
             raise ConfigError(f"{where}: unknown key {key!r}; known keys: {', '.join(_TASK_KEYS)}{hint}")
     if "data" not in entry:
         raise ConfigError(f"{where}: no 'data'; give the file or folder to learn from")
-    for key in ("name", "data", "eval", "test", "metric"):
+    for key in ("name", "data", "eval", "test", "metric", "extract"):
         if key in entry and (not isinstance(entry[key], str) or not entry[key]):
             raise ConfigError(f"{where}: {key} must be text, not {entry[key]!r}; put it in quotes")
     for key in ("data", "eval", "test"):
@@ -209,7 +233,7 @@ def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
     entry["limit"] = check_limit(entry.get("limit"), f"{where}: limit")
     try:
         # A task without examples checks the name and the numbers now rather than after hours of earlier tasks.
-        Task(entry["name"], [], **{key: entry[key] for key in ("metric", "epochs", "max_new_tokens") if key in entry})
+        Task(entry["name"], [], **{key: entry[key] for key in _CHECKED if key in entry})
     except (ConfigError, DataError) as error:
         raise ConfigError(f"{where}: {error}") from None
     return TaskSpec(**entry)

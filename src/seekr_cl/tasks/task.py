@@ -11,6 +11,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.suggest import nearest
+from seekr_cl.tasks.answers import get_extraction
 from seekr_cl.tasks.records import Example
 from seekr_cl.tasks.sources import SPLITS, Source, default_name, locate
 
@@ -76,6 +77,7 @@ class Task:
         epochs: How often to pass over ``train``; ``None`` leaves it to the trainer.
         max_new_tokens: How much to generate when tested.
         train_source: Where ``train`` came from.
+        extract: Which part of what is generated is scored; a key of ``answers.EXTRACTIONS``.
     """
 
     name: str
@@ -86,11 +88,16 @@ class Task:
     epochs: float | None = None
     max_new_tokens: int = 64
     train_source: str = ""
+    extract: str = "whole"
 
     def __post_init__(self) -> None:
         safe_name(self.name)
         if not isinstance(self.metric, str) or not self.metric:
             raise ConfigError(f"task {self.name!r}: metric must be a name, not {self.metric!r}")
+        try:
+            get_extraction(self.extract)
+        except ConfigError as error:
+            raise ConfigError(f"task {self.name!r}: {error}") from None
         epochs, tokens = self.epochs, self.max_new_tokens
         if epochs is not None:
             if isinstance(epochs, bool) or not isinstance(epochs, int | float):
@@ -117,6 +124,7 @@ class Task:
         *,
         require_test: bool = False,
         allow_empty: bool = False,
+        extract: str = "whole",
     ) -> "Task":
         """Read a task.
 
@@ -131,6 +139,7 @@ class Task:
             limit: Keep only the first rows of a split, e.g. ``{"train": 100}``.
             require_test: Refuse a task without a test split.
             allow_empty: Accept empty completions.
+            extract: Which part of what is generated is scored.
 
         Returns:
             The task.
@@ -149,7 +158,7 @@ class Task:
         read = {split: part.examples(limits.get(split), allow_empty) for split, part in parts.items()}
         return cls(
             name, read["train"], read.get("test", []), read.get("eval", []), metric, epochs, max_new_tokens,
-            parts["train"].label,
+            parts["train"].label, extract,
         )  # fmt: skip
 
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from seekr_cl.choosing import CHOICES, TASK_WEIGHTS
+from seekr_cl.choosing import CHOICES, SAMPLE_WEIGHTS, TASK_WEIGHTS
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory.budget import parse_bytes
 from seekr_cl.methods import Method, get_method
@@ -83,12 +83,15 @@ class ReplaySettings:
         every: a replay batch after every so many new batches.
         share: replay batches as a share of all batches.
         cadence: without ``every`` and ``share``: ``volume`` interleaves by the ratio of the volumes; ``official`` uses
-            the official code's quotient of batch counts.
+            the official code's quotient of batch counts; ``forgetting_curve`` replays the whole memory after 1, 2, 4,
+            7, 15 and 30 thirtieths of the new batches (FOREVER).
         batch_size: samples in a replay batch; default the training batch size.
         choice: which examples are kept: ``random`` (seeded), ``first`` (official code), ``balanced`` over classes or
             completion lengths, ``herding`` on the model's features (iCaRL), the highest ``loss`` before the task.
         task_weights: ``equal`` replays every sample alike; ``similarity`` replays old tasks by their distance from the
             new one (InsCL).
+        sample_weights: within a task ``equal``; by the ``information`` of its prompt (InsCL's InsInfo, of words), or by
+            ``surprise``, the loss of its completion under the model before the task (SuRe).
         step: ``separate`` steps for replay (official code) or ``joint`` ones with the new batch (eq. 13).
     """
 
@@ -100,6 +103,7 @@ class ReplaySettings:
     batch_size: int | None = None
     choice: str = "random"
     task_weights: str = "equal"
+    sample_weights: str = "equal"
     step: str = "separate"
 
     def __post_init__(self) -> None:
@@ -112,20 +116,24 @@ class ReplaySettings:
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"replay.batch_size: {self.batch_size} must be at least 1")
         for key, known in (
-            ("cadence", ("volume", "official")),
+            ("cadence", ("volume", "official", "forgetting_curve")),
             ("choice", tuple(CHOICES)),
             ("task_weights", TASK_WEIGHTS),
+            ("sample_weights", SAMPLE_WEIGHTS),
             ("step", ("separate", "joint")),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"replay.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
-        if self.cadence == "official" and (self.every or self.share or self.step == "joint"):
-            raise ConfigError("replay.cadence: 'official' fixes when replay comes; drop every, share and step: joint")
+        if self.cadence != "volume" and (self.every or self.share or self.step == "joint"):
+            raise ConfigError(
+                f"replay.cadence: '{self.cadence}' fixes when replay comes; drop every, share and step: joint"
+            )
         self.schedule_cadence()
 
     def schedule_cadence(self) -> Cadence:
         """The schedule's view of ``every``, ``share`` and ``cadence``."""
-        return Cadence(every=self.every, share=self.share, official=self.cadence == "official")
+        named = {"official": self.cadence == "official", "reviews": self.cadence == "forgetting_curve"}
+        return Cadence(every=self.every, share=self.share, **named)
 
     def count(self, num_examples: int) -> int:
         """How many of a task's examples are kept."""
@@ -233,7 +241,8 @@ class SeekrConfig(TrainingArguments):
         self.method_settings = build_settings(
             self.method_class.Settings, _method_defaults(preset, self.method_class.name) | given, "method"
         )
-        self.replay_settings = build_settings(ReplaySettings, preset.get("replay", {}) | given_replay, "replay")
+        replay_defaults = preset.get("replay", {}) | dict(self.method_class.replay_defaults)
+        self.replay_settings = build_settings(ReplaySettings, replay_defaults | given_replay, "replay")
         given_memory = _mapping(self.memory, "memory")
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
@@ -242,6 +251,12 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
         if "logits_tail" in given and self.method_settings.logits_top_k is None:
             raise ConfigError("method.logits_tail: would be ignored; set method.logits_top_k, or remove it")
+        for key in ("attention_tail", "attention_eps"):
+            if key in given and self.method_settings.target in ("hidden", "relations"):
+                raise ConfigError(
+                    f"method.{key}: would be ignored: it is about rows; set method.target: attention or values, or "
+                    "remove it"
+                )
         for key in ("attention_top_k", "attention_tail"):
             if key in given and self.method_settings.attention_signal != "top_k":
                 raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")

@@ -43,7 +43,7 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
 def scoring_hash(task: Task) -> str:
     """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
     texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
-    content = [task.max_new_tokens, texts]
+    content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -1,12 +1,13 @@
 """What is kept of a task, how much of each old task comes back, and what goes when the memory is full."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from seekr_cl.choosing import CHOICES, UNRANKED, Candidates, similarity_weights
-from seekr_cl.choosing.candidates import mean_hidden
+from seekr_cl.choosing import CHOICES, UNRANKED, Candidates, information, similarity_weights
+from seekr_cl.choosing.candidates import answer_loss, mean_hidden
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
@@ -64,24 +65,63 @@ def carried_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str]
 def replay_weights(
     config: SeekrConfig, replay: Sequence[tuple[MemoryTask, ReplaySample]], encoded: list[Encoded], context: Context
 ) -> list[float] | None:
-    """Each replay sample's weight under ``task_weights: similarity``; ``None`` where all weigh the same.
+    """How often each replay sample comes, relative to the others; ``None`` where all weigh the same.
+
+    A task's share under ``task_weights`` is split among its samples by ``sample_weights``.
+    """
+    settings = config.replay_settings
+    names = [task.name for task, _ in replay]
+    if not names or settings.task_weights == settings.sample_weights == "equal":
+        return None
+    shares = _task_shares(config, replay, encoded, context)
+    weights = _sample_weights(config, replay, context)
+    totals = dict.fromkeys(names, 0.0)
+    for name, weight in zip(names, weights):
+        totals[name] += weight
+    counts = Counter(names)
+    # Where no sample of a task weighs anything, its share is split evenly.
+    return [
+        shares[name] * (weight / totals[name] if totals[name] > 0 else 1 / counts[name])
+        for name, weight in zip(names, weights)
+    ]
+
+
+def _task_shares(
+    config: SeekrConfig, replay: Sequence[tuple[MemoryTask, ReplaySample]], encoded: list[Encoded], context: Context
+) -> dict[str, float]:
+    """Each old task's share of what is replayed.
 
     Features are means over the prompts' tokens alone, InsCL's instructions, from the model before the task.
     """
-    names = list(dict.fromkeys(task.name for task, _ in replay))
-    if config.replay_settings.task_weights == "equal" or not names:
-        return None
-    if len(names) == 1:
-        return [1.0] * len(replay)
+    counts = Counter(task.name for task, _ in replay)
+    if config.replay_settings.task_weights == "equal" or len(counts) == 1:
+        return {name: float(count) for name, count in counts.items()}
     order = torch.randperm(len(encoded), generator=task_generator(context.seed))[:COMPARED].tolist()
     new = [encoded[index].input_ids[: max(1, encoded[index].completion_start)] for index in order]
-    old = [[s.ids_L[: max(1, s.completion_start)].tolist() for t, s in replay if t.name == name] for name in names]
+    old = [[s.ids_L[: max(1, s.completion_start)].tolist() for t, s in replay if t.name == name] for name in counts]
     with counting("task similarity", len(new) + len(replay), config.progress) as advance:
         shares = similarity_weights(
             [mean_hidden(context.model, ids, advance) for ids in old], mean_hidden(context.model, new, advance)
         )
-    of_each = {name: share / len(ids) for name, share, ids in zip(names, shares, old)}
-    return [of_each[task.name] for task, _ in replay]
+    return dict(zip(counts, shares))
+
+
+def _sample_weights(
+    config: SeekrConfig, replay: Sequence[tuple[MemoryTask, ReplaySample]], context: Context
+) -> list[float]:
+    """Each sample's weight within its task.
+
+    Surprise as in Hazard et al., "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning", 2025, arXiv
+    2511.22367: the mean negative log-likelihood of the completion's tokens. The paper keeps the most surprising
+    examples, which ``choice: loss`` does; here what is kept comes back in proportion to it.
+    """
+    if config.replay_settings.sample_weights == "information":
+        return information([sample.prompt for _, sample in replay])
+    if config.replay_settings.sample_weights == "surprise":
+        encoded = [Encoded(sample.ids_L.tolist(), sample.completion_start, 0) for _, sample in replay]
+        with counting("surprise", len(encoded), config.progress) as advance:
+            return answer_loss(context.model, encoded, advance).tolist()
+    return [1.0] * len(replay)
 
 
 def check_budget(

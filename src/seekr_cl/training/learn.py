@@ -19,6 +19,7 @@ from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample,
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
+from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.batches import ScheduledBatches
@@ -34,7 +35,7 @@ from seekr_cl.training.keeping import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.models import context_length, load_model, pad_id, refuse_unwritable, require_free, save_model
+from seekr_cl.training.models import load_model, pad_id, refuse_unwritable, require_free, save_model
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
@@ -159,6 +160,7 @@ def _learn(
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
         signal_dtype=config.signal_dtype or "int8",
         tokenizer=tokenizer,
+        task=_name(tasks),
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
@@ -256,6 +258,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
     facts: dict[str, object] = {
         "examples": sum(len(one.train) for one in tasks),
         "fingerprint": tasks[0].fingerprint(),
+        "metric": tasks[0].metric,
     }
     return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
 
@@ -378,6 +381,8 @@ def _drop_printers(trainer: SeekrTrainer) -> None:
 def _warn_if_inert(
     method: Method, store: ReplayMemory, replay: TaskSamples, scheduled: bool, kept: list[Any], context: Context
 ) -> None:
+    if method.generates and not kept:
+        return
     if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
     elif method.replays and replay and not scheduled:

@@ -47,16 +47,6 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model's config allows, if it says so."""
-    config = model.config.get_text_config()
-    for key in ("max_position_embeddings", "n_positions", "n_ctx"):
-        length = getattr(config, key, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return None
-
-
 def require_free(path: Path) -> None:
     """Refuses an output folder that already holds something.
 

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Run:
         config: all settings.
         probes: tests of what the base model could do, scored at every stage and never trained on.
         callbacks: the Trainer's.
+        benchmark: which benchmark the tasks are, and what deviates from its paper; part of the scores.
     """
 
     output: Path
@@ -79,6 +80,7 @@ class Run:
     config: SeekrConfig
     probes: Sequence[Task] = field(default_factory=list)
     callbacks: Sequence[TrainerCallback] = ()
+    benchmark: Mapping[str, Any] | None = None
 
     def start(self, resume: bool) -> None:
         """Makes the folder, or checks that what is there is this run.
@@ -254,27 +256,34 @@ class Run:
         return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
     def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
-        content = matrix.to_json() | {
-            "method": describe_method(self.config),
-            "seed": self.config.seed,
-            "seconds": round(seconds, 2),
-            "memory_bytes": memory_bytes,
-            "evaluation": evaluation,
-            "tests": {
-                task.name: {
-                    "examples": len(task.test),
-                    "max_new_tokens": task.max_new_tokens,
-                    "sha256": scoring_hash(task),
-                }
-                for task in [*self.tasks, *self.probes]
-            },
-            "intervals": describe_intervals(self.output, matrix),
-        }
+        content = (
+            matrix.to_json()
+            | self._benchmark()
+            | {
+                "method": describe_method(self.config),
+                "seed": self.config.seed,
+                "seconds": round(seconds, 2),
+                "memory_bytes": memory_bytes,
+                "evaluation": evaluation,
+                "tests": {
+                    task.name: {
+                        "examples": len(task.test),
+                        "max_new_tokens": task.max_new_tokens,
+                        "sha256": scoring_hash(task),
+                    }
+                    for task in [*self.tasks, *self.probes]
+                },
+                "intervals": describe_intervals(self.output, matrix),
+            }
+        )
         write_json(self.output / SCORES, content)
         plot_matrix(matrix, self.output / "scores.png")
 
+    def _benchmark(self) -> dict[str, Any]:
+        return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
+
     def _identity(self) -> dict[str, Any]:
-        return {
+        return self._benchmark() | {
             "model": self.model,
             "method": describe_method(self.config),
             "seed": self.config.seed,
@@ -301,6 +310,7 @@ def run(
     probes: Sequence[Task] = (),
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    benchmark: Mapping[str, Any] | None = None,
 ) -> ScoreMatrix:
     """Learns a stream of tasks and evaluates after each.
 
@@ -312,6 +322,7 @@ def run(
         probes: scored at every stage and never trained on.
         resume: continue the run in ``output`` where it was interrupted: in the middle of a task or of an evaluation.
         callbacks: the Trainer's, for every task.
+        benchmark: what ``BenchmarkUse.describe`` says of the tasks; goes into ``run.json`` and ``scores.json``.
 
     Returns:
         The score matrix, also written to ``scores.json``.
@@ -320,7 +331,7 @@ def run(
         SeekrError: for bad input; what is on disk stays.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
-    one = Run(Path(output), str(model), tasks, config, probes, callbacks)
+    one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
     with hold(one.output, "run"):
         one.start(resume)
         return one.execute()

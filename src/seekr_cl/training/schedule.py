@@ -15,6 +15,10 @@ import torch
 
 from seekr_cl.errors import ConfigError
 
+REVIEWS = (1, 2, 4, 7, 15, 30)
+"""Days on which what was learnt is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv
+2601.03938."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -34,6 +38,7 @@ class Cadence:
     Attributes:
         every: one replay batch after every so many new batches.
         share: replay batches as a share of all batches, in (0, 1).
+        reviews: the whole memory at ``REVIEWS`` instead of evenly.
         official: the official code's arithmetic: before every ``len(new) // len(replay)``-th new batch of an epoch,
             which is never when the quotient is zero.
     """
@@ -41,6 +46,7 @@ class Cadence:
     every: int | None = None
     share: float | None = None
     official: bool = False
+    reviews: bool = False
 
     def __post_init__(self) -> None:
         if self.every is not None and self.share is not None:
@@ -91,19 +97,22 @@ def build_schedule(
     replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights)
     batches_per_replay_epoch = math.ceil(num_replay / replay_batch_size)
     schedule: list[MicroBatch] = []
-    due, given = 0.0, 0
-    for epoch in range(math.ceil(max(epochs_of, default=0))):
-        order = _part_of_epoch(_permutation(len(epochs_of), seed, epoch if reshuffle else 0), epochs_of, epoch)
-        batches = [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+    due, given, passed = 0.0, 0, 0
+    epochs = [
+        _epoch(epochs_of, number, batch_size, seed, reshuffle) for number in range(math.ceil(max(epochs_of, default=0)))
+    ]
+    reviews = review_batches(sum(map(len, epochs))) if cadence.reviews else frozenset()
+    for batches in epochs:
         if cadence.official:
             quotient = len(batches) // batches_per_replay_epoch if num_replay else 0
             _official_epoch(schedule, batches, quotient, replay)
             continue
         rate = cadence.per_new_batch(len(batches), batches_per_replay_epoch) if num_replay else 0.0
         for batch in batches:
+            passed += 1
             due += rate
             # The slack absorbs rounding, so that a rate of 1/3 comes on every third batch.
-            count = int(due + 1e-9) - given
+            count = batches_per_replay_epoch * (passed in reviews) if cadence.reviews else int(due + 1e-9) - given
             given += count
             replays = [next(replay) for _ in range(count)]
             if joint and replays:
@@ -112,6 +121,23 @@ def build_schedule(
                 schedule.append(MicroBatch(new=batch))
                 schedule.extend(MicroBatch(replay=indices) for indices in replays)
     return schedule
+
+
+def review_batches(num_batches: int) -> frozenset[int]:
+    """After which new batches, counted from 1, the memory is reviewed: the last batch ends the last day.
+
+    The paper measures its days in the size of the optimizer's updates, which nobody knows before training; here all
+    batches count alike. Reviews that fall on one batch are one.
+    """
+    return frozenset(math.ceil(day * num_batches / REVIEWS[-1]) for day in REVIEWS if num_batches)
+
+
+def _epoch(
+    epochs_of: Sequence[float], epoch: int, batch_size: int, seed: int, reshuffle: bool
+) -> list[tuple[int, ...]]:
+    """An epoch's batches of new examples."""
+    order = _part_of_epoch(_permutation(len(epochs_of), seed, epoch if reshuffle else 0), epochs_of, epoch)
+    return [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
 def _part_of_epoch(order: list[int], epochs_of: Sequence[float], epoch: int) -> list[int]:

@@ -10,6 +10,8 @@ draws keys for it: every entry above a threshold tau is kept as it is, and of th
 probability T / tau to stand for tau each (systematic threshold sampling), so that divergence and gradient are right on
 average over rows. On real rows that is worth eight times as many entries (docs/signals.md).
 
+``StoredOutputs`` keeps what heads gave instead of where they looked, for targets other than attention rows.
+
 Shapes: M heads of one layer, R query rows, L tokens of the sample, K kept entries, D head size,
 G key/value heads that the M heads use.
 """
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from seekr_cl.attention.stored.dense import StoredDense
 from seekr_cl.attention.stored.factors import StoredFactors
+from seekr_cl.attention.stored.outputs import StoredOutputs
 from seekr_cl.attention.stored.top_k import StoredTopK
 from seekr_cl.attention.teachers import TeacherRows
 
@@ -27,22 +30,27 @@ StoredRows = StoredDense | StoredTopK | StoredFactors
 FORMS: dict[str, type[StoredRows]] = {"dense": StoredDense, "top_k": StoredTopK, "factors": StoredFactors}
 
 
-def stored_from(tensors: dict[str, Tensor]) -> StoredRows:
+StoredSignal = StoredRows | StoredOutputs
+
+
+def stored_from(tensors: dict[str, Tensor]) -> StoredSignal:
     """The stored form that has these tensors.
 
     Raises:
         ValueError: if they are those of none.
     """
+    if "out" in tensors:
+        return StoredOutputs.from_tensors(tensors)
     form = StoredFactors if "q" in tensors else StoredTopK if "key" in tensors else StoredDense
     return form.from_tensors(tensors)
 
 
-def join_layers(parts: Sequence[StoredRows]) -> StoredRows:
+def join_layers(parts: Sequence[StoredSignal]) -> StoredSignal:
     """The heads of several layers of one sample behind one another, in their one form."""
     return type(parts[0]).join(parts)  # type: ignore[arg-type]
 
 
-def collate_rows(parts: Sequence[StoredRows], starts: list[int], num_queries: int, padded: int) -> TeacherRows:
+def collate_rows(parts: Sequence[StoredSignal], starts: list[int], num_queries: int, padded: int) -> TeacherRows:
     """One layer's teacher rows of a batch from samples that all have the same form.
 
     Args:
@@ -51,4 +59,4 @@ def collate_rows(parts: Sequence[StoredRows], starts: list[int], num_queries: in
         num_queries: rows a pair is padded to.
         padded: length of the padded sequence.
     """
-    return type(parts[0]).collate(parts, starts, num_queries, padded)  # type: ignore[arg-type]
+    return type(parts[0]).collate(parts, starts, num_queries, padded)  # type: ignore[arg-type, return-value]

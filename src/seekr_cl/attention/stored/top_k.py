@@ -81,7 +81,8 @@ class StoredTopK(Stored):
     def check(self, heads: int, queries: int, length: int) -> bool:
         """Whether the shapes fit each other and every key is one of the sample's tokens."""
         shape = (heads, queries, self.code_MRK.shape[-1])
-        inside = not self.key_MRK.numel() or (int(self.key_MRK.max()) < length and int(self.key_MRK.min()) >= 0)
+        key_MRK = self.key_MRK.to(torch.int64)  # torch has no maximum of uint16
+        inside = not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0)
         numbers = (self.tail_MR, self.mass_MR, self.offset_MR)
         return (
             self.code_MRK.shape == shape

@@ -1,0 +1,96 @@
+"""iCaRL: herded exemplars with their labels, and the earlier model's outputs on old and new examples."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import MemoryTask
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.losses import IGNORE, causal_lm_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ICaRLSettings:
+    """Settings of iCaRL; which exemplars are kept is ``replay.choice``, by default its herding.
+
+    Attributes:
+        distillation: weight of the earlier model's outputs beside the labels; algorithm 3 adds both as they are.
+        new_examples: distil them on the new task's examples too, as algorithm 3 does, and not on exemplars alone.
+    """
+
+    distillation: float = 1.0
+    new_examples: bool = True
+
+    def __post_init__(self) -> None:
+        if self.distillation < 0:
+            raise ConfigError(f"method.distillation: {self.distillation} is negative; 0 is replay of herded exemplars")
+
+
+class ICaRL(Method):
+    """L = L_task + L_replay + distillation (L_new + L_old), each L a mean over answer tokens (algorithm 3).
+
+    The paper's classes with a sigmoid each are here the tokens of one softmax, so that the binary cross entropy with
+    the old outputs is the divergence KL(earlier model, model) of next-token distributions. The earlier model is the
+    one before the task, held as a frozen copy. Its nearest-mean classifier has no counterpart in generated text.
+    """
+
+    name = "icarl"
+    paper = Paper(
+        "iCaRL: Incremental Classifier and Representation Learning",
+        "Rebuffi et al., CVPR 2017",
+        "https://arxiv.org/abs/1611.07725",
+    )
+    Settings = ICaRLSettings
+    replays = True
+    frozen_copy = True
+    replay_defaults: ClassVar = {"choice": "herding"}
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self._teacher: PreTrainedModel | None = None
+
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+        """Holds the model before the task, if there is anything old in it to keep."""
+        if self.settings.distillation and any(task.totals.samples for task in tasks):
+            self._teacher = copy.deepcopy(self.context.model).eval().requires_grad_(False)
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Labels of the new examples, and from the second task on the earlier model's outputs on them."""
+        if self._teacher is None or not self.settings.new_examples:
+            return super().task_terms(model, batch)
+        return self._terms(model, batch, self._teacher, "task", "distil_new")
+
+    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Labels of the exemplars and the earlier model's outputs on them."""
+        if self._teacher is None:
+            return {"replay": LossTerm(causal_lm_loss(forward(model, batch), batch["labels"]))}
+        return self._terms(model, batch, self._teacher, "replay", "distil_old")
+
+    def _terms(
+        self, model: Any, batch: Batch, teacher: PreTrainedModel, labels: str, outputs: str
+    ) -> dict[str, LossTerm]:
+        logits_BLV = forward(model, batch)
+        with torch.no_grad():
+            former_BLV = forward(teacher, batch)
+        return {
+            labels: LossTerm(causal_lm_loss(logits_BLV, batch["labels"])),
+            outputs: LossTerm(output_divergence(former_BLV, logits_BLV, batch["labels"]), self.settings.distillation),
+        }
+
+    def close(self) -> None:
+        """Lets go of the frozen copy."""
+        self._teacher = None
+
+
+def output_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    """Mean KL(teacher, student) over the positions that predict labelled tokens; 0 if there are none."""
+    place_BL = labels_BL[:, 1:] != IGNORE
+    logp_NV = teacher_BLV[:, :-1][place_BL].float().log_softmax(-1)
+    logq_NV = student_BLV[:, :-1][place_BL].float().log_softmax(-1)
+    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))

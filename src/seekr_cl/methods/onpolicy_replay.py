@@ -1,0 +1,154 @@
+"""On-policy replay: the prompts of old samples with the best of the answers that the model itself gives to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.memory.records import pack, unpack
+from seekr_cl.methods.base import Context, Paper
+from seekr_cl.methods.logits import answer_logits
+from seekr_cl.methods.replay import Replay
+from seekr_cl.methods.writing import write
+
+SCORERS = ("metric", "confidence")
+ROOM = 2
+"""An answer may be this many times as long as the longest reference of its task before it is broken off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnPolicySettings:
+    """Settings of on-policy replay.
+
+    Attributes:
+        scorer: how answers are ranked: by the task's ``metric`` against the reference (the paper's OPR-RU) or by the
+            model's ``confidence``, the mean log-probability of the answer's tokens (OPR-SC).
+        keep: share of each task's answers that is replayed, the best first. The paper answers all old training
+            prompts and keeps as many as 1 or 10 in 100 of them; a memory only has its own prompts to answer.
+        temperature: of the answers; the official code's 0.1. 0 takes the likeliest token each time.
+    """
+
+    scorer: str = "metric"
+    keep: float = 0.5
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.scorer not in SCORERS:
+            raise ConfigError(f"method.scorer: '{self.scorer}' is unknown; choose from {', '.join(SCORERS)}")
+        if not 0 < self.keep <= 1:
+            raise ConfigError(f"method.keep: {self.keep} must lie above 0 and at most at 1 (1 replays every answer)")
+        if self.temperature < 0:
+            raise ConfigError(f"method.temperature: {self.temperature} is negative; 0 takes the likeliest token")
+
+
+class OnPolicyReplay(Replay):
+    """L = L_task + L_replay, where the replayed answers are the model's own from right before the task.
+
+    An answer that the model does not end counts for nothing. Where a task has no answer left, its references come
+    back instead, with a warning.
+    """
+
+    name = "onpolicy_replay"
+    paper = Paper(
+        "On-Policy Replay for Continual Supervised Fine-Tuning", "Chen et al., 2026", "https://arxiv.org/abs/2605.29495"
+    )
+    Settings = OnPolicySettings
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self._answered: list[MemoryTask] | None = None
+
+    @classmethod
+    def num_replayed(cls, settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
+        """If the model ends enough of its answers."""
+        return sum(_count(settings.keep, asked) for asked in kept)
+
+    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+        """Each old task with the model's best answers in place of the references."""
+        if self._answered is None:
+            self._answered = [self._answer(number, task) for number, task in enumerate(tasks)]
+        return self._answered
+
+    def _answer(self, number: int, task: MemoryTask) -> MemoryTask:
+        tokenizer = self.context.tokenizer
+        assert tokenizer is not None
+        # A sample without a prompt has nothing that could be answered.
+        asked = [sample for sample in task.samples if sample.completion_start]
+        if not asked:
+            return task
+        written = write(
+            self.context.model,
+            [sample.ids_L[: sample.completion_start].tolist() for sample in asked],
+            ROOM * max(len(sample.ids_L) - sample.completion_start for sample in asked),
+            eos_id=tokenizer.eos_token_id,
+            pad_id=self.context.layout.pad_id,
+            seed=self.context.seed + number,
+            temperature=self.settings.temperature,
+        )
+        answered = []
+        for sample, new in zip(asked, written):
+            text = str(tokenizer.decode(new, skip_special_tokens=True))
+            if new[-1:] == [tokenizer.eos_token_id] and len(new) > 1:
+                ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
+                own = replace(sample, completion=text, ids_L=ids_L, logits=None, attention=None)
+                answered.append((self._score(task, sample, own), own))
+        if not answered:
+            self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")
+            return task
+        count = _count(self.settings.keep, len(asked))
+        # Stable: of equal scores the earlier sample stays.
+        best = sorted(range(len(answered)), key=lambda place: -answered[place][0])[:count]
+        return MemoryTask(task.name, [answered[place][1] for place in sorted(best)], info=task.info)
+
+    def _score(self, task: MemoryTask, reference: ReplaySample, own: ReplaySample) -> float:
+        if self.settings.scorer == "metric":
+            metric = get_metric(str(task.info.get("metric", "rouge_l")))
+            return metric.score([own.completion], [[reference.completion]], [reference.prompt])[0]
+        return -float(answer_loss(self.context, own))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The answers, so that a task that goes on need not ask for them again."""
+        return written_state(self._answered)
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state`` gave."""
+        self._answered = written_tasks(tensors, content)
+
+
+def _count(keep: float, asked: int) -> int:
+    return max(1, round(keep * asked)) if asked else 0
+
+
+@torch.no_grad()
+def answer_loss(context: Context, sample: ReplaySample) -> Tensor:
+    """Mean negative log-probability of a sample's answer under the context's model."""
+    first = sample.completion_start - 1
+    logits_AV = answer_logits(context.model, sample.ids_L[None].to(context.model.device), first)[:-1].float()
+    return torch.nn.functional.cross_entropy(logits_AV, sample.ids_L[first + 1 :].to(logits_AV.device))
+
+
+def written_state(tasks: Sequence[MemoryTask] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tasks whose samples the model wrote, for a checkpoint."""
+    if tasks is None:
+        return {}, {}
+    samples = [sample for task in tasks for sample in task.samples]
+    texts = [{"prompt": sample.prompt, "completion": sample.completion} for sample in samples]
+    about = [{"name": task.name, "samples": len(task.samples), "info": task.info} for task in tasks]
+    return {f"written/{name}": tensor for name, tensor in pack(samples).items()}, {"texts": texts, "tasks": about}
+
+
+def written_tasks(tensors: dict[str, Tensor], content: dict[str, Any]) -> list[MemoryTask] | None:
+    """What ``written_state`` laid out."""
+    if "tasks" not in content:
+        return None
+    named = {name.removeprefix("written/"): t for name, t in tensors.items() if name.startswith("written/")}
+    samples = iter(unpack(named, content["texts"]))
+    return [
+        MemoryTask(one["name"], [next(samples) for _ in range(one["samples"])], info=one["info"])
+        for one in content["tasks"]
+    ]
