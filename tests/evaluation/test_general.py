@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, random_model, stories
+from generating import ROOT, random_model, stories
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import random_model
+from generating import random_model
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import Place, TransformersEngine, answer_task, evaluate_task, score_task, write_predictions

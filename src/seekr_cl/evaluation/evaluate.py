@@ -180,7 +180,7 @@ def read_tally(path: Path, metric_name: str) -> Tally:
     metric = get_metric(metric_name)
     try:
         rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        texts = [str(row["prediction"]) for row in rows]
+        texts = [str(row.get("scored", row["prediction"])) for row in rows]
         references = [[str(one) for one in row["references"]] for row in rows]
         scores = [float(row["score"]) for row in rows]
         if not rows:

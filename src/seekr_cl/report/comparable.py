@@ -70,6 +70,7 @@ _ASPECTS: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("evaluation dtype", _evaluated("dtype"), True),
     ("decoding", _evaluated("decoding"), True),
     ("longest prompt and answer", _evaluated("max_length"), True),
+    ("benchmark or deviations from it", lambda scores, ledger: scores.get("benchmark") or {}, False),
     ("prompt boundary", _evaluated("boundary"), True),
 )
 _NOTED: tuple[tuple[str, Callable[..., Any], bool], ...] = (
@@ -90,7 +91,8 @@ def _compare(runs: Mapping[str, Files], what: str, get: Callable[..., Any], show
         return []
     detail = ""
     if isinstance(values[first], dict):
-        shared = [key for key in values[first] if any(values[name].get(key) != values[first][key] for name in others)]
+        keys = dict.fromkeys(key for value in values.values() for key in value)
+        shared = [key for key in keys if any(values[name].get(key) != values[first].get(key) for name in others)]
         detail = f" ({', '.join(map(str, shared[:4]))}{', …' if len(shared) > 4 else ''})" if shared else ""
     if show and not isinstance(values[first], dict):
         shown = [str(values[first]), str(values[others[0]])]

@@ -262,6 +262,7 @@ class Run:
     def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
         content = (
             matrix.to_json()
+            | self._benchmark()
             | {
                 "method": describe_method(self.config),
                 "seed": self.config.seed,
@@ -278,7 +279,6 @@ class Run:
                 },
                 "intervals": describe_intervals(self.output, matrix),
             }
-            | self._benchmark()
         )
         write_json(self.output / SCORES, content)
         plot_matrix(matrix, self.output / "scores.png")
