@@ -112,6 +112,15 @@ def test_gem_makes_the_smallest_change_that_harms_no_task(old: Path, tmp_path: P
         assert min(float(found @ one) / float(one.norm()) for one in references) > -1e-3
 
 
+def test_one_violated_task_is_enough_for_gem_whichever_it_is(old: Path, tmp_path: Path) -> None:
+    candidates = [Task("late", [Example(one.prompt, text) for one in OLD[1].train]) for text in ("no", "y", "e", "ye")]
+    found = [(task, *gradients(old, task)) for task in candidates]
+    task, new, references = next(one for one in found if one[1] @ one[2][0] > 0 > one[1] @ one[2][1])
+    expected = new + by_cases(new, references, 0.0) @ torch.stack(references)
+    assert float((expected - new).norm()) > 0.01 * float(new.norm())
+    assert_near(one_step(old, tmp_path, task, {"name": "gem", "margin": 0.0}), expected)
+
+
 @pytest.mark.parametrize("least", [0.0, 0.5])
 def test_the_dual_is_solved_for_every_set_of_tasks_that_binds(least: float) -> None:
     seen = set()

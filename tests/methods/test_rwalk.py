@@ -19,9 +19,9 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.rwalk import unit_range
 
 TASKS = [reverse_task("first", 4), constant_task("no", "no", 4)]
-STRENGTH, ALPHA, INTERVAL, EPSILON = 2.0, 0.7, 2, 1e-3
+STRENGTH, ALPHA, INTERVAL, EPSILON = 8.0, 0.7, 2, 1e-3
 STEPS = 3
-"""A whole interval and one that the task's end cuts short."""
+"""A whole interval and one that the task's end cuts short; the penalty is strong enough to make some losses rise."""
 
 
 def ranged(x: Tensor) -> Tensor:

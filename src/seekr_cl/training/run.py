@@ -14,7 +14,16 @@ import transformers
 from transformers import TrainerCallback
 
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
+from seekr_cl.evaluation import (
+    Place,
+    ScoreMatrix,
+    TransformersEngine,
+    evaluate_task,
+    get_metric,
+    settings_of,
+    write_predictions,
+)
+from seekr_cl.evaluation.answers import describe_intervals
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash, tokenizer_hash
@@ -37,10 +46,11 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, and the seconds of training behind them."""
+    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
 
     scores: list[float]
     seconds: float
+    evaluation: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -142,7 +152,8 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method_class.joint
         current = self.model
-        matrix.base = self._stage(0, "base", current, None, matrix).scores
+        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds = 0.0
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
@@ -165,10 +176,10 @@ class Run:
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix)
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
             matrix.rows.append(done.scores)
             seconds += done.seconds
-            self._write(matrix, seconds, memory.num_bytes)
+            self._write(matrix, seconds, memory.num_bytes, done.evaluation)
             if self.config.keep_models == "last" and former != self.model:
                 shutil.rmtree(former, ignore_errors=True)
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
@@ -194,13 +205,16 @@ class Run:
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
 
-    def _stage(self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix) -> "_Stage":
+    def _stage(
+        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+    ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not done.exists():
-            scores = self._evaluate(name, folder, learnt, place)
-            write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0})
+            scores, evaluation = self._evaluate(name, folder, learnt, Place(place, model_hash))
+            seconds = learnt.seconds if learnt else 0.0
+            write_json(done, {"scores": scores, "seconds": seconds, "evaluation": evaluation})
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
@@ -208,9 +222,13 @@ class Run:
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
-        return _Stage([content["scores"][task.name] for task in self.tasks], content["seconds"])
+        # Runs of former versions have no record of it.
+        scores, evaluation = content["scores"], content.get("evaluation", {})
+        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
 
-    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Path) -> dict[str, float]:
+    def _evaluate(
+        self, name: str, folder: str, learnt: Learnt | None, place: Place
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         if learnt is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
@@ -220,22 +238,28 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        partial = place / PARTIAL
+        batch_size = self.config.per_device_eval_batch_size
+        partial = place.folder / PARTIAL
         scores: dict[str, float] = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+
+            def answered(count: int) -> None:
+                advance(count)
+                stop_if_asked()
+
             for task in tasks:
                 if task.name in scores:
                     advance(len(task.test))
                     continue
-                score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size, advance)
-                write_predictions(place, score)
+                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
+                write_predictions(place.folder, score)
                 scores[task.name] = score.score
                 write_json(partial, scores)
                 fault_point("run.task_evaluated")
                 stop_if_asked()
-        return scores
+        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
+    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
         content = (
             matrix.to_json()
             | {
@@ -243,6 +267,16 @@ class Run:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "evaluation": evaluation,
+                "tests": {
+                    task.name: {
+                        "examples": len(task.test),
+                        "max_new_tokens": task.max_new_tokens,
+                        "sha256": scoring_hash(task),
+                    }
+                    for task in [*self.tasks, *self.probes]
+                },
+                "intervals": describe_intervals(self.output, matrix),
             }
             | self._benchmark()
         )
