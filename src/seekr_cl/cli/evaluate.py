@@ -75,7 +75,9 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task]) -> None:
     identity: dict[str, Any] = {
         "model_sha256": model_id,
         "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},
-        "evaluation": settings_of(engine, encoder),
+        # Four bits give other answers, and are none of the engine's own settings.
+        "evaluation": settings_of(engine, encoder)
+        | ({"quantization": given.quantization} if given.quantization else {}),
     }
     scores = _begun(output, identity)
     for task in tasks:
