@@ -110,7 +110,7 @@ def test_evaluation_of_folder_file_and_stream(world, seekr, tmp_path):
     assert {task["metric"] for task in content["tasks"].values()} == {"edit_similarity"}
     for name, count in (("odd [red] name", 3), ("file", 1)):
         scored = content["tasks"][name]
-        assert [name, "edit_similarity", f"{scored['score']:.1f}", str(count)] in rows(done.out)
+        assert [name, "edit_similarity", f"{scored['score']:.1f}", str(count)] in [row[:4] for row in rows(done.out)]
     predictions = [json.loads(line) for line in (tmp_path / "scores" / "file.jsonl").read_text("utf-8").splitlines()]
     assert [p["references"] for p in predictions] == [["zz"]]
     again = seekr("evaluate", "--model", world.learnt, "--task", world.stream, "--output", tmp_path / "stream")
@@ -118,6 +118,60 @@ def test_evaluation_of_folder_file_and_stream(world, seekr, tmp_path):
     of_run = json.loads((world.run / "scores.json").read_text(encoding="utf-8"))["matrix"][1]["scores"]
     # The model after the first task by the command and by the run are one, so their scores are too.
     assert [row[2] for row in rows(again.out)] == [f"{score:.1f}" for score in of_run]
+
+
+def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
+    words = ["evaluate", "--model", world.learnt, "--task", world.first, world.second, "--output", tmp_path / "scores"]
+    words += ["--max-new-tokens", 4, "--batch-size", 2]
+    assert seekr(*words).code == 0
+    content = json.loads((tmp_path / "scores" / "scores.json").read_text(encoding="utf-8"))
+    made = content["evaluation"]
+    assert (made["engine"], made["dtype"], made["batch_size"]) == ("transformers", "float32", 2)
+    assert made["decoding"] == {"strategy": "greedy", "stop": ["</s>"]}
+    assert {"interval", "examples", "max_new_tokens", "sha256", "metric", "score"} == set(content["tasks"]["first"])
+    of_run = json.loads((world.run / "scores.json").read_text(encoding="utf-8"))
+    assert of_run["evaluation"] == {key: made[key] for key in made if key != "prompts_cut"} | {
+        key: of_run["evaluation"][key] for key in ("batch_size", "max_length")
+    }
+    assert of_run["tests"]["first"] == {
+        "examples": 3,
+        "max_new_tokens": 4,
+        "sha256": content["tasks"]["first"]["sha256"],
+    }
+    low, high = of_run["intervals"]["tasks"]["first"]
+    assert low <= of_run["matrix"][-1]["scores"][0] <= high
+    assert of_run["intervals"]["op"] is not None
+    # Killed after the first batch of the second task.
+    environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:3"}
+    again = [str(word) for word in words[:-1]] + ["1"]
+    again[again.index(str(tmp_path / "scores"))] = str(tmp_path / "killed")
+    command = [sys.executable, "-m", "seekr_cl", *again]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -9
+    other = seekr(*[word if word != str(world.learnt) else world.base for word in again], "--resume")
+    assert other.code == 2
+    assert "another model" in other.err
+    assert "killed: already exists" in seekr(*again).err
+    done = seekr(*again, "--resume")
+    assert done.code == 0, done.err
+    resumed = json.loads((tmp_path / "killed" / "scores.json").read_text(encoding="utf-8"))
+    assert resumed["tasks"] == content["tasks"]
+    assert sorted(os.listdir(tmp_path / "killed")) == ["first.jsonl", "scores.json", "second.jsonl"]
+    assert seekr(*again, "--resume").code == 0  # a finished one is shown again
+
+
+def test_runs_are_compared(world, seekr, tmp_path):
+    assert seekr("run", world.stream, "--output", tmp_path / "derpp", "--method", "derpp").code == 0
+    done = seekr("compare", tmp_path / "derpp", world.run, "--output", tmp_path / "comparison")
+    assert done.code == 0, done.err
+    assert [row[0] for row in rows(done.out)][:2] == ["derpp", "seekr"]
+    assert "seekr against derpp: OP" in done.out
+    assert "NOT COMPARABLE" not in done.out
+    assert sorted(os.listdir(tmp_path / "comparison")) == [
+        f"comparison.{kind}" for kind in ("html", "json", "md", "png")
+    ]
+    content = json.loads(seekr("compare", tmp_path / "derpp", world.run, "--json").out)
+    assert content == json.loads((tmp_path / "comparison" / "comparison.json").read_text(encoding="utf-8"))
+    assert seekr("compare", world.run, "--markdown").out.startswith("| method | seeds | OP |")
 
 
 def test_settings_from_a_file_and_from_the_command_line(world, seekr, tmp_path):
@@ -164,7 +218,7 @@ def test_a_plan_needs_a_config_and_no_weights(world, seekr, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["learn"], ["run"], ["evaluate"], ["demo"], ["plan"], ["memory", "show"], ["memory", "forget"]],
+    [[], ["learn"], ["run"], ["evaluate"], ["compare"], ["demo"], ["plan"], ["memory", "show"], ["memory", "forget"]],
 )
 def test_help_is_there_at_once(words, tmp_path):
     started = time.perf_counter()

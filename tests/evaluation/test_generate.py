@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seekr_cl.evaluation import generate_answers
+from seekr_cl.evaluation import generate, generate_answers
 
 TEXTS = ["once upon a time", "a", "the dog ran to the", "b c", "zz", "once", "tim was sad. he", "lily", "", "i am so"]
 
@@ -93,6 +93,29 @@ def test_a_models_own_sampling_settings_do_not_change_greedy_answers(make_model)
     model.generation_config.update(no_repeat_ngram_size=2, min_new_tokens=5, num_beams=2, eos_token_id=[2, 7, 8])
     for batch_size in (1, 3):
         assert generate_answers(model, tokenizer, prompts, 12, batch_size) == plain
+
+
+@pytest.mark.parametrize("gap", [0.0, 3e-7, -3e-7, 2e-6])
+def test_tokens_nearly_alike_are_decided_the_same_way_in_every_batch(make_model, gap):
+    """Half of the vocabulary has a twin whose logit is the same or differs by no more than rounding does."""
+    model, tokenizer = make_model("llama")
+    with torch.no_grad():
+        half = model.lm_head.weight.shape[0] // 2
+        model.lm_head.weight[half : 2 * half] = model.lm_head.weight[:half] * (1 + gap)
+    prompts = prompts_of(tokenizer, [text * n for n in (1, 2) for text in TEXTS])
+    alone = generate_answers(model, tokenizer, prompts, 16, 1)
+    for batch_size in (3, 20):
+        assert generate_answers(model, tokenizer, prompts, 16, batch_size) == alone
+
+
+def test_a_near_tie_counts_until_the_row_has_ended(make_model):
+    _, tokenizer = make_model("llama")
+    watched = generate._NearTies(tokenizer.eos_token_id)
+    ids = torch.tensor([[5, 6], [5, 6], [5, 6], [5, 2]])
+    scores = torch.tensor([[4.0, 4.0], [4.0, 4.0 - 1e-5], [4.0, 3.9], [4.0, 3.0]])
+    assert torch.equal(watched(ids, scores), scores)
+    watched(torch.cat([ids, torch.tensor([[7], [7], [7], [tokenizer.eos_token_id]])], 1), torch.ones(4, 2) * 2)
+    assert watched.rows() == [0, 1, 2]  # the last row has ended: what comes after is padding
 
 
 def test_progress_counts_prompts_and_long_ones_come_first(make_model):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seekr_cl.errors import ConfigError
+from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import METRICS, get_metric
 from seekr_cl.evaluation.text import words
 
@@ -71,12 +71,35 @@ def test_every_example_has_its_own_score_and_the_order_is_kept(name):
         ("f1", "a b b", ["b b c"], 200 / 3),
         ("f1", "c b, A!", ["a b c"], 100),
         ("f1", "a", ["b", "a b"], 200 / 3),
+        ("macro_f1", " yes", ["no", "yes"], 100),  # of one example only its own class is expected
+        ("macro_f1", "Yes", ["yes"], 0),
         # Vowel signs belong to the word: কি and কে differ.
         ("f1", "কি", ["কে"], 0),
     ],
 )
 def test_by_hand(name, prediction, references, expected):
     assert one(name, prediction, *references) == pytest.approx(expected)
+
+
+def macro(predictions, references) -> float:
+    metric = get_metric("macro_f1")
+    return metric.tally(predictions, references, metric.score(predictions, references, [""] * len(predictions))).score
+
+
+def test_macro_f1_is_a_number_of_the_whole_task():
+    gold = [["甲"], ["甲"], ["甲"], ["乙"]]
+    # 甲: TP 2, predicted 2, expected 3: 4/5. 乙: TP 1, predicted 2, expected 1: 2/3. Exact match would be 75.
+    assert macro(["甲", " 甲\n", "乙", "乙"], gold) == pytest.approx(100 * (4 / 5 + 2 / 3) / 2)
+    # Texts that are no class add none: 甲 2/(1 + 3), 乙 0/(0 + 1).
+    assert macro(["甲", "what?", "", "丙"], gold) == pytest.approx(100 * (2 / 4 + 0) / 2)
+    # The second of two references is a class when it is given and nowhere else: yes 2/(1 + 1), no 2/(1 + 1).
+    assert macro(["yes", "no"], [["no", "yes"], ["no"]]) == pytest.approx(100)
+    assert macro(["", "x"], [["", "a"], ["a"]]) == 0
+
+
+def test_macro_f1_is_for_labels():
+    with pytest.raises(DataError, match="macro_f1: 1001 different references"):
+        macro(["x"] * 1001, [[str(number)] for number in range(1001)])
 
 
 def test_words_keep_scripts_whole():

@@ -32,6 +32,7 @@ from seekr_cl.training import learn
 
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
+WITH_LORA = ["seqft", "seekr"]
 LOOKING = ["ewc", "lwf", "agem", "gem", "ogd", "rwalk"]
 VOCABULARY = len(char_tokenizer())
 REPLAY = {"samples": 4, "every": 1}
@@ -53,6 +54,7 @@ class Invariant:
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 HALF = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 WHOLE = {"per_device_train_batch_size": 8}
+LORA = PLAIN_SGD | {"peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}}
 JOINT = {"samples": 8, "every": 1, "step": "joint"}
 
 INVARIANTS = {
@@ -95,6 +97,33 @@ INVARIANTS = {
     "reentrant checkpointing is none": Invariant(CHECKPOINTED, {}, list(ROWS), atol=1e-6),
     "checkpointing is none": Invariant(
         CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, list(ROWS), atol=1e-6
+    ),
+    # Under LoRA the first layer's input asks for no gradient, which reentrant checkpointing takes for the last word.
+    "reentrant checkpointing is none with lora": Invariant(CHECKPOINTED, {}, WITH_LORA, atol=1e-6, common=LORA),
+    "checkpointing is none with lora": Invariant(
+        CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, WITH_LORA, 1e-6, LORA
+    ),
+    # Everything kept in full precision is what the adapter would say; but for rounding, since a sample is asked in the
+    # batch it is replayed in, and was asked alone when its signals were stored.
+    "an adapter as teacher is stored logits": Invariant(
+        {"method": {"teacher": "adapter"}}, {"method": {"logits_top_k": None}}, ["derpp"], 2e-6, LORA, memory=False
+    ),
+    "an adapter as teacher is stored signals": Invariant(
+        {"method": {"teacher": "adapter", "attention_signal": "dense"}},
+        {"method": {"teacher": "stored", "attention_signal": "dense", "logits_top_k": None}},
+        ["seekr"],
+        atol=2e-6,
+        common=LORA,
+        memory=False,
+    ),
+    "an adapter asked under reentrant checkpointing": Invariant(
+        CHECKPOINTED | {"method": {"teacher": "adapter"}}, {"method": {"teacher": "adapter"}}, ["seekr"], 2e-6, LORA
+    ),
+    "sdpa is eager with lora": Invariant(
+        {"attention": "sdpa"}, {"attention": "eager"}, WITH_LORA, atol=1e-5, common=LORA
+    ),
+    "accumulation is a larger batch of joint steps with lora": Invariant(
+        HALF | {"replay": JOINT | {"batch_size": 4}}, WHOLE | {"replay": JOINT}, WITH_LORA, 2e-6, LORA, length=4
     ),
 }
 # Another family's attention is another matter only to a method that looks at attention.

@@ -10,7 +10,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.records import pack
 from seekr_cl.memory.samples import SIGNALS
 from seekr_cl.methods import Seekr
-from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
 from seekr_cl.planning.signals import choose_heads
 from seekr_cl.training.batches import ScheduledBatches
 
@@ -129,3 +129,28 @@ def test_key_value_heads_in_use_on_average(base):
 
     chosen = choose_heads(read_shape(base), SeekrSettings(layer_budget=1, head_budget=2))
     assert chosen.groups == pytest.approx(2 - 2 / 6)
+
+
+def test_adapters_as_teachers_are_counted(base, tmp_path):
+    """What is kept of a sample to the byte, the adapters but for their files' headers; both ways stand side by side."""
+    method = {"name": "seekr", "teacher": "adapter", "query_budget": 7}
+    peft = {"peft_type": "LORA", "r": 3, "target_modules": "all-linear"}
+    config = config_for(method, tmp_path, replay={"samples": 3, "every": 1}, peft=peft)
+    teach(base, tmp_path, tasks(), config)
+    work = Workload([9, 8], [1.0, 1.0], TOKENS, ANSWER)
+    predicted = make_plan(read_shape(base), config, work, adapter_size(base, config.peft))
+    memory = ReplayMemory.open(tmp_path / "memory")
+    for _, kept in memory.samples:
+        assert sum(tensor.nbytes for tensor in pack([kept]).values()) == predicted.chosen.sample.stored
+    records = memory._current.tasks
+    adapters = sum(record["teacher"]["bytes"] for record in records)
+    counted = 2 * adapter_size(base, config.peft)
+    assert counted < adapters < counted + 2 * 6000
+    assert predicted.chosen.total == predicted.teachers["adapter"]
+    assert predicted.teachers["adapter"] - counted == 6 * predicted.chosen.sample.stored
+    other = config_for({"name": "seekr", "query_budget": 7}, tmp_path, replay={"samples": 3, "every": 1}, peft=peft)
+    stored = make_plan(read_shape(base), other, work, adapter_size(base, peft))
+    assert stored.teachers == predicted.teachers
+    assert stored.chosen.total == stored.teachers["stored"]
+    assert adapter_size(tmp_path / "m2", None) == (tmp_path / "m2/adapter_model.safetensors").stat().st_size
+    assert adapter_size(base, None) is None

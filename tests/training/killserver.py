@@ -26,7 +26,14 @@ from seekr_cl.training.run import run
 CASES: dict[str, dict[str, Any]] = {
     # lambda2 is steered, and general data goes through the model before the first task.
     "seekr": {"method": "seekr", "general": "GENERAL", "general_samples": 3, "num_train_epochs": 2},
-    "derpp": {"method": "derpp", "gradient_accumulation_steps": 2, "logging_steps": 3, "num_train_epochs": 2},
+    # In the middle of its second task the averages of the next line in the log are half formed.
+    "derpp": {
+        "method": "derpp",
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 3,
+        "num_train_epochs": 3,
+        "checkpoint_every": 1,
+    },
     "official": {
         "method": "seekr",
         "preset": "official",
@@ -36,6 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "replay": {"method": "replay", "lr_scheduler_type": "linear", "measure_every": 2, "checkpoint_every": 0},
     "ewc": {"method": {"name": "ewc", "fisher_samples": 3}},
+    "lora": {
+        "method": {"name": "seekr", "teacher": "adapter"},
+        "peft": {"r": 2, "lora_dropout": 0.1, "target_modules": "all-linear"},
+        "general": "GENERAL",
+    },
     "learn": {"method": "seekr", "checkpoint_every": 2},
 }
 """What is killed; ``learn`` is separate calls, the others are runs."""

@@ -51,7 +51,7 @@ def test_seekr_killed_at_every_point(server: Killer, name: str) -> None:
     killed_and_resumed(server, "seekr", middle(server, "seekr", name))
 
 
-@pytest.mark.parametrize("case", ["derpp", "official", "replay", "ewc", "learn"])
+@pytest.mark.parametrize("case", ["derpp", "official", "replay", "ewc", "lora", "learn"])
 @pytest.mark.parametrize("name", OF_OTHERS)
 def test_others_killed(server: Killer, case: str, name: str) -> None:
     killed_and_resumed(server, case, middle(server, case, name))

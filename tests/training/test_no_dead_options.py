@@ -50,6 +50,7 @@ METHOD_ROWS = {
     "lambda1": Row(0.9, "weights"),
     "logits_top_k": Row(3, "memory"),
     "logit_alignment": Row("label", "memory"),
+    "teacher": Row("adapter", "memory", {"peft": "lora"}),
     "logit_form": Row("cross_entropy", "log"),
     "lambda2": Row(1.0, "weights"),
     "attention_share": Row(0.1, "weights", method(lambda2="auto")),
@@ -101,6 +102,9 @@ OWN_ROWS = {
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),
     "dtype": Row("bfloat16", "weights"),
     "trust_remote_code": Row(True, "loading"),
+    "peft": Row("lora", "weights"),
+    # Refused without an adapter; what it does is in test_quantised.py, where bitsandbytes is installed.
+    "quantization": Row("4bit", "error"),
     "max_length": Row(8, "memory"),
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),

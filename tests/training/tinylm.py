@@ -90,8 +90,8 @@ def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> l
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """A saved model's tensors."""
-    return load_file(folder / "model.safetensors")
+    """A saved model's tensors, or an adapter's."""
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], atol: float = 0.0) -> None:
@@ -113,6 +113,7 @@ def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, 
     for place, task in enumerate(tasks):
         for layer, heads in task.heads.items():
             found[f"{place}/heads/{layer}"] = torch.tensor(heads)
+        found |= {f"{place}/teacher/{name}": tensor for name, tensor in (task.teacher or {}).items()}
         for number, sample in enumerate(task.samples):
             key = f"{place}/{number}"
             found[f"{key}/ids"] = sample.ids_L
@@ -122,7 +123,8 @@ def memory_tensors(memory: Path | ReplayMemory | list[MemoryTask]) -> dict[str, 
                     found[f"{key}/token"] = sample.logits.token_AK.long()
             if sample.attention is not None:
                 found[f"{key}/query"] = sample.attention.query_R
-                found |= {f"{key}/rows/{layer}": rows for layer, rows in rows_of(task, sample).items()}
+                if sample.attention.rows is not None:
+                    found |= {f"{key}/rows/{layer}": rows for layer, rows in rows_of(task, sample).items()}
     importance = None if isinstance(memory, list) else _opened(memory).importance
     if importance is not None:
         for name in ("sensitivity_NH", "forgettability_NH", "product_NH"):

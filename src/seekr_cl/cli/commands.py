@@ -1,25 +1,19 @@
 """What each command does: turn options into calls of the library and print the result."""
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from seekr_cl.cli.output import out, size
 from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
-from seekr_cl.evaluation import evaluate_task, get_metric, write_predictions
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.memory.files import write_json
-from seekr_cl.methods.writing import context_length
 from seekr_cl.report import score_table
-from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import beside, task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
-from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
-from seekr_cl.training.models import load_model, require_free
+from seekr_cl.training.adapters import merged
+from seekr_cl.training.models import load_model, require_free, save_model
 from seekr_cl.training.run import run
 
 
@@ -72,38 +66,25 @@ def run_command(given: Any) -> None:
 
 def evaluate_command(given: Any) -> None:
     """``seekr evaluate``."""
+    from seekr_cl.cli.evaluate import evaluate_command
+
+    evaluate_command(given)
+
+
+def compare_command(given: Any) -> None:
+    """``seekr compare``."""
+    from seekr_cl.cli.compare import compare_command
+
+    compare_command(given)
+
+
+def export_command(given: Any) -> None:
+    """``seekr export``."""
     output = Path(given.output)
     require_free(output)
-    tasks = [task for source in given.task for task in _test_tasks(source, given)]
-    slugs = [task.slug.casefold() for task in tasks]
-    for task, slug in zip(tasks, slugs):
-        if slugs.count(slug) > 1:
-            raise ConfigError(f"--task: two tasks are called '{task.name}'; rename a file or folder")
-        get_metric(task.metric)
-    if given.batch_size < 1:
-        raise ConfigError(f"--batch-size: {given.batch_size} must be at least 1")
     model, tokenizer = load_model(given.model, given.dtype)
-    encoder = Encoder(tokenizer, _length(given.max_length, context_length(model)))
-    for task in tasks:
-        # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
-        for example in task.test:
-            encoder.encode_prompt(example, reserve=task.max_new_tokens)
-    table = Table("task", "metric", "score", "examples")
-    scores = {}
-    for task in tasks:
-        score = evaluate_task(model, tokenizer, task, encoder, given.batch_size)
-        write_predictions(output, score)
-        scores[task.name] = {"metric": task.metric, "score": score.score, "examples": score.count}
-        table.add_row(task.name, task.metric, f"{score.score:.1f}", str(score.count))
-    conventions = {
-        "engine": "transformers generate, greedy",
-        "dtype": given.dtype,
-        "batch_size": given.batch_size,
-        "prompts_cut": encoder.cut_count,
-    }
-    write_json(output / "scores.json", {"model": given.model, "tasks": scores, **conventions})
-    out().print(table)
-    out().print(f"scores and predictions in {output}", soft_wrap=True)
+    save_model(output, merged(model, given.model), tokenizer)
+    out().print(f"model in {output}", soft_wrap=True)
 
 
 def demo_command(given: Any) -> None:
@@ -160,6 +141,8 @@ COMMANDS = {
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
+    "export": export_command,
+    "compare": compare_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,
@@ -170,34 +153,6 @@ COMMANDS = {
 def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
     # The Trainer wants a folder of its own although nothing is saved through it.
     return config_from(settings, str(Path(tempfile.gettempdir()) / "seekr-trainer"), source)
-
-
-def _test_tasks(source: str, given: Any) -> list[Task]:
-    if source.endswith((".yaml", ".yml")):
-        return StreamSpec.from_yaml(source).load_tasks(require_test=True)
-    # A single file is what is to be tested, whatever it is called.
-    data: Any = {"train": source, "test": source} if Path(source).is_file() else source
-    return [
-        Task.load(
-            data,
-            name=Path(source).stem if Path(source).is_file() else None,
-            metric=given.metric or "exact_match",
-            max_new_tokens=given.max_new_tokens,
-            require_test=True,
-        )
-    ]
-
-
-def _length(asked: int | None, context: int | None) -> int:
-    """Tokens of prompt and answer together: what was asked for, but no more than the model's context."""
-    if asked is None:
-        return context or DEFAULT_LENGTH
-    if context is not None and asked > context:
-        warnings.warn(
-            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-        return context
-    return asked
 
 
 def _model_source(folder: Path, model: str) -> str:

@@ -72,13 +72,34 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="generate and score")
     evaluate.add_argument("--model", required=True, help="model folder or Hub name")
-    evaluate.add_argument("--task", required=True, nargs="+", help="files, folders, or a stream's YAML")
+    evaluate.add_argument("--task", nargs="+", help="files, folders, or a stream's YAML")
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--batch-size", type=int, default=16)
     evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
+    evaluate.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
+    evaluate.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation in --output")
+    evaluate.add_argument(
+        "--general", nargs="?", const="", metavar="FOLDER",
+        help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
+    )  # fmt: skip
+    evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
+    evaluate.add_argument("--limit", type=int, help="examples of each general task")
+
+    export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
+    export.add_argument("model", metavar="ADAPTER_FOLDER")
+    export.add_argument("output", metavar="OUTPUT", help="folder for the model; must not hold anything")
+    export.add_argument("--merge", action="store_true", required=True, help="add the adapter to the base's weights")
+    export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+
+    compare = commands.add_parser("compare", help="one table and plot over runs, methods and seeds")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run")
+    compare.add_argument("--output", help="folder for comparison.png, .json, .md and .html; must not hold anything")
+    compare.add_argument("--json", action="store_true", help="print numbers for a program")
+    compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
@@ -181,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
-        with graceful() if given.command in ("learn", "run") else nullcontext(), _one_voice():
+        with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
             from seekr_cl.cli import commands
 
             commands.COMMANDS[given.command](given)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory.budget import parse_bytes
-from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
 from seekr_cl.planning.nodes import Cluster, terms
 from seekr_cl.planning.show import show_plan, show_terms
 from seekr_cl.tasks import StreamSpec
@@ -44,7 +44,7 @@ def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, o
     if answer >= tokens:
         raise ConfigError(f"--answer-tokens: {answer} leaves no prompt in {tokens} tokens; lower it or raise --tokens")
     examples, epochs = _tasks(given, spec, config, limit)
-    made = make_plan(shape, config, Workload(examples, epochs, tokens, answer))
+    made = make_plan(shape, config, Workload(examples, epochs, tokens, answer), adapter_size(given.model, config.peft))
     cluster = None
     if given.nodes is not None:
         memory = parse_bytes("--gpu-memory", given.gpu_memory or "80GB")

@@ -1,19 +1,24 @@
 """Scoring a model on a task's test examples."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl import ranks
 from seekr_cl.errors import DataError
-from seekr_cl.evaluation.generate import generate_answers
+from seekr_cl.evaluation.engines import Engine, TransformersEngine
+from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
 from seekr_cl.memory.files import write_bytes
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.answers import get_extraction
+
+OnBatch = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +28,11 @@ class TaskScore:
     Attributes:
         task: its name.
         metric: the metric's name.
-        score: mean over the examples, 0 to 100.
+        score: 0 to 100: the mean over the examples, unless the metric is one of a whole task.
         count: examples.
         predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
             only a part of the prediction was.
+        interval: 95% bootstrap interval of the score over the examples.
     """
 
     task: str
@@ -34,6 +40,24 @@ class TaskScore:
     score: float
     count: int
     predictions: list[dict[str, Any]]
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where answers are written down as they come.
+
+    Attributes:
+        folder: the folder of the predictions.
+        model: a hash of the model, so that another one's answers are never gone on with.
+        rank: this process.
+        world: processes that share the prompts.
+    """
+
+    folder: Path
+    model: str
+    rank: int = 0
+    world: int = 1
 
 
 def evaluate_task(
@@ -42,7 +66,8 @@ def evaluate_task(
     task: Task,
     encoder: Encoder,
     batch_size: int,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: OnBatch | None = None,
+    place: Place | None = None,
 ) -> TaskScore:
     """Generates an answer to each test prompt and scores it; several processes share the prompts.
 
@@ -50,13 +75,78 @@ def evaluate_task(
         DataError: if the task has no test examples.
         ConfigError: for an unknown metric.
     """
-    if not task.test:
-        raise DataError(f"task '{task.name}' has no test examples; add a test file to it")
+    return score_task(TransformersEngine(model, tokenizer, batch_size), task, encoder, on_batch, place)
+
+
+def score_task(
+    engine: Engine, task: Task, encoder: Encoder, on_batch: OnBatch | None = None, place: Place | None = None
+) -> TaskScore:
+    """``evaluate_task`` with any engine.
+
+    Of several processes each answers its share first (``answer_task``), and once all have, one scores everything.
+    """
+    get_metric(task.metric)
+    answers = answer_task(engine, task, encoder, on_batch, place)
+    if place is not None and place.world > 1:
+        identity = _identity(engine, task, _prompts(task, encoder), place.model)
+        ranks.wait()
+        answers = merged(place.folder, task.slug, identity, len(task.test))
+        # Nobody removes a journal that another still reads.
+        ranks.wait()
+    return score_answers(task, encoder, answers)
+
+
+def answer_task(
+    engine: Engine, task: Task, encoder: Encoder, on_batch: OnBatch | None = None, place: Place | None = None
+) -> list[str]:
+    """Answers a task's test prompts; with a place, this process's share of those that no journal answers yet.
+
+    Args:
+        engine: what generates.
+        task: its prompts.
+        encoder: how they become tokens.
+        on_batch: called with the number of prompts done since the last call; what was answered earlier counts too.
+        place: where answers are written down.
+
+    Returns:
+        The answers in the prompts' order; empty texts for prompts of other processes.
+
+    Raises:
+        DataError: if the task has no test examples.
+    """
+    prompts = _prompts(task, encoder)
+    mine = shard([len(prompt) for prompt in prompts], place.rank, place.world) if place else range(len(prompts))
+    journal = None
+    answers: dict[int, str] = {}
+    if place is not None:
+        identity = _identity(engine, task, prompts, place.model)
+        journal = Journal(place.folder, task.slug, identity, place.rank, place.world)
+        answers = journal.answers
+    todo = [index for index in mine if index not in answers]
+
+    def note(indices: Sequence[int], texts: Sequence[str]) -> None:
+        numbers = [todo[index] for index in indices]
+        if journal is not None:
+            journal.add(numbers, texts)
+        else:
+            answers.update(zip(numbers, texts))
+        if on_batch is not None:
+            on_batch(len(numbers))
+
+    try:
+        if on_batch is not None and len(todo) < len(mine):
+            on_batch(len(mine) - len(todo))
+        engine.answer([prompts[index] for index in todo], task.max_new_tokens, note)
+    finally:
+        if journal is not None:
+            journal.close()
+    return [answers.get(index, "") for index in range(len(prompts))]
+
+
+def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskScore:
+    """Scores answers to a task's test prompts."""
     metric = get_metric(task.metric)
     rendered = [encoder.render(example) for example in task.test]
-    # The prompt leaves room for the answer, so the context is never overrun.
-    prompts = [encoder.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
-    answers = generate_answers(model, tokenizer, prompts, task.max_new_tokens, batch_size, on_batch)
     references = [
         list(example.references) or [completion] for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
@@ -68,14 +158,57 @@ def evaluate_task(
         | ({} if part == answer else {"scored": part})
         for prompt, answer, part, accepted, score in zip(texts, answers, scored, references, scores, strict=True)
     ]
-    return TaskScore(task.name, metric.name, sum(scores) / len(scores), len(scores), predictions)
+    tally = metric.tally(scored, references, scores)
+    return TaskScore(task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally))
 
 
 def write_predictions(folder: Path, score: TaskScore) -> Path:
-    """Writes ``<task>.jsonl``, one prediction a line."""
+    """Writes ``<task>.jsonl``, one prediction a line; a journal of the answers is not needed any more."""
     from seekr_cl.tasks.task import safe_name
 
-    path = folder / f"{safe_name(score.task)}.jsonl"
+    slug = safe_name(score.task)
+    path = folder / f"{slug}.jsonl"
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in score.predictions)
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    discard(folder, slug)
     return path
+
+
+def read_tally(path: Path, metric_name: str) -> Tally:
+    """A predictions file as numbers.
+
+    Raises:
+        DataError: naming the file, if it is missing or damaged.
+        ConfigError: for an unknown metric.
+    """
+    metric = get_metric(metric_name)
+    try:
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        texts = [str(row.get("scored", row["prediction"])) for row in rows]
+        references = [[str(one) for one in row["references"]] for row in rows]
+        scores = [float(row["score"]) for row in rows]
+        if not rows:
+            raise ValueError("it is empty")
+        return metric.tally(texts, references, scores)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: no predictions of this library ({error}); evaluate again") from error
+
+
+def settings_of(engine: Engine, encoder: Encoder) -> dict[str, Any]:
+    """How answers were made, as the score file records it."""
+    return engine.describe() | {"max_length": encoder.max_length, "boundary": encoder.boundary}
+
+
+def _prompts(task: Task, encoder: Encoder) -> list[list[int]]:
+    if not task.test:
+        raise DataError(f"task '{task.name}' has no test examples; add a test file to it")
+    # The prompt leaves room for the answer, so the context is never overrun.
+    return [encoder.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+
+
+def _identity(engine: Engine, task: Task, prompts: list[list[int]], model: str) -> str:
+    described = engine.describe()
+    settings = {key: described[key] for key in ("engine", "dtype", "decoding")}
+    if not described["same_for_any_batch_size"]:
+        settings["batch_size"] = described["batch_size"]
+    return answering(model, prompts, settings | {"max_new_tokens": task.max_new_tokens})

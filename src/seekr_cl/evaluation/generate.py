@@ -1,11 +1,25 @@
-"""Greedy answers in batches: padded on the left, sorted by length, the same for any batch size."""
+"""Greedy answers in batches: padded on the left, sorted by length, the same for any batch size.
+
+A batch's shape decides in which order a matrix product is summed up, so logits differ in their last digits, and where
+two tokens are nearly alike the likelier one may change. Every step's two best logits are therefore compared: an answer
+with a step closer than ``NEAR`` is generated again by itself, as with batch size 1. All others cannot have changed.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from seekr_cl import ranks
+NEAR = 1e-4
+"""Two logits so close, relative to the larger (at least 1), are decided by a batch of one. Ten times the
+largest difference that another batch made to a float32 logit of the models in docs/evaluation.md."""
 
 
 def generate_answers(
@@ -15,6 +29,7 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    on_answers: Callable[[Sequence[int], Sequence[str]], None] | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, in the prompts' order.
 
@@ -25,16 +40,17 @@ def generate_answers(
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
         on_batch: called with the number of prompts done since the last call.
+        on_answers: called with their numbers and answers.
 
     Returns:
         Texts without special tokens.
     """
-    eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    mine: dict[int, str] = {}
+    answers = [""] * len(prompts)
     # Longest first: a batch that does not fit into memory fails at once and not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     training, settings = model.training, model.generation_config
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # Not a copy of the model's own settings: a repetition penalty among them would be neither greedy nor, since it also
     # counts the padding, the same for any batch size.
     greedy = GenerationConfig(
@@ -43,30 +59,73 @@ def generate_answers(
     model.eval()
     model.generation_config = greedy
     try:
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        for number, counts in ranks.turns(len(batches)):
-            indices = batches[number]
-            width = max(1, max(len(prompts[index]) for index in indices))
-            ids_BL = torch.full((len(indices), width), pad)
-            mask_BL = torch.zeros_like(ids_BL)
-            for row, index in enumerate(indices):
-                # A model needs one token to start from, even where prompt and tokenizer give none.
-                prompt = list(prompts[index]) or [eos]
-                ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
-                mask_BL[row, width - len(prompt) :] = 1
-            with torch.inference_mode():
-                out_BL = model.generate(  # type: ignore[operator]
-                    input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=greedy
-                )
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            # A model needs one token to start from, even where prompt and tokenizer give none.
+            batch = [list(prompts[index]) or [eos] for index in indices]
+            watch = _NearTies(eos) if len(batch) > 1 and decides_alone(model) else None
+            new = _continue(model, batch, greedy, watch)
+            for row in watch.rows() if watch is not None else []:
+                new[row] = _continue(model, [batch[row]], greedy, None)[0]
             # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
-            ended = [new[: new.index(eos)] if eos in new else new for new in out_BL[:, width:].tolist()]
-            if counts:
-                mine |= dict(zip(indices, tokenizer.batch_decode(ended, skip_special_tokens=True)))
+            ended = [ids[: ids.index(eos)] if eos in ids else ids for ids in new]
+            texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
+            for index, text in zip(indices, texts):
+                answers[index] = text
+            if on_answers is not None:
+                on_answers(indices, texts)
             if on_batch is not None:
-                on_batch(sum(map(len, batches[number - ranks.own() :][: ranks.count()])))
+                on_batch(len(indices))
     finally:
         model.generation_config = settings
         model.train(training)
-    # JSON turns the keys into text, so they go as pairs.
-    answers = {index: text for part in ranks.of_all(list(mine.items())) for index, text in part}
-    return [answers[index] for index in range(len(prompts))]
+    return answers
+
+
+def decides_alone(model: PreTrainedModel) -> bool:
+    """Whether near ties are decided by a batch of one: in float32; in half precision nearly every answer has one."""
+    return model.dtype in (torch.float32, torch.float64)
+
+
+def _continue(
+    model: PreTrainedModel, batch: list[list[int]], greedy: GenerationConfig, watch: "_NearTies | None"
+) -> list[list[int]]:
+    width = max(map(len, batch))
+    ids_BL = torch.full((len(batch), width), greedy.pad_token_id)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, prompt in enumerate(batch):
+        ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask_BL[row, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        out_BL = model.generate(  # type: ignore[operator]
+            input_ids=ids_BL.to(model.device),
+            attention_mask=mask_BL.to(model.device),
+            generation_config=greedy,
+            logits_processor=LogitsProcessorList([] if watch is None else [watch]),
+        )
+    return out_BL[:, width:].tolist()
+
+
+class _NearTies(LogitsProcessor):
+    """Notes which rows had a step that was nearly undecided before they ended; changes nothing."""
+
+    def __init__(self, eos: int) -> None:
+        self._eos = eos
+        self._near_B: Tensor | None = None
+        self._ended_B: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V) as they came."""
+        best_B2 = scores.topk(2, dim=-1).values
+        near_B = best_B2[:, 0] - best_B2[:, 1] <= NEAR * best_B2[:, 0].abs().clamp_min(1)
+        if self._near_B is None or self._ended_B is None:
+            # Of the first step the last token is the prompt's, whatever it is.
+            self._near_B, self._ended_B = near_B, torch.zeros_like(near_B)
+        else:
+            self._ended_B = self._ended_B | (input_ids[:, -1] == self._eos)
+            self._near_B = self._near_B | (near_B & ~self._ended_B)
+        return scores
+
+    def rows(self) -> list[int]:
+        """The rows that must be decided alone."""
+        return [] if self._near_B is None else self._near_B.nonzero().flatten().tolist()

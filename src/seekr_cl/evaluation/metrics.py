@@ -1,4 +1,4 @@
-"""How an answer is scored: every metric gives each example 0 to 100, and a task the mean.
+"""How an answer is scored: every metric gives each example 0 to 100, and a task their mean or a number of its own.
 
 An empty prediction scores 0 everywhere.
 """
@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from rapidfuzz import fuzz
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.classes import class_columns, macro_f1
 from seekr_cl.evaluation.sari import sari
+from seekr_cl.evaluation.statistics import Array, Combine, Tally, mean_of
 from seekr_cl.evaluation.text import UnicodeTokenizer, published_words, words
 from seekr_cl.suggest import nearest
 
 ExampleScore = Callable[[str, Sequence[str], str], float]
+Columns = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,15 @@ class Metric:
         name: what configs call it.
         about: one sentence.
         score_one: (prediction, references, prompt) to 0..100.
+        columns: for a metric of a whole task, what an example adds: (predictions, references) to numbers (N, C).
+        combine: a task's score from the sums of its examples' columns and their number; the mean, without ``columns``.
     """
 
     name: str
     about: str
     score_one: ExampleScore
+    columns: Columns | None = None
+    combine: Combine = mean_of
 
     def score(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]], prompts: Sequence[str]
@@ -41,6 +49,12 @@ class Metric:
             self.score_one(prediction, accepted, prompt) if prediction.strip() else 0.0
             for prediction, accepted, prompt in zip(predictions, references, prompts, strict=True)
         ]
+
+    def tally(self, predictions: Sequence[str], references: Sequence[Sequence[str]], scores: Sequence[float]) -> Tally:
+        """A task's answers as numbers that can be summed up, resampled and swapped; ``scores`` are the examples'."""
+        if self.columns is None:
+            return Tally(np.array(scores, dtype=float)[:, None], self.combine)
+        return Tally(self.columns(predictions, references), self.combine)
 
 
 def _best(compare: Callable[[str, str], float]) -> ExampleScore:
@@ -96,6 +110,13 @@ _ALL = (
     Metric("edit_similarity", "rapidfuzz ratio of characters, best reference (TRACE's Py150)", _best(fuzz.ratio)),
     Metric("sari", "SARI with the whole prompt as source (TRACE's 20Minuten)", _sari),
     Metric("f1", "F1 of words, best reference", _best(_f1)),
+    Metric(
+        "macro_f1",
+        "mean over the references' classes of the F1 of each; an example alone counts as in exact_match",
+        _same(str.strip),
+        class_columns,
+        macro_f1,
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -24,7 +24,7 @@ VERSION = 3
 MANIFEST = "manifest.json"
 GENERATIONS = "generations"
 _READERS = {1: "the sources before the signals became compact", 2: "the sources up to git 4ee3e57"}
-_OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|(importance|state)-\d{4,}(-\d+)?\.safetensors")
+_OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|(importance|state|teacher)-\d{4,}(-\d+)?\.safetensors")
 _OUR_GENERATION = re.compile(r"\d{4,}(-\d+)?\.json")
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 
@@ -70,6 +70,8 @@ class Generation:
         """The records of all files it is made of, beside its own."""
         for task in self.tasks:
             yield from task["files"]
+            if task.get("teacher") is not None:
+                yield task["teacher"]
         for record in (self.content["importance"], self.method_state):
             if record is not None:
                 yield record
@@ -286,7 +288,8 @@ def _check_generation(content: Any, path: Path) -> None:
             raise ValueError("a negative count")
         if len(typed(task["files"], list)) != (2 if task["totals"]["samples"] else 0):
             raise ValueError(f"task {task['name']!r} has {len(task['files'])} files")
-        for file in task["files"]:
+        teacher = task.get("teacher")
+        for file in [*task["files"], *([] if teacher is None else [typed(teacher, dict)])]:
             plain_name(file["file"], path)
             check_record(file)
     if content["importance"] is not None:

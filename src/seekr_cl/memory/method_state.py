@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError
@@ -30,7 +30,7 @@ class MethodState:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a state on disk, read whole when the first is asked for: they may be as large as the model.
+    """The tensors of a file of a memory, read whole when the first is asked for: they may be as large as the model.
 
     Args:
         folder: the memory's.
@@ -50,12 +50,25 @@ class StoredTensors(Mapping[str, Tensor]):
             MemoryFormatError: if the file is not what it was.
         """
         if self._read is None:
-            path = checked_path(self._folder, self._record, self._source)
-            try:
-                self._read = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error
+            self._read = self.unkept()
         return self._read
+
+    def unkept(self) -> dict[str, Tensor]:
+        """All of them, read anew: for files of which there are too many to be held.
+
+        Raises:
+            MemoryFormatError: if the file is not what it was.
+        """
+        path = checked_path(self._folder, self._record, self._source)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return int(self._record["bytes"])
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read()[name]
@@ -76,6 +89,37 @@ def load_method_state(folder: Path, record: dict[str, Any] | None, source: Path)
     if record is None:
         return None
     return MethodState(record["method"], StoredTensors(folder, record, source), record["content"])
+
+
+def load_teacher(folder: Path, record: dict[str, Any] | None, source: Path, verify: bool) -> StoredTensors | None:
+    """The adapter that a task keeps as its teacher, if it keeps one.
+
+    Raises:
+        MemoryFormatError: if its file is missing or has another size, or under ``verify`` another content.
+    """
+    if record is None:
+        return None
+    tensors = StoredTensors(folder, record, source)
+    if verify:
+        StoredTensors(folder, record, source).read()
+    return tensors
+
+
+def write_teacher(lineage: Lineage, teacher: Mapping[str, Tensor], number: int) -> dict[str, Any]:
+    """Writes a task's teacher; returns its record."""
+    stem = lineage.free_stem(f"teacher-{number:04d}", (".safetensors",))
+    path = lineage.folder / f"{stem}.safetensors"
+    write_tensors(path, dict(teacher))
+    return file_record(path)
+
+
+def teacher_bytes(teacher: Mapping[str, Tensor] | None) -> int:
+    """What a teacher takes on disk, or will take."""
+    if teacher is None:
+        return 0
+    if isinstance(teacher, StoredTensors):
+        return teacher.num_bytes
+    return len(save(dict(teacher)))
 
 
 def write_method_state(lineage: Lineage, state: MethodState | None, generation: int) -> dict[str, Any] | None:

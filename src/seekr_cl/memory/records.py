@@ -175,9 +175,9 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
         more = {"logits/token": signal.token_AK, "logits/tail": signal.tail_A, "logits/offset": signal.offset_A}
         tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
     if sample.attention is not None:
-        of = sample.attention.of
+        of, rows = sample.attention.of, sample.attention.rows
         tensors[f"{of}/query"] = sample.attention.query_R.to(torch.int32)
-        tensors |= {f"{of}/{_ROWS}{name}": tensor for name, tensor in sample.attention.rows.tensors().items()}
+        tensors |= {f"{of}/{_ROWS}{name}": tensor for name, tensor in ({} if rows is None else rows.tensors()).items()}
     return tensors
 
 
@@ -192,7 +192,8 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
         if any(name.startswith(f"{of}/") for name in part) and attention is None:
             start = f"{of}/{_ROWS}"
             rows = {name.removeprefix(start): part.pop(name) for name in list(part) if name.startswith(start)}
-            attention = AttentionSignal(part.pop(f"{of}/query").long(), stored_from(rows), of)
+            query_R = part.pop(f"{of}/query").long()
+            attention = AttentionSignal(query_R, stored_from(rows) if rows else None, of)
     if part:
         raise ValueError(f"{sorted(part)} unknown")
     return ReplaySample(*text, ids_L, completion_start, logits, attention)

@@ -6,7 +6,7 @@ Shapes: L tokens of the sample, A stored answer positions, K stored tokens of ea
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, Self, overload
@@ -70,16 +70,22 @@ class AttentionSignal:
 
     Attributes:
         query_R: query positions in the sample.
-        rows: the rows of all of the task's heads, layer after layer.
+        rows: the rows of all of the task's heads, layer after layer; ``None`` where the task keeps its teacher.
         of: ``attention`` rows, rows of ``values`` relations, or the heads' ``outputs``; one of ``SIGNALS``.
     """
 
     query_R: Tensor
-    rows: StoredSignal
+    rows: StoredSignal | None
     of: str = "attention"
 
     def of_layer(self, heads: dict[int, list[int]], layer: int) -> StoredSignal:
-        """One layer's rows, in the order of the task's ``heads`` of that layer."""
+        """One layer's rows, in the order of the task's ``heads`` of that layer.
+
+        Raises:
+            ValueError: if only the queries are kept.
+        """
+        if self.rows is None:
+            raise ValueError("the rows are not kept")
         first = sum(len(heads[earlier]) for earlier in heads if earlier < layer)
         return self.rows.pick(list(range(first, first + len(heads[layer]))))
 
@@ -151,12 +157,15 @@ class MemoryTask:
         samples: its samples; of a memory on disk each is read when it is asked for.
         heads: ``{layer: heads}`` chosen when the task ended; its samples keep these.
         info: JSON facts: examples trained on, fingerprint of the data, method, epochs.
+        teacher: the trained weights of the adapter after this task, by name, where its samples' signals are asked of it
+            instead of being kept; of a memory on disk they are read when they are asked for.
     """
 
     name: str
     samples: Sequence[ReplaySample]
     heads: dict[int, list[int]] = field(default_factory=dict)
     info: dict[str, object] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] | None = None
 
     @property
     def totals(self) -> Totals:
@@ -217,10 +226,11 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
             fits[f"logits/{name}"] = numbers is None or numbers.shape == signal.position_A.shape
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
-        fits[f"{sample.attention.of}/query"] = _inside(query_R, length)
-        fits[f"{sample.attention.of}/rows"] = rows.check(sum(map(len, heads.values())), len(query_R), length)
+        of = sample.attention.of
+        fits[f"{of}/query"] = _inside(query_R, length)
+        fits[f"{of}/rows"] = rows is None or rows.check(sum(map(len, heads.values())), len(query_R), length)
         # Heads' outputs are no rows over keys, and nothing else is heads' outputs.
-        fits["form"] = (sample.attention.of == "outputs") == isinstance(rows, StoredOutputs)
+        fits["form"] = rows is None or (of == "outputs") == isinstance(rows, StoredOutputs)
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")

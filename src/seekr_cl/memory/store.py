@@ -6,6 +6,7 @@
       0001-<task>.jsonl            texts of the samples kept from the first task
       0001-<task>.safetensors      their token ids, logits, attention rows
       importance-0001.safetensors  head importance after the first task
+      teacher-0001.safetensors     the adapter after the first task, where signals are asked of it instead of kept
       state-0001.safetensors       what the method carries on beside samples (EWC's Fisher information, ...)
 
 Files are never changed once written; generations share them. ``lineage`` is about generations, ``shard`` about a
@@ -30,7 +31,13 @@ from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new
-from seekr_cl.memory.method_state import MethodState, load_method_state, write_method_state
+from seekr_cl.memory.method_state import (
+    MethodState,
+    load_method_state,
+    load_teacher,
+    write_method_state,
+    write_teacher,
+)
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
 from seekr_cl.tasks.task import safe_name
@@ -247,9 +254,7 @@ class ReplayMemory:
             raise ValueError(f"keep: samples of task {place} must be different ones below {len(task.samples)}")
         if len(chosen) == len(task.samples):
             return records[place]
-        return _write_task(
-            lineage, MemoryTask(task.name, Chosen(task.samples, chosen), task.heads, task.info), place + 1
-        )
+        return write_samples(lineage, records[place], Chosen(task.samples, chosen), place + 1)
 
 
 class Chosen(Sequence[ReplaySample]):
@@ -299,9 +304,10 @@ def load_task(folder: Path, record: dict[str, Any], source: Path, verify: bool) 
         return MemoryTask(record["name"], [], heads, record["info"])
     texts, signals = (checked_path(folder, file, source, content=verify) for file in record["files"])
     samples = StoredSamples(texts, signals, heads, totals)
+    teacher = load_teacher(folder, record.get("teacher"), source, verify)
     if verify and Totals.of(samples) != totals:
         raise MemoryFormatError(f"{source}: counts of task '{record['name']}' differ from its samples'; restore it")
-    return MemoryTask(record["name"], samples, heads, record["info"])
+    return MemoryTask(record["name"], samples, heads, record["info"], teacher)
 
 
 def load_importance(folder: Path, record: dict[str, Any] | None, source: Path) -> HeadImportance | None:
@@ -330,7 +336,7 @@ def write_samples(
 
     Args:
         lineage: of the memory; its kept files are not touched.
-        record: the task's; its files and totals are replaced.
+        record: the task's; its files and totals are replaced. A task without samples has no use for its teacher.
         samples: what it is to hold.
         number: the task's number, from 1.
 
@@ -338,7 +344,8 @@ def write_samples(
         The new record.
     """
     if not len(samples):
-        return {**record, "totals": asdict(Totals()), "files": []}
+        rest = {key: value for key, value in record.items() if key != "teacher"}
+        return {**rest, "totals": asdict(Totals()), "files": []}
     slug = safe_name(record["name"]).encode()[:_LONGEST_SLUG].decode(errors="ignore")
     stem = lineage.free_stem(f"{number:04d}-{slug}", (".jsonl", ".safetensors"))
     files = write_shard(lineage.folder / stem, samples)
@@ -347,7 +354,10 @@ def write_samples(
 
 def _write_task(lineage: Lineage, task: MemoryTask, number: int) -> dict[str, Any]:
     heads = {str(layer): heads for layer, heads in task.heads.items()}
-    return write_samples(lineage, {"name": task.name, "heads": heads, "info": task.info}, task.samples, number)
+    record: dict[str, Any] = {"name": task.name, "heads": heads, "info": task.info}
+    if task.teacher is not None and len(task.samples):
+        record["teacher"] = write_teacher(lineage, task.teacher, number)
+    return write_samples(lineage, record, task.samples, number)
 
 
 def _write_importance(lineage: Lineage, importance: HeadImportance | None, generation: int) -> dict[str, Any] | None:

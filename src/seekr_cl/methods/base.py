@@ -116,7 +116,7 @@ class Method(ABC):
         Settings: dataclass of its settings; an unknown key is refused.
         replays: whether batches of old samples come back on a schedule.
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
-        adapters: whether it trains adapters of its own (PEFT) and not the model's weights.
+        adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
@@ -239,7 +239,10 @@ class Method(ABC):
 
 def forward(model: Any, batch: Batch) -> Tensor:
     """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    ids_BL = batch["input_ids"]
+    logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False).logits
+    # A prompt that an adapter learns stands before the first token, with outputs of its own.
+    return logits[:, -ids_BL.shape[1] :]
 
 
 def task_generator(seed: int) -> torch.Generator:

@@ -8,17 +8,16 @@ import torch
 
 from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
 from seekr_cl.methods.collecting import collect_samples
 from seekr_cl.methods.logits import (
     LogitSettings,
     answer_logits,
     first_position,
-    label_and_logit_terms,
-    pad_logits,
     require_all_logits,
     take_logits,
 )
+from seekr_cl.methods.teacher import Teachers
 
 
 class DERpp(Method):
@@ -33,20 +32,29 @@ class DERpp(Method):
     Settings = LogitSettings
     replays = True
 
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self.teachers = Teachers(context, settings)
+
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
-        """Every sample needs logits."""
+        """Every sample needs logits, or its task a teacher."""
         require_all_logits(tasks)
+        self.teachers.replay(tasks)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
-        """The stored logits of the batch."""
-        return {"logits": pad_logits([sample for _, sample in picked], self.context.layout, padded)}
+        """The stored logits of the batch, or what its teachers are asked."""
+        return self.teachers.extras(picked, padded)
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
-        return label_and_logit_terms(forward(model, batch), batch, self.settings)
+        answers = self.teachers.ask(batch)
+        return self.teachers.label_and_logit_terms(forward(model, batch), batch, answers)
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Stores this model's answer-position logits with the samples."""
+        """Stores this model's answer-position logits with the samples, or what its adapter is now."""
+        teacher = self.teachers.keep()
+        if teacher is not None:
+            return MemoryTask(name, samples, teacher=teacher)
         context, kept = self.context, dict[int, ReplaySample]()
         for place, counts in ranks.turns(len(samples)):
             sample = samples[place]

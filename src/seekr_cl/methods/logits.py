@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Layout, LossTerm
-from seekr_cl.methods.losses import causal_lm_loss, count_labels, logit_distillation
+from seekr_cl.methods.base import Batch, Layout
+from seekr_cl.methods.losses import logit_distillation
 
 ALIGNMENTS = ("next_token", "label")
 FORMS = ("kl", "cross_entropy")
+TEACHERS = ("stored", "adapter")
 TAILS = ("sampled", "bucket")
 _NO_LOGITS = (
     "memory: some samples have no teacher logits (they were kept by another method); "
@@ -38,6 +39,8 @@ class LogitSettings:
         logits_tail: what stands for the other tokens: tokens ``sampled`` from them, or one ``bucket``.
         logit_alignment: ``next_token`` distils the positions that predict the answer tokens; ``label`` the positions
             of these tokens themselves, as the official code does.
+        teacher: where the earlier model's signals come from: ``stored`` with the samples, or ``adapter``: the memory
+            keeps the adapter each task ended with (``peft``), which is asked while its samples are replayed.
         logit_form: ``kl`` (eq. 3) or ``cross_entropy`` (the official code: same gradient, never zero).
     """
 
@@ -46,13 +49,19 @@ class LogitSettings:
     logits_tail: str = "sampled"
     logit_alignment: str = "next_token"
     logit_form: str = "kl"
+    teacher: str = "stored"
 
     def __post_init__(self) -> None:
         if not 0 <= self.lambda1 <= 1:
             raise ConfigError(f"method.lambda1: {self.lambda1} must lie between 0 (logits only) and 1 (labels only)")
         if self.logits_top_k is not None and self.logits_top_k < 1:
             raise ConfigError(f"method.logits_top_k: {self.logits_top_k} must be at least 1, or null for all tokens")
-        for key, known in (("logit_alignment", ALIGNMENTS), ("logit_form", FORMS), ("logits_tail", TAILS)):
+        for key, known in (
+            ("logit_alignment", ALIGNMENTS),
+            ("logit_form", FORMS),
+            ("logits_tail", TAILS),
+            ("teacher", TEACHERS),
+        ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
 
@@ -62,12 +71,13 @@ def answer_logits(model: PreTrainedModel, ids_1L: Tensor, first: int) -> Tensor:
 
     Models that can leave out the vocabulary product for the prompt are told to.
     """
-    keep = {"logits_to_keep": ids_1L.shape[1] - first} if _can_keep(model) else {}
+    keep = {"logits_to_keep": ids_1L.shape[1] - first} if can_keep(model) else {}
     logits_1NV = model(input_ids=ids_1L, use_cache=False, **keep).logits
     return logits_1NV[0, logits_1NV.shape[1] - (ids_1L.shape[1] - first) :]
 
 
-def _can_keep(model: PreTrainedModel) -> bool:
+def can_keep(model: PreTrainedModel) -> bool:
+    """Whether the model can be told how many positions' logits are wanted, the last ones."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
@@ -75,6 +85,14 @@ def _can_keep(model: PreTrainedModel) -> bool:
 def first_position(sample: ReplaySample) -> int:
     """The first position whose output any loss on the sample's answer uses."""
     return max(0, sample.completion_start - 1)
+
+
+def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
+    """The positions [A] of a sample whose output is distilled."""
+    labelled_A = torch.arange(sample.completion_start, len(sample.ids_L))
+    position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
+    # An answer without a prompt has no position before its first token.
+    return position_A[position_A >= 0]
 
 
 def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
@@ -86,10 +104,7 @@ def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings
         settings: which positions and how many tokens.
         dtype: precision of what is kept, a key of ``quantise.DTYPES``.
     """
-    labelled_A = torch.arange(sample.completion_start, len(sample.ids_L))
-    position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
-    # An answer without a prompt has no position before its first token.
-    position_A = position_A[position_A >= 0]
+    position_A = logit_positions(sample, settings)
     logits_AV = logits_NV[position_A - first_position(sample)].cpu()
     return LogitSignal.encode(position_A, logits_AV, settings.logits_top_k, dtype, settings.logits_tail)
 
@@ -110,7 +125,7 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
     Raises:
         ConfigError: if some were kept by a method that stores none.
     """
-    if any(task.totals.logits < task.totals.samples for task in tasks):
+    if any(task.totals.logits < task.totals.samples for task in tasks if task.teacher is None):
         raise ConfigError(_NO_LOGITS)
 
 
@@ -154,12 +169,3 @@ def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -
         signals["offset"],
         settings.logit_form,
     )
-
-
-def label_and_logit_terms(logits_BLV: Tensor, batch: Batch, settings: LogitSettings) -> dict[str, LossTerm]:
-    """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch with its ``logits`` signals (eq. 13)."""
-    labels_BL, signals = batch["labels"], batch["logits"]
-    return {
-        "replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), settings.lambda1, count_labels(labels_BL)),
-        "logits": LossTerm(distil_logits(logits_BLV, signals, settings), 1 - settings.lambda1, signals["real"].sum()),
-    }

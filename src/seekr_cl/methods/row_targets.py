@@ -4,6 +4,7 @@ Shapes: M heads of one layer, R queries, P (sample, head) pairs of a layer in a 
 """
 
 import torch
+from torch import Tensor
 
 from seekr_cl.attention import RowIndex, RowTarget
 from seekr_cl.attention.stored import StoredSignal, collate_rows
@@ -30,7 +31,7 @@ def row_targets(
     signals = [
         (number, task, sample.attention)
         for number, (task, sample) in enumerate(picked)
-        if sample.attention and sample.attention.of == of
+        if sample.attention is not None and sample.attention.of == of and sample.attention.rows is not None
     ]
     num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
     starts = [layout.offset(len(sample.ids_L), padded) for _, sample in picked]
@@ -55,8 +56,54 @@ def _target(
     batch: int,
     reduction: str,
 ) -> RowTarget:
+    index, weight_PR = _place(layer, members, starts, num_queries, batch, reduction)
+    parts: list[StoredSignal] = [signal.of_layer(task.heads, layer) for _, task, signal in members]
+    teacher = collate_rows(parts, [starts[number] for number, _, _ in members], num_queries, padded)
+    return RowTarget(index, teacher, weight_PR)
+
+
+def placed_rows(
+    asked: list[tuple[MemoryTask, ReplaySample]],
+    rows: list[int],
+    layout: Layout,
+    padded: int,
+    batch: int,
+    reduction: str,
+) -> dict[int, tuple[RowIndex, RowIndex, Tensor]]:
+    """Where the rows of some samples of a batch are that are not stored.
+
+    Args:
+        asked: these samples with their tasks.
+        rows: their places in the batch.
+        layout: how the batch is padded.
+        padded: its length.
+        batch: how many samples it has.
+        reduction: how rows are weighted.
+
+    Returns:
+        ``{layer: the rows among these samples alone, the same rows in the batch, their weights [P, R]}``.
+    """
+    signals = [(place, task, one.attention) for place, (task, one) in enumerate(asked) if one.attention is not None]
+    num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
+    starts = [layout.offset(len(sample.ids_L), padded) for _, sample in asked]
+    row_G, found = torch.tensor(rows), {}
+    for layer in sorted({layer for _, task, _ in signals for layer in task.heads}):
+        members = [member for member in signals if layer in member[1].heads]
+        index, weight_PR = _place(layer, members, starts, num_queries, batch, reduction)
+        found[layer] = index, RowIndex(row_G[index.sample_P], index.head_P, index.query_PR), weight_PR
+    return found
+
+
+def _place(
+    layer: int,
+    members: list[tuple[int, MemoryTask, AttentionSignal]],
+    starts: list[int],
+    num_queries: int,
+    batch: int,
+    reduction: str,
+) -> tuple[RowIndex, Tensor]:
+    """The rows of one layer of some samples, and their weights [P, R]."""
     places: list[tuple[int, int]] = []
-    parts: list[StoredSignal] = []
     queries, weights = [], []
     for number, task, signal in members:
         heads, given = task.heads[layer], len(signal.query_R)
@@ -66,12 +113,10 @@ def _target(
         weight_R = torch.zeros(num_queries)
         weight_R[:given] = _row_weight(reduction, batch, len(heads), given, len(task.heads))
         places += [(number, head) for head in heads]
-        parts.append(signal.of_layer(task.heads, layer))
         queries.append(room_R.expand(len(heads), -1))
         weights.append(weight_R.expand(len(heads), -1))
     sample_P, head_P = torch.tensor(places).T
-    teacher = collate_rows(parts, [starts[number] for number, _, _ in members], num_queries, padded)
-    return RowTarget(RowIndex(sample_P, head_P, torch.cat(queries)), teacher, torch.cat(weights))
+    return RowIndex(sample_P, head_P, torch.cat(queries)), torch.cat(weights)
 
 
 def _row_weight(reduction: str, batch: int, heads: int, queries: int, layers: int) -> float:

@@ -77,7 +77,7 @@ class Scorer:
         sample: ReplaySample,
         query_R: Tensor,
         former: dict[int, StoredRows] | None,
-        encode: Encode,
+        encode: Encode | None,
         keep_gradients: bool = False,
     ) -> tuple[Scored, Tensor]:
         """One forward and backward pass at the model right after a task.
@@ -86,7 +86,7 @@ class Scorer:
             sample: one of the kept samples.
             query_R: where its rows are wanted, in the padded sequence.
             former: what ``before`` gave for it; None where this pass only keeps others company, see ``ranks.turns``.
-            encode: what to keep of the rows.
+            encode: what to keep of the rows; ``None`` keeps nothing.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
 
@@ -97,13 +97,13 @@ class Scorer:
         moved_NH = self._table()
         row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
 
-        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredSignal:
+        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredSignal | None:
             if former is None:
-                return encode(call, index, rows_HRL)
+                return None if encode is None else encode(call, index, rows_HRL)
             moved_HRL = former[call.layer].moved(call, index, rows_HRL)
             squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
             moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)
-            return encode(call, index, rows_HRL)
+            return None if encode is None else encode(call, index, rows_HRL)
 
         record = RecordRows(self._all_heads(query_R), compare_and_keep)
         real = None if self.measure == "padded" else torch.ones_like(sample.ids_L, dtype=torch.bool)[None]

@@ -36,16 +36,10 @@ from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
 from seekr_cl.methods.collecting import collect_samples
-from seekr_cl.methods.logits import (
-    TAILS,
-    LogitSettings,
-    label_and_logit_terms,
-    pad_logits,
-    require_all_logits,
-    take_logits,
-)
-from seekr_cl.methods.row_targets import REDUCTIONS, row_targets
+from seekr_cl.methods.logits import TAILS, LogitSettings, require_all_logits, take_logits
+from seekr_cl.methods.row_targets import REDUCTIONS
 from seekr_cl.methods.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
+from seekr_cl.methods.teacher import Teachers
 
 CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
 SIGNALS = ("top_k", "dense", "factors")
@@ -131,6 +125,10 @@ class SeekrSettings(LogitSettings):
                 raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
         for key in ("layer_budget", "head_budget", "query_budget"):
             resolve_budget(f"method.{key}", getattr(self, key), 1 << 30, lambda _: None)
+        if self.teacher == "adapter" and self.target != "attention":
+            raise ConfigError(
+                "method.teacher: adapters are asked for attention alone; use target: attention, or stored"
+            )
         if self.query_budget == 0:
             raise ConfigError("method.query_budget: 0 leaves nothing to measure; give a count, a fraction or null")
 
@@ -150,7 +148,13 @@ class Seekr(Method):
 
     def __init__(self, settings: SeekrSettings, context: Context) -> None:
         super().__init__(settings, context)
-        self.tap = AttentionTap(context.model)
+        if any(config.is_prompt_learning for config in getattr(context.model, "peft_config", {}).values()):
+            raise ConfigError(
+                "peft: a prompt's tokens shift every attention row, and seekr distils these; use lora, or method derpp"
+            )
+        # Before the tap is put on: what it refuses must leave the model as it was.
+        self.teachers = Teachers(context, settings, settings.attention_reduction, self._stored)
+        self.tap = self.teachers.tap = AttentionTap(context.model)
         former = context.importance
         if former is not None and former.layers != tuple(self.tap.heads):
             raise ConfigError("memory: its head importance is of a model with other attention layers")
@@ -174,7 +178,9 @@ class Seekr(Method):
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
-        distil = TARGETS[self.settings.target][0](batch["attention"], self.settings.attention_eps)
+        answers = self.teachers.ask(batch)
+        targets = self.teachers.targets(batch, answers)
+        distil = TARGETS[self.settings.target][0](targets, self.settings.attention_eps)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
         logits_BLV = forward(model, batch)
@@ -182,7 +188,7 @@ class Seekr(Method):
         divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
         attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
         return {
-            **label_and_logit_terms(logits_BLV, batch, self.settings),
+            **self.teachers.label_and_logit_terms(logits_BLV, batch, answers),
             "attention": LossTerm(attention, self._lambda2),
         }
 
@@ -198,6 +204,7 @@ class Seekr(Method):
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits; without rows it is only left out of the attention term."""
         require_all_logits(tasks)
+        self.teachers.replay(tasks)
         samples = sum(task.totals.samples for task in tasks)
         # All samples of a task have the same kind of signal, so one of each says it.
         without = samples - sum(task.totals.attention for task in tasks if _kind(task) == self._stored)
@@ -208,14 +215,8 @@ class Seekr(Method):
             )
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
-        """Stored logits, and for each layer the stored rows with their places and weights in this batch."""
-        samples = [sample for _, sample in picked]
-        return {
-            "logits": pad_logits(samples, self.context.layout, padded),
-            "attention": row_targets(
-                picked, self.context.layout, padded, self.settings.attention_reduction, self._stored
-            ),
-        }
+        """Logits, and for each layer the rows with their places and weights in this batch, or what is asked."""
+        return self.teachers.extras(picked, padded)
 
     @property
     def _stored(self) -> str:
@@ -236,30 +237,37 @@ class Seekr(Method):
                 self._before[place] = rows
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Scores the heads, chooses those to keep, and stores this model's rows and logits with the samples."""
+        """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
+        teacher = self.teachers.keep()
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}
         for place, counts in ranks.turns(len(samples)):
             sample, query_R = samples[place], self._queries[place]
-            encode = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
+            own = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
+            encode = own if teacher is None else None
             measured_R = self._measured_queries(scorer, sample, query_R)
             former = self._before[place] if counts else None
             one, logits_NV = scorer.after(sample, measured_R, former, encode, counts and self.settings.gradient_leak)
             if counts:
                 scored[place] = one
+            if counts and teacher is None:
                 logits[place] = take_logits(logits_NV, sample, self.settings, self.context.signal_dtype)
         self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
         self._before = {}
 
         heads, kept = self._choose_heads(), dict[int, ReplaySample]()
         for place, one in scored.items():
-            rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
-            attention = AttentionSignal(self._queries[place], join_layers(rows), self._stored) if rows else None
-            kept[place] = replace(samples[place], logits=logits[place], attention=attention)
-        return MemoryTask(name, collect_samples(kept, len(samples)), heads)
+            query_R = self._queries[place]
+            if teacher is not None:
+                attention = AttentionSignal(query_R, None) if heads else None
+            else:
+                rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
+                attention = AttentionSignal(query_R, join_layers(rows), self._stored) if rows else None
+            kept[place] = replace(samples[place], logits=logits.get(place), attention=attention)
+        return MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The drawn queries, the rows from before the task, and the importance, which general data has added to."""

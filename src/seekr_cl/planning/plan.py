@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from seekr_cl.methods.logits import TEACHERS, LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.shape import ModelShape
@@ -57,6 +58,7 @@ class Plan:
         chosen: the settings as given.
         others: alternatives.
         steps: what replay adds to training.
+        teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
         official: the official code's bytes.
     """
 
@@ -70,6 +72,7 @@ class Plan:
     others: list[Option]
     steps: Steps
     official: OfficialCost
+    teachers: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON; all sizes in bytes."""
@@ -88,38 +91,52 @@ class Plan:
             "samples_a_task_within_max_bytes": self.fit,
             "chosen": _option_json(self.chosen),
             "alternatives": [_option_json(option) for option in self.others],
+            "teachers": self.teachers,
             "steps": asdict(self.steps) | {"time_share": round(self.steps.time_share, 4)},
             "official": asdict(self.official),
         }
 
 
-def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload) -> Plan:
+def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: int | None = None) -> Plan:
     """What learning ``work`` with these settings costs.
 
     Args:
         shape: the model.
         config: all settings.
         work: tasks, examples, lengths.
+        adapter: bytes of the adapter that is trained, if one is.
     """
     kept = [config.replay_settings.count(examples) if config.method_class.keeps else 0 for examples in work.examples]
     dtype, settings = config.signal_dtype or "int8", config.method_settings
     official = official_cost(shape, work.tokens)
 
+    replayed = sum(bool(count) for count in kept)
+
+    def asked(settings: Any) -> int:
+        return (adapter or 0) * replayed if getattr(settings, "teacher", "stored") == "adapter" else 0
+
     def option(settings: Any, dtype: str) -> Option:
-        return _option(shape, settings, dtype, work, kept, config, official)
+        made = _option(shape, settings, dtype, work, kept, config, official)
+        return replace(made, total=made.total + asked(settings))
 
     chosen, others = option(settings, dtype), []
     if isinstance(settings, SeekrSettings):
         forms = (settings.attention_signal,) if keeps_outputs(settings) else FORMS
         ways = [(replace(settings, attention_signal=form), number) for form in forms for number in PRECISIONS]
+        if settings.teacher == "adapter":
+            # Nothing is stored in any form.
+            ways = [(replace(settings, teacher="stored"), dtype)]
         budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
         ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]
         others = [made for made in (option(*way) for way in ways) if made != chosen]
+    teachers = None
+    if adapter is not None and isinstance(settings, LogitSettings):
+        teachers = {way: option(replace(settings, teacher=way), dtype).total for way in TEACHERS}
     limit = config.memory_settings.limit()
-    each = chosen.sample.stored * sum(bool(count) for count in kept)
-    fit = limit // each if limit is not None and each and chosen.total > limit else None
+    each = chosen.sample.stored * replayed
+    fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
     steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
-    return Plan(shape, config.method_class.name, work, kept, limit, fit, chosen, others, steps, official)
+    return Plan(shape, config.method_class.name, work, kept, limit, fit, chosen, others, steps, official, teachers)
 
 
 def _option(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from seekr_cl.attention import AttentionCall, AttentionTap
 from seekr_cl.errors import ModelError
 from seekr_cl.methods.writing import context_length
 from seekr_cl.suggest import nearest
+from seekr_cl.training.adapters import WEIGHTS, base_of, is_adapter, put_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def read_shape(source: str | os.PathLike[str]) -> ModelShape:
     Raises:
         ModelError: if it is missing, not JSON, of an unknown type or not a language model with attention.
     """
-    config = _read_config(Path(source))
+    config = _read_config(Path(base_of(Path(source)) if is_adapter(Path(source)) else source))
     text = config.get_text_config()
     try:
         with torch.device("meta"):
@@ -86,6 +88,27 @@ def read_shape(source: str | os.PathLike[str]) -> ModelShape:
     except Exception:
         layers = _from_fields(text, str(source))
     return ModelShape(config.model_type, layers, int(text.vocab_size), parameters, context_length(model))
+
+
+def adapter_size(source: str | os.PathLike[str], peft: Mapping[str, Any] | None) -> int | None:
+    """Bytes of the adapter that is trained: that of an adapter folder, or the one the ``peft`` setting makes.
+
+    Returns:
+        ``None`` if all weights are trained.
+
+    Raises:
+        ConfigError: if the adapter does not fit the model.
+    """
+    if is_adapter(Path(source)):
+        weights = Path(source) / WEIGHTS
+        return weights.stat().st_size if weights.is_file() else None
+    if peft is None:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_read_config(Path(source)), attn_implementation="eager")
+        adapted = put_adapter(model, peft, str(source), 0)
+    # PEFT keeps adapters in single precision on whatever base.
+    return sum(4 * weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
 
 def _read_config(path: Path) -> PretrainedConfig:

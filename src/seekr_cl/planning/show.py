@@ -41,6 +41,10 @@ def show_plan(plan: Plan, out: Console) -> None:
         f"a sample: {size(parts.stored)} = ids {size(parts.ids)} + logits {size(parts.logits)} + "
         f"attention {size(parts.attention)}; all {sum(plan.kept)} samples: {size(chosen.total)}"
     )
+    if plan.teachers is not None:
+        smaller = min(plan.teachers, key=lambda way: plan.teachers[way])  # type: ignore[index]
+        each = ", ".join(f"{way} {size(taken)}" for way, taken in plan.teachers.items())
+        say(f"method.teacher, all samples and adapters: {each}; {smaller} is smaller")
     if plan.fit is not None:
         say(f"memory.max_bytes {size(plan.limit or 0)} leaves {plan.fit} samples a task after the last one")
     say(f"RAM held while a task is trained (all heads' rows from before): {size(chosen.held)}")

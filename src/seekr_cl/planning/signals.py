@@ -3,7 +3,7 @@
 Shapes: M heads of the chosen layers, R queries, L tokens, A answer positions, D head size, V vocabulary.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import comb
 from typing import Any
 
@@ -120,17 +120,23 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
     logits = attention = held = step = 0
     if isinstance(settings, LogitSettings):
         position_1, logits_1V = torch.zeros(1, dtype=torch.long), torch.zeros((1, shape.vocabulary))
-        signal = LogitSignal.encode(position_1, logits_1V, settings.logits_top_k, dtype)
+        asked = settings.teacher == "adapter"
+        top_k = None if asked else settings.logits_top_k
+        signal = LogitSignal.encode(position_1, logits_1V, top_k, "float32" if asked else dtype)
         one = ReplaySample("", "", sample.ids_L, tokens - answer, signal)
-        logits = answer * (_size(pack([one])) - ids)
+        logits = 0 if asked else answer * (_size(pack([one])) - ids)
         step += answer * _size(pad_logits([one], Layout(0), tokens))
         step += answer * _LOGIT_TENSORS * 4 * shape.vocabulary
     if isinstance(settings, SeekrSettings):
         chosen, rows = choose_heads(shape, settings), num_queries(settings, tokens)
         if chosen.heads:
             positions = rows * torch.tensor([], dtype=torch.int32).element_size()
-            attention = positions + rows_size(settings, dtype, chosen, chosen.heads, chosen.groups, rows, tokens)
-            step += _teacher_size(settings, dtype, chosen, rows, tokens)
+            attention = positions
+            if settings.teacher == "stored":
+                attention += rows_size(settings, dtype, chosen, chosen.heads, chosen.groups, rows, tokens)
+                step += _teacher_size(settings, dtype, chosen, rows, tokens)
+            else:
+                step += _teacher_size(replace(settings, attention_signal="dense"), "float32", chosen, rows, tokens)
         measured = tokens if settings.measure == "padded" and settings.query_budget is None else rows
         held = rows_size(settings, dtype, chosen, *chosen.of_all, measured, tokens, former=True)
     return SampleCost(ids, logits, attention, held, step)

@@ -18,7 +18,11 @@ from seekr_cl.memory.budget import parse_bytes
 from seekr_cl.methods import Method, get_method
 from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
+from seekr_cl.training.adapters import read_peft
 from seekr_cl.training.presets import PRESETS
+from seekr_cl.training.quantised import FORMS as QUANTIZATIONS
+from seekr_cl.training.quantised import require as require_quantization
+from seekr_cl.training.quantised import require_kernels
 from seekr_cl.training.schedule import Cadence
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
@@ -180,6 +184,10 @@ class SeekrConfig(TrainingArguments):
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
         dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         trust_remote_code: run code that comes with the model.
+        peft: train an adapter instead of all weights: ``lora``, or a mapping of a PEFT config with ``peft_type``. The
+            output is an adapter folder; a model that is one goes on with its adapter without this.
+        quantization: ``4bit`` holds the base model's weights in four bits (NF4, bitsandbytes) while an adapter is
+            trained.
         max_length: tokens of an example; default 1024 or the model's context if that is shorter.
         max_prompt_length: tokens of a prompt.
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
@@ -212,6 +220,8 @@ class SeekrConfig(TrainingArguments):
     general_samples: int | None = None
     dtype: str = "float32"
     trust_remote_code: bool = False
+    peft: Any = None
+    quantization: str | None = None
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_answer_length: int | None = None
@@ -246,6 +256,9 @@ class SeekrConfig(TrainingArguments):
         replay_defaults = preset.get("replay", {}) | dict(self.method_class.replay_defaults)
         self.replay_settings = build_settings(ReplaySettings, replay_defaults | given_replay, "replay")
         given_memory = _mapping(self.memory, "memory")
+        self.peft = read_peft(self.peft)
+        if self.peft is not None and self.method_class.adapters:
+            raise ConfigError(f"peft: method {self.method_class.name} trains adapters of its own; remove peft")
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
@@ -262,9 +275,18 @@ class SeekrConfig(TrainingArguments):
         for key in ("attention_top_k", "attention_tail"):
             if key in given and self.method_settings.attention_signal != "top_k":
                 raise ConfigError(f"method.{key}: would be ignored; set method.attention_signal: top_k, or remove it")
+        for key in ("logits_top_k", "logits_tail", "attention_tail"):
+            if key in given and getattr(self.method_settings, "teacher", "stored") == "adapter":
+                raise ConfigError(
+                    f"method.{key}: would be ignored, method.teacher: adapter stores no signals; remove it"
+                )
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
-                raise ConfigError(f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+                raise ConfigError(
+                    f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(filter(None, known))}"
+                )
+        require_quantization(self.quantization)
+        require_kernels(self.use_liger_kernel, self.use_cpu)
         _check_keeps(self.method_class, given_replay, given_memory, self.general)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
@@ -361,6 +383,7 @@ _CHOICES = {
     "loss_average": ("tokens", "micro_batches"),
     "signal_dtype": tuple(DTYPES),
     "dtype": ("float32", "bfloat16", "float16", "auto"),
+    "quantization": (None, *QUANTIZATIONS),
     "keep_models": ("all", "last"),
     "progress": ("auto", "bar", "lines", "none"),
 }

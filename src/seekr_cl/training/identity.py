@@ -16,7 +16,7 @@ _DECISIVE = (
     *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
     *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
-    *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every"),
+    *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
 )
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
 

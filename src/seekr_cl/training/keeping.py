@@ -11,6 +11,7 @@ from seekr_cl.choosing.candidates import answer_loss, mean_hidden
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
+from seekr_cl.memory.method_state import teacher_bytes
 from seekr_cl.methods import Context
 from seekr_cl.methods.base import Carried, task_generator
 from seekr_cl.tasks import Encoded, Encoder, Example
@@ -173,7 +174,8 @@ def within_budget(
         return None, new_tasks
     tasks = [*store.tasks, *new_tasks]
     taken = [task_bytes(task.samples) for task in tasks]
-    sizes, room = [each for _, each in taken], max(0, limit - sum(header for header, _ in taken))
+    fixed = sum(header for header, _ in taken) + sum(teacher_bytes(task.teacher) for task in tasks)
+    sizes, room = [each for _, each in taken], max(0, limit - fixed)
     order = [
         None
         if task.info.get("choice", UNRANKED[0]) not in UNRANKED

@@ -5,7 +5,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training.adapters import adapted
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
@@ -150,13 +151,14 @@ def _learn(
     begun: Checkpoint | None,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing."""
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code)
+    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
     model_sha, tokens_sha = model_hash(network), tokenizer_hash(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
-    network.to(config.device)  # type: ignore[arg-type]
+    network = adapted(network, config, model)
+    network.to(config.device)
 
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
     context = Context(
@@ -266,7 +268,7 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
-    network, tokenizer = load_model(output, config.dtype, config.trust_remote_code)
+    network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
@@ -331,7 +333,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
-    return MemoryTask(task.name, task.samples, task.heads, info)
+    return replace(task, info=info)
 
 
 def _train(

@@ -15,32 +15,62 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
+from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, save_adapter
+from seekr_cl.training.quantised import keep_as_loaded, loading_options
 
 
 def load_model(
-    source: str | os.PathLike[str], dtype: str = "float32", trust_remote_code: bool = False
+    source: str | os.PathLike[str],
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a folder or from the Hub.
 
+    Args:
+        source: a model folder, an adapter folder (the base model it names is loaded with it), or a Hub name.
+        dtype: of the weights; those of adapters stay as they were saved.
+        trust_remote_code: run code that comes with the model.
+        quantization: of the base model's weights, a key of ``quantised.FORMS``; ``None`` leaves them as they are.
+
     Raises:
         ModelError: if it is not there or cannot be loaded.
+        ConfigError: if what the quantization needs is not installed.
     """
     name = os.fspath(source)
     path = Path(name)
+    if is_adapter(path):
+        model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization)
+        return load_adapter(model, path), _own_tokenizer(path, tokenizer, trust_remote_code)  # type: ignore[return-value]
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: holds no config.json; name a Hugging Face model folder")
     # "owner/name" may be on the Hub, unless the first part is a folder here and the second a slip.
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
         raise ModelError(f"{name}: no such model folder")
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    quantised = loading_options(quantization, dtype)
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch_dtype, trust_remote_code=trust_remote_code, **quantised
+        )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error
+    keep_as_loaded(model, quantization)
     return model, tokenizer
+
+
+def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """An adapter folder's tokenizer; the base model's where it has none, as other tools write it."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return base
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded ({first_line})") from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -84,7 +114,7 @@ def save_model(
 
     Args:
         path: the folder; must be missing or empty.
-        model: saved as safetensors.
+        model: saved as safetensors; of one with adapters, these alone.
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
         tensors: the model's, if it holds only its shards of them.
@@ -95,7 +125,10 @@ def save_model(
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, state_dict=tensors)
+        if hasattr(model, "peft_config"):
+            save_adapter(model, temporary)  # type: ignore[arg-type]
+        else:
+            model.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)
         if extra is not None:
             extra(temporary)

@@ -16,7 +16,16 @@ from transformers import TrainerCallback
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.evaluation import ScoreMatrix, evaluate_task, get_metric, write_predictions
+from seekr_cl.evaluation import (
+    Place,
+    ScoreMatrix,
+    TransformersEngine,
+    evaluate_task,
+    get_metric,
+    settings_of,
+    write_predictions,
+)
+from seekr_cl.evaluation.answers import describe_intervals
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash, tokenizer_hash
@@ -39,10 +48,11 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, and the seconds of training behind them."""
+    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
 
     scores: list[float]
     seconds: float
+    evaluation: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -144,7 +154,8 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method_class.joint
         current = self.model
-        matrix.base = self._stage(0, "base", current, None, matrix).scores
+        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds = 0.0
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
@@ -167,11 +178,11 @@ class Run:
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix)
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
             matrix.rows.append(done.scores)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes)
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
                 if self.config.keep_models == "last" and former != self.model:
                     shutil.rmtree(former, ignore_errors=True)
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
@@ -183,7 +194,9 @@ class Run:
         Returns:
             The hashes of model and tokenizer.
         """
-        model, tokenizer = load_model(self.model, self.config.dtype, self.config.trust_remote_code)
+        model, tokenizer = load_model(
+            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+        )
         encoder = make_encoder(self.config, model, tokenizer)
         for task in self.tasks:
             fitting(task, encoder, self.config)
@@ -195,13 +208,18 @@ class Run:
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
 
-    def _stage(self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix) -> "_Stage":
+    def _stage(
+        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+    ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not ranks.from_first(done.exists()):
-            scores = self._evaluate(name, folder, learnt, place)
-            ranks.first(lambda: write_json(done, {"scores": scores, "seconds": learnt.seconds if learnt else 0.0}))
+            scores, evaluation = self._evaluate(
+                name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
+            )
+            content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
@@ -209,42 +227,66 @@ class Run:
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
-        return _Stage([content["scores"][task.name] for task in self.tasks], content["seconds"])
+        # Runs of former versions have no record of it.
+        scores, evaluation = content["scores"], content.get("evaluation", {})
+        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
 
-    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Path) -> dict[str, float]:
+    def _evaluate(
+        self, name: str, folder: str, learnt: Learnt | None, place: Place
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         if learnt is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
-            model, tokenizer = load_model(folder, self.config.dtype, self.config.trust_remote_code)
+            model, tokenizer = load_model(
+                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+            )
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        unfinished = place / PARTIAL
+        batch_size = self.config.per_device_eval_batch_size
+        unfinished = place.folder / PARTIAL
         scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
         scores = ranks.from_first(scores)
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+
+            def answered(count: int) -> None:
+                advance(count * ranks.count())
+                # Several processes have different numbers of batches, and whether to stop they decide together.
+                if ranks.count() == 1:
+                    stop_if_asked()
+
             for task in tasks:
                 if task.name in scores:
                     advance(len(task.test))
                     continue
-                score = evaluate_task(model, tokenizer, task, encoder, self.config.per_device_eval_batch_size, advance)
+                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
                 scores[task.name] = score.score
-                ranks.first(partial(write_predictions, place, score))
+                ranks.first(partial(write_predictions, place.folder, score))
                 ranks.first(partial(write_json, unfinished, scores))
                 fault_point("run.task_evaluated")
                 stop_if_asked()
-        return scores
+        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int) -> None:
+    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
         content = (
             matrix.to_json()
+            | self._benchmark()
             | {
                 "method": describe_method(self.config),
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "evaluation": evaluation,
+                "tests": {
+                    task.name: {
+                        "examples": len(task.test),
+                        "max_new_tokens": task.max_new_tokens,
+                        "sha256": scoring_hash(task),
+                    }
+                    for task in [*self.tasks, *self.probes]
+                },
+                "intervals": describe_intervals(self.output, matrix),
             }
-            | self._benchmark()
         )
         write_json(self.output / SCORES, content)
         plot_matrix(matrix, self.output / "scores.png")

@@ -73,7 +73,7 @@ class Standing:
             return
         state = begun.state
         self._before = state["seconds"]
-        self.new_tasks = [_task(record, begun.tensors(f"task-{i}")) for i, record in enumerate(state["tasks"])]
+        self.new_tasks = [_task(begun, number, record) for number, record in enumerate(state["tasks"])]
         self.kept = unpack(begun.tensors("kept"), state["kept"])
         method.load_state(begun.tensors("method"), state["method"])
         put_rng_of_all(begun.tensors("rng"), state["rng"])
@@ -110,10 +110,12 @@ class Standing:
             "kept": _texts(self.kept),
             "tasks": [
                 {"name": task.name, "heads": list(task.heads.items()), "info": task.info, "texts": _texts(task.samples)}
+                | {"teacher": task.teacher is not None}
                 for task in self.new_tasks
             ],
         }
         tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
+        tasks |= {f"teacher-{number}": dict(task.teacher or {}) for number, task in enumerate(self.new_tasks)}
         shared = {"method": tensors, "kept": pack(self.kept), "rng": rng}
         ranks.first(lambda: self.saves.save(state | (content or {}), shared | tasks | (parts or {}), files))
         self._last = content or {}, parts or {}
@@ -203,6 +205,8 @@ def _texts(samples: Sequence[ReplaySample]) -> list[dict[str, str]]:
     return [{"prompt": sample.prompt, "completion": sample.completion} for sample in samples]
 
 
-def _task(record: dict[str, Any], tensors: dict[str, Tensor]) -> MemoryTask:
+def _task(begun: Checkpoint, number: int, record: dict[str, Any]) -> MemoryTask:
+    tensors = begun.tensors(f"task-{number}")
+    teacher = begun.tensors(f"teacher-{number}") if record.get("teacher") else None
     heads = {layer: list(chosen) for layer, chosen in record["heads"]}
-    return MemoryTask(record["name"], unpack(tensors, record["texts"]), heads, record["info"])
+    return MemoryTask(record["name"], unpack(tensors, record["texts"]), heads, record["info"], teacher)

@@ -24,8 +24,10 @@ def take_weights(model: nn.Module) -> Tensors:
     named = dict(model.named_parameters())
     everything = dict(model.named_parameters(remove_duplicate=False))
     weights = {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
-    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in everything}
-    return plain(weights | {name: tensor for name, tensor in buffers.items() if isinstance(tensor, Tensor)})
+    # What a quantised layer adds to its state is neither a weight nor a buffer, and does not change.
+    own = dict(model.named_buffers())
+    buffers = {name: own[name] for name in model.state_dict() if name in own and name not in everything}
+    return plain(weights | buffers)
 
 
 def put_weights(model: nn.Module, tensors: Tensors) -> None:

@@ -1,0 +1,126 @@
+"""What generates answers: transformers, or vLLM where it is installed, behind one interface."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl.errors import ConfigError, ModelError
+from seekr_cl.evaluation.generate import decides_alone, generate_answers
+
+ENGINES = ("transformers", "vllm")
+Answers = Callable[[Sequence[int], Sequence[str]], None]
+
+
+class Engine(Protocol):
+    """Greedy answers to tokenised prompts."""
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, version, dtype, device, batch size and decoding, as the score file records them."""
+
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
+        """Answers all prompts; calls ``on_answers`` with (their numbers, texts) whenever some are done."""
+
+
+@dataclass(slots=True)
+class TransformersEngine:
+    """``model.generate`` in batches of similar length, with a KV cache; a row stops at its end-of-text token.
+
+    Attributes:
+        model: any causal language model.
+        tokenizer: its tokenizer.
+        batch_size: prompts at a time.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+
+    def describe(self) -> dict[str, Any]:
+        """What the score file records."""
+        same = decides_alone(self.model) and self.model.device.type == "cpu"
+        return {
+            "engine": "transformers",
+            "version": transformers.__version__,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "attention": self.model.config._attn_implementation,
+            "batch_size": self.batch_size,
+            "same_for_any_batch_size": same,
+            "decoding": _greedy(self.tokenizer),
+        }
+
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
+        """Answers all prompts."""
+        generate_answers(self.model, self.tokenizer, prompts, max_new_tokens, self.batch_size, on_answers=on_answers)
+
+
+@dataclass(slots=True)
+class VllmEngine:
+    """vLLM's offline engine, for large models on a GPU. It could not be run where this was written.
+
+    Attributes:
+        model: folder or Hub name.
+        tokenizer: the model's tokenizer.
+        dtype: as vLLM calls it: float32, bfloat16, float16, auto.
+        max_length: prompt and answer together, in tokens.
+        batch_size: prompts handed over at a time; vLLM schedules within them, and they are written down together.
+    """
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    max_length: int
+    batch_size: int
+    _llm: Any = field(init=False)
+    _version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise ConfigError(
+                "engine vllm: vllm is not installed; pip install vllm in an environment of its own (it brings a torch "
+                "of its own), or use --engine transformers"
+            ) from error
+        self._version = vllm.__version__
+        try:
+            # The seed of vLLM's engine matters only where it samples, and greedy decoding does not.
+            self._llm = vllm.LLM(model=self.model, dtype=self.dtype, max_model_len=self.max_length, seed=0)
+        except Exception as error:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{self.model}: vllm cannot load it ({first_line})") from error
+
+    def describe(self) -> dict[str, Any]:
+        """What the score file records."""
+        return {
+            "engine": "vllm",
+            "version": self._version,
+            "dtype": self.dtype,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "attention": "vllm",
+            "batch_size": self.batch_size,
+            "same_for_any_batch_size": False,
+            "decoding": _greedy(self.tokenizer),
+        }
+
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
+        """Answers all prompts."""
+        import vllm
+
+        settings = vllm.SamplingParams(
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[self.tokenizer.eos_token_id]
+        )
+        order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            asked = [{"prompt_token_ids": list(prompts[index]) or [self.tokenizer.eos_token_id]} for index in indices]
+            done = self._llm.generate(asked, settings, use_tqdm=False)
+            on_answers(indices, [one.outputs[0].text for one in done])
+
+
+def _greedy(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {"strategy": "greedy", "stop": [tokenizer.eos_token]}

@@ -1,0 +1,166 @@
+"""General ability: what a model can still do that no task of the stream taught it, by lm-evaluation-harness.
+
+The benchmarks and shots are the SEEKR paper's, which gives none for TyDiQA, BoolQ and PIQA: they have one, none and
+none here. Nothing of the harness is done again: its tasks are named, or its task configs are filled with local files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.evaluation.general_tasks import LOCAL, local_config
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark in the harness.
+
+    Attributes:
+        task: the harness's task, group or tag.
+        shots: examples before the question.
+        metric: key of the harness's results: metric and filter.
+    """
+
+    task: str
+    shots: int
+    metric: str
+
+
+BENCHMARKS = {
+    "mmlu": Benchmark("mmlu", 5, "acc,none"),
+    "gsm8k": Benchmark("gsm8k_cot", 8, "exact_match,strict-match"),
+    "bbh": Benchmark("bbh_cot_fewshot", 3, "exact_match,get-answer"),
+    "tydiqa": Benchmark("tydiqa_goldp", 1, "f1,none"),
+    "boolq": Benchmark("boolq", 0, "acc,none"),
+    "piqa": Benchmark("piqa", 0, "acc,none"),
+}
+SEED = 1234
+"""Which examples are shown as shots."""
+
+
+def evaluate_general(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    data: Path | None = None,
+    limit: int | None = None,
+    names: Sequence[str] = tuple(BENCHMARKS),
+) -> dict[str, Any]:
+    """Scores a model on the benchmarks of general ability.
+
+    Args:
+        model: any causal language model; its training mode is left as it was.
+        tokenizer: its tokenizer.
+        batch_size: requests at a time.
+        data: a folder of ``<benchmark>/{train,test}.json``; without it the harness fetches its own data from the Hub.
+        limit: only so many examples of each task.
+        names: which benchmarks.
+
+    Returns:
+        ``harness`` (its version), ``data``, ``limit``, ``tasks`` by name: ``score`` 0 to 100, ``stderr`` in the same
+        unit or None, ``metric``, ``shots``, ``examples``; and their ``mean``.
+
+    Raises:
+        ConfigError: if the harness is not installed.
+        DataError: if data is missing or cannot be fetched, or answers do not fit into the model's context.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
+        ) from error
+    configs = {name: LOCAL[name] if data is not None else BENCHMARKS[name] for name in names}
+    # Before the first is scored, so that the last one's trouble does not cost the others' hours.
+    asked = {name: [BENCHMARKS[name].task] if data is None else [local_config(name, data)] for name in names}
+    training = model.training
+    model.eval()
+    tasks = {}
+    try:
+        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        # Reading the harness's thousands of task files takes a minute; local ones need none of them.
+        manager = TaskManager(include_defaults=data is None)
+        for name in names:
+            shots = configs[name].shots
+            try:
+                results = lm_eval.simple_evaluate(
+                    model=wrapped,
+                    tasks=asked[name],
+                    num_fewshot=shots,
+                    task_manager=manager,
+                    limit=limit,
+                    bootstrap_iters=100,
+                    log_samples=False,
+                    random_seed=SEED,
+                    numpy_random_seed=SEED,
+                    torch_random_seed=SEED,
+                    fewshot_random_seed=SEED,
+                )
+            except (OSError, ValueError, KeyError, AssertionError) as error:
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise DataError(
+                    f"--general: {name} cannot be evaluated ({first_line}); without a network, name a folder "
+                    "of local data after --general"
+                ) from error
+            tasks[name] = _score(results, configs[name].metric) | {"shots": shots}
+    finally:
+        model.train(training)
+    return {
+        "harness": f"lm-evaluation-harness {lm_eval.__version__}",
+        "data": None if data is None else str(data),
+        "limit": limit,
+        "seed": SEED,
+        "batch_size": batch_size,
+        "tasks": tasks,
+        "mean": sum(task["score"] for task in tasks.values()) / len(tasks),
+    }
+
+
+def with_drift(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The result with the base model's scores and the change since, in points, of each task and of the mean.
+
+    Raises:
+        ConfigError: if the two were made by other harnesses, data, limits or shots, so that a change says nothing.
+    """
+    for key in ("harness", "data", "limit", "seed"):
+        if result.get(key) != base.get(key):
+            raise ConfigError(
+                f"--base: evaluated with another '{key}' ({base.get(key)!r}, now {result.get(key)!r}); name the base "
+                "model itself"
+            )
+    tasks = {}
+    for name, task in result["tasks"].items():
+        former = base["tasks"].get(name)
+        if former is None or any(former[key] != task[key] for key in ("metric", "shots", "examples")):
+            raise ConfigError(f"--base: {name} is missing there or scored in another way; name the base model itself")
+        tasks[name] = task | {"base": former["score"], "drift": task["score"] - former["score"]}
+    return result | {"tasks": tasks, "base_mean": base["mean"], "drift": result["mean"] - base["mean"]}
+
+
+def _score(results: Any, metric: str) -> dict[str, Any]:
+    """Of a group its own number, of a tag's tasks their mean, of a single task its score."""
+    rows = results.get("groups") or results["results"]
+    rows = rows if len(rows) == 1 else results["results"]
+    top = [row for name, row in rows.items() if metric in row and name not in _below(results)]
+    if not top:
+        raise DataError(f"--general: the harness gave no '{metric}'; another version may call it otherwise")
+    stderr_key = metric.replace(",", "_stderr,", 1)
+    errors = [row.get(stderr_key) for row in top]
+    known = [error for error in errors if isinstance(error, int | float)]
+    counts = results["n-samples"].values()
+    return {
+        "metric": metric,
+        "score": float(100 * sum(row[metric] for row in top) / len(top)),
+        "stderr": float(100 * sum(e * e for e in known) ** 0.5 / len(known)) if len(known) == len(top) else None,
+        "examples": sum(count["effective"] for count in counts),
+    }
+
+
+def _below(results: Any) -> set[str]:
+    return {name for members in results.get("group_subtasks", {}).values() for name in members}

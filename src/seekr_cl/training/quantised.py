@@ -1,0 +1,66 @@
+"""A base model's weights in four bits, with an adapter trained beside them (QLoRA), by bitsandbytes."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from seekr_cl.errors import ConfigError
+
+FORMS = ("4bit",)
+
+
+def loading_options(quantization: str | None, dtype: str) -> dict[str, Any]:
+    """What ``from_pretrained`` is told: NF4 with quantised constants, as QLoRA.
+
+    Args:
+        quantization: one of ``FORMS``, or ``None``.
+        dtype: what is computed in; ``auto`` is bfloat16.
+
+    Raises:
+        ConfigError: if bitsandbytes is not installed.
+    """
+    if quantization is None:
+        return {}
+    require(quantization)
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": four}
+
+
+def require(quantization: str | None) -> None:
+    """Makes sure that a form of quantization can be used here.
+
+    Raises:
+        ConfigError: if bitsandbytes is not installed.
+    """
+    if quantization is not None and find_spec("bitsandbytes") is None:
+        raise ConfigError("quantization: 4bit needs bitsandbytes; install it with: pip install 'seekr-cl[quant]'")
+
+
+def require_kernels(liger: bool, cpu: bool) -> None:
+    """Makes sure that Liger's kernels can be used here, if they are asked for.
+
+    Raises:
+        ConfigError: if they are not installed, or there is no GPU for them.
+    """
+    if liger and find_spec("liger_kernel") is None:
+        raise ConfigError("use_liger_kernel: liger-kernel is not installed; install it with: pip install liger-kernel")
+    if liger and (cpu or not torch.cuda.is_available()):
+        raise ConfigError("use_liger_kernel: its kernels need a GPU; remove the key")
+
+
+def keep_as_loaded(model: nn.Module, quantization: str | None) -> None:
+    """Keeps quantised weights from being laid out anew by the first evaluation on a CPU.
+
+    Their bytes are what the memory knows the model by.
+    """
+    if quantization is not None:
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no declared attribute of a Module

@@ -1,0 +1,154 @@
+"""Comparisons of run folders: numbers, warnings, and names that cannot do harm."""
+
+import html.parser
+import json
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from made_runs import change, make_run, task
+
+from seekr_cl.cli.output import size
+from seekr_cl.errors import DataError
+from seekr_cl.report.compare import compare
+from seekr_cl.report.compare_plot import plot_runs
+from seekr_cl.report.compare_show import markdown, page, remarks
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        make_run(tmp_path / f"{m}{s}", m, s, final) for m, final in (("seqft", 0.1), ("seekr", 0.8)) for s in (0, 1)
+    ]
+
+
+def test_methods_over_seeds(runs):
+    content = compare(runs)
+    assert content["not_comparable"] == []
+    assert [row["method"] for row in content["methods"]] == ["seqft", "seekr"]
+    for place, row in enumerate(content["methods"]):
+        scores = [json.loads((run / "scores.json").read_text()) for run in runs[2 * place : 2 * place + 2]]
+        assert row["seeds"] == [0, 1]
+        assert row["op"]["values"] == [one["op"] for one in scores]
+        assert row["op"]["mean"] == pytest.approx(np.mean([one["op"] for one in scores]))
+        assert row["op"]["std"] == pytest.approx(np.std([one["op"] for one in scores], ddof=1))
+        assert row["op"]["interval"][0] < row["op"]["mean"] < row["op"]["interval"][1]
+        assert row["bwt"]["interval"][0] < row["bwt"]["mean"] < row["bwt"]["interval"][1]
+        assert row["tasks"]["b"]["mean"] == pytest.approx(np.mean([one["matrix"][-1]["scores"][1] for one in scores]))
+        assert (row["seconds"], row["memory_bytes"]) == (60.5, 2_000_000.5)
+    (test,) = content["paired_tests"]
+    assert (test["first"], test["second"], test["seeds"], test["examples"]) == ("seqft", "seekr", [0, 1], 120)
+    assert test["difference"] == pytest.approx(
+        content["methods"][1]["op"]["mean"] - content["methods"][0]["op"]["mean"]
+    )
+    assert test["p"] < 0.001
+    assert any("2 seeds is a rough one" in note for note in content["notes"])
+
+
+def test_other_settings_are_another_row(runs, tmp_path):
+    more = [make_run(tmp_path / f"x{n}", "seekr", 0, 0.5, settings={"lambda2": n, "heads": "all"}) for n in (1, 2)]
+    content = compare([runs[0], *more])
+    assert [row["method"] for row in content["methods"]] == ["seqft", "seekr (lambda2=1)", "seekr (lambda2=2)"]
+
+
+@pytest.mark.parametrize(
+    ("made", "file", "new", "said"),
+    [
+        ({"tasks": [task("c"), task("a"), task("b")]}, "", {}, "different task order (['a', 'b', 'c'] against ['c'"),
+        ({"tasks": [task("a"), task("b"), task("d")]}, "", {}, "different tasks"),
+        ({"tasks": [task("a"), task("b", 30), task("c")]}, "", {}, "references or longest answer) (b)"),
+        ({"tasks": [task("a"), task("b"), task("c", max_new_tokens=3)]}, "", {}, "longest answer) (c)"),
+        ({"tasks": [task("a"), task("b"), task("c", metric="f1")]}, "", {}, "different metrics (c)"),
+        ({"tasks": [task("a", epochs=1), task("b"), task("c")]}, "", {}, "([3.0, 3.0, 3.0] against [1, 3"),
+        ({"training": {"num_train_epochs": 5.0}}, "", {}, "different epochs"),
+        ({"model_sha256": "other"}, "", {}, "different base model"),
+        ({}, "run.json", {"tasks__0__fingerprint": "5000"}, "different training data (variant, size or texts) (a)"),
+        ({}, "scores.json", {"conventions__bwt": "divided by N"}, "different conventions of OP, BWT, FWT"),
+        ({}, "scores.json", {"evaluation__engine": "vllm"}, "different evaluation engine (transformers against vllm)"),
+        ({}, "scores.json", {"evaluation__dtype": "bfloat16"}, "dtype (float32 against bfloat16)"),
+        ({}, "scores.json", {"evaluation__decoding": {"strategy": "beam"}}, "different decoding"),
+        ({"stages": 2}, "", {}, "has learnt 2 of 3 tasks"),
+        ({"method": "seqft", "seed": 0}, "", {}, "several runs with seed 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_said(tmp_path, made, file, new, said):
+    one = make_run(tmp_path / "one", "seqft", 0, 0.5)
+    other = make_run(tmp_path / "other", **({"method": "seekr", "seed": 0, "final": 0.5} | made))
+    if file:
+        other_file = other / file
+        content = json.loads(other_file.read_text())
+        if "tasks__0__fingerprint" in new:
+            content["tasks"][0]["fingerprint"] = new["tasks__0__fingerprint"]
+            other_file.write_text(json.dumps(content))
+        else:
+            change(other_file, **new)
+    content = compare([one, other])
+    assert said in "\n".join(content["not_comparable"])
+    assert f"NOT COMPARABLE: {content['not_comparable'][0]}" in remarks(content)
+    assert "<b>Not comparable</b>" in page(content, size, "x.png")
+    if "longest answer" in said or "metrics" in said:
+        assert content["paired_tests"] == []
+
+
+def test_what_is_worth_knowing_is_no_obstacle(tmp_path):
+    one = make_run(tmp_path / "one", "seqft", 0, 0.5)
+    other = make_run(
+        tmp_path / "o", "seekr", 1, 0.5, training={"num_train_epochs": 3.0, "learning_rate": 0.1}, machine="x"
+    )
+    change(other / "scores.json", evaluation__batch_size=99)
+    content = compare([one, other])
+    assert content["not_comparable"] == content["paired_tests"] == []
+    said = "\n".join(content["notes"])
+    for part in ("learning_rate None against 0.1", "different machine", "different seeds (seqft: 0; seekr: 1)"):
+        assert part in said
+    assert "batch size" not in said  # it changes no answer in float32 on a CPU
+    change(other / "scores.json", evaluation__same_for_any_batch_size=False)
+    assert "batch size" in "\n".join(compare([one, other])["notes"])
+
+
+def test_without_predictions_there_are_still_scores(runs):
+    next((runs[0] / "evaluations").rglob("a.jsonl")).unlink()
+    content = compare(runs)
+    assert "predictions are missing or altered" in "\n".join(content["notes"])
+    assert content["methods"][0]["op"]["interval"] == sorted(content["methods"][0]["op"]["values"])  # over seeds alone
+    assert content["paired_tests"] == []
+
+
+def test_names_are_shown_and_not_run(tmp_path):
+    name = "<script>alert(1)</script>|`x` *y* $z$"
+    tasks = [task(name), task("中文")]
+    content = compare(
+        [make_run(tmp_path / "a|<b>", "seqft", 0, 0.5, tasks), make_run(tmp_path / "b", "seekr", 0, 0.9, tasks)]
+    )
+    shown = page(content, size, '"><x>.png')
+    assert "<script>" not in shown
+    assert "<x>" not in shown
+    assert "&lt;script&gt;" in shown
+    cells: list[str] = []
+    parser = html.parser.HTMLParser()
+    parser.handle_data = cells.append
+    parser.feed(shown)
+    assert name in cells
+    lines = [line for line in markdown(content, size).splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines[4:]} == {4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_runs(content, tmp_path / "c.png")
+    assert plt.imread(tmp_path / "c.png").std() > 0.05
+
+
+def test_folders_that_hold_no_run(runs, tmp_path):
+    for break_it, said in (
+        (lambda run: (run / "run.json").unlink(), r"run\.json: not readable"),
+        (lambda run: (run / "run.json").write_text("[]"), r"run\.json: not a file of this library"),
+        (lambda run: change(run / "run.json", tasks=[]), "do not fit each other"),
+        (lambda run: change(run / "scores.json", seconds="x"), "do not fit each other"),
+        (lambda run: change(run / "scores.json", matrix=[], base=None), "no task is learnt yet"),
+    ):
+        run = make_run(tmp_path / "broken", "seqft", 0, 0.5)
+        break_it(run)
+        with pytest.raises(DataError, match=said):
+            compare([runs[0], run])
+    with pytest.raises(DataError, match="named twice"):
+        compare([runs[0], runs[0]])
