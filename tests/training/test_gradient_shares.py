@@ -147,3 +147,18 @@ def test_the_backward_pass_itself_serves_a_lone_term(
     shares = [[value for line in log for key, value in line.items() if key == "share_task"] for log in (one, two)]
     assert shares[0] == pytest.approx(shares[1], rel=1e-4)
     assert len(shares[0]) > 1
+
+
+def test_rounding_steers_no_weight() -> None:
+    """At the first replay of a task the student is its teacher, and what is left of the gradient is rounding."""
+    shares, weight = GradientShares(1), nn.Parameter(torch.zeros(4))
+
+    def note(name: str, size: float) -> None:
+        weight.grad = torch.full((4,), size)
+        shares.note_gradient(name, 1.0, 1.0, [weight])
+
+    note("task", 1.0)
+    note("attention", 1e-9)
+    assert shares.weight_for("attention", 0.5) is None
+    note("attention", 1e-2)
+    assert shares.weight_for("attention", 0.5) == pytest.approx(100)

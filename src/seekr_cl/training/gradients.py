@@ -15,6 +15,8 @@ from seekr_cl.training.wrapped import average, gradient_norm, is_sharded
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
+NOISE = 1e-6
+"""A gradient this small beside the others' is rounding: replayed first in a task, the student is the teacher still."""
 
 
 class GradientShares:
@@ -79,7 +81,9 @@ class GradientShares:
         """Notes a term's gradient that stands in ``.grad``, multiplied by ``factor``."""
         norm = gradient_norm(parameters) / abs(factor)
         former = self._unweighted.get(name)
-        self._unweighted[name] = norm if former is None else MEMORY * former + (1 - MEMORY) * norm
+        # Where the student still is its teacher there was nothing but rounding; a mean with that would mean nothing.
+        fresh = former is None or former < NOISE * norm
+        self._unweighted[name] = norm if former is None or fresh else MEMORY * former + (1 - MEMORY) * norm
         self.norms[name] = self._unweighted[name] * abs(weight)
 
     def reweigh(self, name: str, weight: float) -> None:
@@ -95,11 +99,11 @@ class GradientShares:
         """The weight that gives a term this share of the summed norms of all terms, the new task's among them.
 
         Returns:
-            ``None`` as long as the term has no gradient to weigh.
+            ``None`` as long as the term has no gradient to weigh, or one that is rounding.
         """
         own = self._unweighted.get(name, 0.0)
         rest = sum(norm for other, norm in self.norms.items() if other != name)
-        return share / (1 - share) * rest / own if own > 0 and rest > 0 else None
+        return share / (1 - share) * rest / own if own > NOISE * rest > 0 else None
 
 
 def _total(parts: list[Tensor]) -> Tensor:
