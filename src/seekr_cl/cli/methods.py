@@ -21,7 +21,7 @@ def needs(method: type[Method]) -> dict[str, bool]:
         at once.
     """
     return {
-        "memory": method.keeps,
+        "memory": method.keeps and not method.generates,
         "adapters": method.adapters,
         "earlier_model": method.frozen_copy,
         "all_tasks": method.joint,
