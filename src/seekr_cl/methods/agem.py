@@ -28,7 +28,7 @@ class AGEMSettings:
 
 
 class AGEM(ReferenceMethod):
-    """Minimises L_task, its gradient g held to g . g_ref >= 0 (eq. 10), by the projection of eq. 11.
+    """L = L_task, its gradient g held to g . g_ref >= 0 (eq. 10), by the projection of eq. 11.
 
     It is the gradient that is projected, before it is clipped; an optimizer with moments, such as Adam, steps in
     another direction than its gradient's. The paper uses plain gradient descent.

@@ -38,7 +38,7 @@ class GEMSettings:
 
 
 class GEM(ReferenceMethod):
-    """Minimises L_task with the gradient nearest to its own that has g . g_k >= 0 for every old task k (eq. 6 to 8).
+    """L = L_task, with the gradient nearest to its own that has g . g_k >= 0 for every old task k (eq. 6 to 8).
 
     Solved in its dual (eq. 11), one number v_k a task: min_v 1/2 |G^T v + g|^2, v >= 0, which is a non-negative least
     squares problem in the span of the gradients. As many gradients as there are old tasks are held at once, in

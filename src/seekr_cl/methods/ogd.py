@@ -46,7 +46,7 @@ class OGDSettings:
 
 
 class OGD(Method):
-    """Minimises L_task with g - sum_v (g . v) v, v the orthonormal directions of old tasks (algorithm 1).
+    """L = L_task, with g - sum_v (g . v) v, v the orthonormal directions of old tasks (algorithm 1).
 
     It is the gradient that is projected, before it is clipped. Under plain gradient descent, as in the paper, the step
     is orthogonal too; moments (Adam) and weight decay bring parts of the directions back.
