@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
 
 from killing import KILLED, Killer, killer
 
-CASES = ("seekr", "derpp", "official", "replay", "ewc", "learn")
+CASES = ("seekr", "derpp", "official", "replay", "ewc", "lora", "learn")
 
 
 def attempt(server: Killer, case: str, fault: str, draw: random.Random) -> tuple[int, list[str]]:

@@ -180,7 +180,7 @@ def _read_csv(path: Path) -> list[Any]:
             if isinstance(cell := row.get(key), str):
                 try:
                     row[key] = _loads(cell) if cell else None
-                except ValueError as error:
+                except (RecursionError, ValueError) as error:
                     raise DataError(f"{path} row {number}: {key!r} must hold a JSON list ({_brief(error)})") from None
     return rows
 
