@@ -152,3 +152,11 @@ def test_folders_that_hold_no_run(runs, tmp_path):
             compare([runs[0], run])
     with pytest.raises(DataError, match="named twice"):
         compare([runs[0], runs[0]])
+
+
+def test_a_run_that_is_not_done_is_no_seed_of_the_others(tmp_path):
+    runs = [make_run(tmp_path / f"seekr-{seed}", "seekr", seed, 0.8) for seed in (0, 1)]
+    whole = compare(runs)["methods"]
+    found = compare([*runs, make_run(tmp_path / "short", "seekr", 2, 0.8, stages=2)])["methods"]
+    assert [row["method"] for row in found] == ["seekr", "seekr (2 of 3 tasks)"]
+    assert found[0] == whole[0]

@@ -79,8 +79,10 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     runs = [read_run(folder) for folder in folders]
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.scores["method"], sort_keys=True), []).append(run)
+        # A run that is not done is no further seed of those that are.
+        groups.setdefault(json.dumps([run.scores["method"], _missing(run)], sort_keys=True), []).append(run)
     labels = _labels([members[0].scores["method"] for members in groups.values()])
+    labels = [label + _missing(members[0]) for label, members in zip(labels, groups.values())]
     named = dict(zip(labels, groups.values()))
     not_comparable, notes = differences(
         {run.name: (run.scores, run.ledger) for run in runs},
@@ -100,6 +102,11 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         "not_comparable": not_comparable,
         "notes": notes,
     }
+
+
+def _missing(run: RunRecord) -> str:
+    done, tasks = run.matrix.learnt, len(run.matrix.tasks)
+    return "" if run.matrix.joint or done == tasks else f" ({done} of {tasks} tasks)"
 
 
 def _row(label: str, runs: list[RunRecord]) -> dict[str, Any]:
@@ -186,7 +193,8 @@ def _labels(methods: list[dict[str, Any]]) -> list[str]:
         if counts[method["name"]] > 1:
             peers = [other for other, one in zip(flat, methods) if one["name"] == method["name"]]
             keys = sorted({key for peer in peers for key in peer | own if peer.get(key) != own.get(key)})
-            label += " (" + ", ".join(f"{key.removeprefix('settings.')}={own.get(key)}" for key in keys) + ")"
+            told = ", ".join(f"{key.removeprefix('settings.')}={own.get(key)}" for key in keys)
+            label += f" ({told})" if told else ""
         labels.append(label)
     return labels
 
