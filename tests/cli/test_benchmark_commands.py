@@ -22,7 +22,7 @@ def test_lists(seekr):
     assert list(methods) == list(METHODS)
     for name, method in METHODS.items():
         assert methods[name]["paper"]["title"] == method.paper.title
-        assert methods[name]["needs"]["memory"] == (method.keeps or method.replays)
+        assert methods[name]["needs"]["memory"] == (method.keeps and not method.generates)
         assert methods[name]["needs"]["all_tasks"] == (name == "multitask")
         assert methods[name]["needs"]["adapters"] == method.adapters
         assert methods[name]["needs"]["earlier_model"] == method.frozen_copy
@@ -72,8 +72,11 @@ def test_a_run_says_what_it_deviates_in(seekr, world, tmp_path):
     other = seekr("run", stream, "--output", "run", "--resume", "benchmark.epochs=1", "benchmark.extract=whole")
     assert other.code == 2
     assert "another 'benchmark'" in other.err
-    scores = seekr("evaluate", "--model", world.base, "--task", stream, "--output", "scores", "--max-length", 48)
+    scores = seekr("evaluate", "--model", world.base, "--task", stream, "--output", "scores", "--max-length", 40)
     assert scores.code == 0, scores.err
+    (evaluated,) = json.loads((tmp_path / "scores" / "scores.json").read_text())["benchmarks"]
+    assert (evaluated["name"], evaluated["data"]) == ("trace", said["data"])
+    assert [line["here"] for line in evaluated["deviations"] if line["what"] == "max_length"] == [40]
 
 
 def test_bad_options_are_one_line(seekr):

@@ -96,10 +96,16 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task]) -> None:
         write_json(output / PARTIAL, identity | {"tasks": scores})
         stop_if_asked()
     settings = identity["evaluation"]
+    streams = [StreamSpec.from_yaml(source) for source in given.task if _is_stream(source)]
     content = {
         "model": given.model,
         "model_sha256": model_id,
         "tasks": scores,
+        "benchmarks": [
+            spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
+            for spec in streams
+            if spec.benchmark is not None
+        ],
         "interval_level": CONVENTION,
         "evaluation": settings | {"prompts_cut": encoder.cut_count},
     }
@@ -196,8 +202,12 @@ def _tasks(given: Any) -> list[Task]:
     return tasks
 
 
+def _is_stream(source: str) -> bool:
+    return source.endswith((".yaml", ".yml"))
+
+
 def _test_tasks(source: str, given: Any) -> list[Task]:
-    if source.endswith((".yaml", ".yml")):
+    if _is_stream(source):
         return StreamSpec.from_yaml(source).load_tasks(require_test=True)
     # A single file is what is to be tested, whatever it is called.
     data: Any = {"train": source, "test": source} if Path(source).is_file() else source
