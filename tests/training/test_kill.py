@@ -86,3 +86,8 @@ def test_killed_at_every_file_of_the_last_commit(server: Killer) -> None:
     last = server.whole("learn")[1]["file.written"]
     for number in range(last - 4, last + 1):
         killed_and_resumed(server, "learn", f"file.written:{number}")
+
+
+def test_killed_when_all_is_written(server: Killer) -> None:
+    """The same command once more tidies up and learns nothing."""
+    killed_and_resumed(server, "learn", "learn.cleared:1")
