@@ -129,6 +129,14 @@ ROWS: dict[str, Row] = {
         wrong={"preserved": 0, "targets": 3},
         first_task=True,
     ),
+    "progressive_prompts": Row(
+        settings={"prompt_length": 4, "bottleneck": 16},
+        changes={"prompt_length": Change(2), "bottleneck": Change(0)},
+        wrong={"prompt_length": 0, "bottleneck": -1},
+        training={"learning_rate": 0.05, "num_train_epochs": 12},
+        learns=0.8,
+        first_task=True,
+    ),
     "lwf": Row(
         settings={"strength": 0.3},
         changes={"strength": Change(3.0), "temperature": Change(1.0)},

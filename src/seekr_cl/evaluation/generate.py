@@ -6,6 +6,7 @@ with a step closer than ``NEAR`` is generated again by itself, as with batch siz
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,14 +97,43 @@ def _continue(
     for row, prompt in enumerate(batch):
         ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
         mask_BL[row, width - len(prompt) :] = 1
+    processors = LogitsProcessorList([] if watch is None else [watch])
+    asked = {"generation_config": greedy, "logits_processor": processors}
     with torch.inference_mode():
-        out_BL = model.generate(  # type: ignore[operator]
-            input_ids=ids_BL.to(model.device),
-            attention_mask=mask_BL.to(model.device),
-            generation_config=greedy,
-            logits_processor=LogitsProcessorList([] if watch is None else [watch]),
-        )
-    return out_BL[:, width:].tolist()
+        if has_prompt(model):
+            new_BL = _after_prompt(model, ids_BL.to(model.device), mask_BL.to(model.device), asked)
+        else:
+            out_BL = model.generate(  # type: ignore[operator]
+                input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), **asked
+            )
+            new_BL = out_BL[:, width:]
+    return new_BL.tolist()
+
+
+def has_prompt(model: Any) -> bool:
+    """Whether virtual tokens learnt by PEFT stand before every sequence."""
+    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
+    return config is not None and str(getattr(config.peft_type, "value", "")) == "PROMPT_TUNING"
+
+
+def _after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
+    # PEFT puts the padding between the virtual tokens and the text and counts it in the positions, so an answer would
+    # depend on how long the batch's longest prompt is. Here the padding comes first.
+    base = model.get_base_model()
+    text_BLD = base.get_input_embeddings()(ids_BL)
+    prompt_BND = model.get_prompt(batch_size=len(ids_BL)).to(text_BLD.dtype)
+    count, width = prompt_BND.shape[1], ids_BL.shape[1]
+    embeds_BLD = torch.cat([text_BLD, torch.zeros_like(prompt_BND)], dim=1)
+    for row, real in enumerate(mask_BL.sum(1).tolist()):
+        start = width - real
+        embeds_BLD[row, start : start + count] = prompt_BND[row]
+        embeds_BLD[row, start + count :] = text_BLD[row, start:]
+    mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), count)], dim=1)
+    settings, base.generation_config = base.generation_config, asked["generation_config"]
+    try:
+        return base.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, **asked)
+    finally:
+        base.generation_config = settings
 
 
 class _NearTies(LogitsProcessor):

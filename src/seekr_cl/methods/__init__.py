@@ -15,6 +15,7 @@ from seekr_cl.methods.ogd import OGD
 from seekr_cl.methods.olora import OLora
 from seekr_cl.methods.onpolicy_replay import OnPolicyReplay
 from seekr_cl.methods.osft import OSFT
+from seekr_cl.methods.progressive_prompts import ProgressivePrompts
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.rwalk import RWalk
 from seekr_cl.methods.seekr import Seekr
@@ -35,6 +36,7 @@ _ALL: tuple[type[Method], ...] = (
     RWalk,
     OLora,
     OSFT,
+    ProgressivePrompts,
     ICaRL,
     InsCL,
     LFPT5,

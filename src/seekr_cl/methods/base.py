@@ -153,6 +153,11 @@ class Method(ABC):
         """
         return sum(kept)
 
+    @classmethod
+    def goes_on_from(cls, model: Any) -> bool:
+        """Whether a method with ``adapters`` takes a model that comes with those it has, being such as it writes."""
+        return False
+
     @property
     def importance(self) -> HeadImportance | None:
         """Head importance to write into the memory."""

@@ -1,0 +1,134 @@
+"""Progressive Prompts: one soft prompt a task before those of all earlier tasks; the model itself stays as it is."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PromptTuningConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.methods.adapters import ADAPTER, attach
+from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.writing import context_length
+from seekr_cl.tasks import Encoded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgressivePromptsSettings:
+    """Settings of Progressive Prompts; the defaults are those of the official T5 code.
+
+    Attributes:
+        prompt_length: virtual tokens of a task's prompt (``prefix_len``).
+        bottleneck: width of the residual network through which the prompt goes while it is trained
+            (``bottleneck_size`` of the form ``MLP1``); 0 trains the prompt itself.
+    """
+
+    prompt_length: int = 10
+    bottleneck: int = 800
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1:
+            raise ConfigError(f"method.prompt_length: {self.prompt_length} must be at least 1")
+        if self.bottleneck < 0:
+            raise ConfigError(f"method.bottleneck: {self.bottleneck} is negative; 0 trains the prompt itself")
+
+
+class TrainedPrompt(nn.Module):
+    """What stands in the place of PEFT's embedding of virtual tokens while a task is learnt: [P_k; P_k-1; ...; P_1].
+
+    Args:
+        new_ND: where the new task's prompt begins.
+        earlier_MD: the earlier prompts, the newest first; not trained.
+        bottleneck: P_k = p + MLP(p) with this width; 0: P_k = p.
+    """
+
+    def __init__(self, new_ND: Tensor, earlier_MD: Tensor, bottleneck: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(new_ND)
+        self.register_buffer("earlier", earlier_MD, persistent=False)
+        size = new_ND.shape[1]
+        self.network = (
+            nn.Sequential(nn.Linear(size, bottleneck), nn.Tanh(), nn.Linear(bottleneck, size)) if bottleneck else None
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """All prompts, [N + M, D]."""
+        new_ND = self.prompt if self.network is None else self.prompt + self.network(self.prompt)
+        return torch.cat([new_ND, cast(Tensor, self.earlier)])
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Virtual tokens by number."""
+        return nn.functional.embedding(indices, self.weight)
+
+
+class ProgressivePrompts(Method):
+    """L = -log p(y | [P_k; ...; P_1; x]) over P_k alone.
+
+    What is written is one prompt-tuning adapter whose virtual tokens are all prompts, so any tool that knows PEFT can
+    load it; the next task takes its earlier prompts from it. The folder of task k is the paper's model for task k.
+    """
+
+    name = "progressive_prompts"
+    paper = Paper(
+        "Progressive Prompts: Continual Learning for Language Models",
+        "Razdaibiedina et al., 2023",
+        "https://arxiv.org/abs/2301.12314",
+    )
+    Settings = ProgressivePromptsSettings
+    adapters = True
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        model: Any = context.model
+        size = model.get_input_embeddings().weight.shape[1]
+        earlier_MD = torch.zeros(0, size, device=model.device)
+        if self.goes_on_from(model):
+            earlier_MD = model.prompt_encoder[ADAPTER].embedding.weight.detach().clone()
+            model = model.get_base_model()
+        total = settings.prompt_length + len(earlier_MD)
+        _require_room(model, context.examples, total)
+        config = PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=total, prompt_tuning_init="SAMPLE_VOCAB", token_dim=size
+        )
+        context.model = attach(model, config, context.seed, "method.prompt_length")
+        place = model.name_or_path
+        config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
+        drawn_ND = self._encoder.embedding.weight.detach()[: settings.prompt_length].clone()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            trained = TrainedPrompt(drawn_ND, earlier_MD, settings.bottleneck)
+        self._encoder.embedding = trained.to(model.device)
+        # PEFT would count left padding as distance between the prompts and the text.
+        context.layout = replace(context.layout, side="right")
+
+    @classmethod
+    def goes_on_from(cls, model: Any) -> bool:
+        """Whether a model comes with one prompt of virtual tokens, as this method writes."""
+        kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
+        return kinds == ["PROMPT_TUNING"]
+
+    @property
+    def _encoder(self) -> Any:
+        return cast(Any, self.context.model).prompt_encoder[ADAPTER]
+
+    def finished_model(self) -> PreTrainedModel:
+        """The model with all prompts as one adapter, whose network is no longer needed."""
+        cast(Any, self.context.model).disable_input_require_grads()
+        self._encoder.embedding = nn.Embedding.from_pretrained(self._encoder.embedding.weight.detach(), freeze=False)
+        return self.context.model
+
+
+def _require_room(model: Any, examples: Sequence[Encoded], total: int) -> None:
+    longest = max((len(item.input_ids) for item in examples), default=0)
+    room = context_length(model)
+    if room is not None and longest + total > room:
+        raise ConfigError(
+            f"max_length: {longest} tokens and {total} virtual tokens of prompts are more than the model's context of "
+            f"{room}; set max_length to at most {max(room - total, 0)}, or a shorter method.prompt_length"
+        )
