@@ -55,7 +55,7 @@ def test_bytes_are_those_of_a_real_memory(base, tmp_path, monkeypatch, form, mor
     after, fetch = Seekr.after_task, ScheduledBatches.__getitem__
 
     def watched_after(self, name, samples):
-        held.append(sum(rows.num_bytes for layers in self._before for rows in layers.values()))
+        held.append(sum(rows.num_bytes for layers in self._before.values() for rows in layers.values()))
         return after(self, name, samples)
 
     def watched_fetch(self, index):

@@ -15,7 +15,7 @@ from seekr_cl.training.wrapped import average, gradient_norm, is_sharded
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
-NOISE = 1e-6
+NOISE = 1e-5
 """A gradient this small beside the others' is rounding: replayed first in a task, the student is the teacher still."""
 
 
@@ -82,8 +82,10 @@ class GradientShares:
         norm = gradient_norm(parameters) / abs(factor)
         former = self._unweighted.get(name)
         # Where the student still is its teacher there was nothing but rounding; a mean with that would mean nothing.
-        fresh = former is None or former < NOISE * norm
-        self._unweighted[name] = norm if former is None or fresh else MEMORY * former + (1 - MEMORY) * norm
+        if former is None or former <= NOISE * self._rest(name):
+            self._unweighted[name] = norm
+        else:
+            self._unweighted[name] = MEMORY * former + (1 - MEMORY) * norm
         self.norms[name] = self._unweighted[name] * abs(weight)
 
     def reweigh(self, name: str, weight: float) -> None:
@@ -95,6 +97,10 @@ class GradientShares:
         total = sum(self.norms.values())
         return {name: norm / total for name, norm in self.norms.items()} if total else {}
 
+    def _rest(self, name: str) -> float:
+        """The summed norms of all other terms."""
+        return sum(norm for other, norm in self.norms.items() if other != name)
+
     def weight_for(self, name: str, share: float) -> float | None:
         """The weight that gives a term this share of the summed norms of all terms, the new task's among them.
 
@@ -102,7 +108,7 @@ class GradientShares:
             ``None`` as long as the term has no gradient to weigh, or one that is rounding.
         """
         own = self._unweighted.get(name, 0.0)
-        rest = sum(norm for other, norm in self.norms.items() if other != name)
+        rest = self._rest(name)
         return share / (1 - share) * rest / own if own > NOISE * rest > 0 else None
 
 
