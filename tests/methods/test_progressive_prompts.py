@@ -141,3 +141,19 @@ def _copy(run: Path, folder: Path) -> Path:
     shutil.copytree(run / "memory", folder / "memory")
     upkeep.rollback(folder / "memory", "yes")
     return folder / "memory"
+
+
+@pytest.mark.parametrize("kind", ["prompt_tuning", "prefix_tuning"])
+def test_padding_is_no_distance_for_any_prompt_of_pefts(base: Path, tmp_path: Path, kind: str) -> None:
+    """Neither where padding is in training nor how long a batch is in generation changes anything."""
+    peft = {"peft_type": kind, "num_virtual_tokens": 4}
+    for side in ("left", "right"):
+        config = config_for("seqft", tmp_path / side, **PLAIN_SGD, padding_side=side, peft=peft)
+        learn(base, TASKS[1], tmp_path / side / "memory", tmp_path / side / "m", config)
+    torch.testing.assert_close(prompts(tmp_path / "left/m"), prompts(tmp_path / "right/m"))
+    model, tokenizer = load_model(tmp_path / "right/m")
+    with torch.no_grad():
+        next(model.prompt_encoder.parameters()).mul_(3)
+    ids = [torch.randint(3, 40, (length,), generator=torch.Generator().manual_seed(length)) for length in range(2, 22)]
+    prompt_ids = [one.tolist() for one in ids]
+    assert generate_answers(model, tokenizer, prompt_ids, 6, 7) == generate_answers(model, tokenizer, prompt_ids, 6, 1)

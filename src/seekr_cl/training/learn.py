@@ -24,7 +24,7 @@ from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
-from seekr_cl.training.adapters import adapted
+from seekr_cl.training.adapters import adapted, is_prompt_learning
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
@@ -163,7 +163,7 @@ def _learn(
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
     context = Context(
         model=network.eval(),
-        layout=Layout(pad_id(tokenizer), config.padding_side or "right", config.pad_multiple or 1),
+        layout=Layout(pad_id(tokenizer), _padding_side(network, config), config.pad_multiple or 1),
         importance=store.importance,
         seed=config.seed + number * _SEED_STEP,
         warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
@@ -256,6 +256,11 @@ def _learn(
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+
+
+def _padding_side(network: Any, config: SeekrConfig) -> str:
+    """PEFT counts padding on the left as distance between its prompt and the text, so a prompt has none there."""
+    return "right" if is_prompt_learning(network) else config.padding_side or "right"
 
 
 def _finished(
