@@ -5,8 +5,7 @@ two tokens are nearly alike the likelier one may change. Every step's two best l
 with a step closer than ``NEAR`` is generated again by itself, as with batch size 1. All others cannot have changed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +60,8 @@ def generate_answers(
     model.eval()
     model.generation_config = greedy
     try:
-        for indices in _batches(order, prompts, batch_size, has_prompt(model, "PREFIX_TUNING")):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
             # A model needs one token to start from, even where prompt and tokenizer give none.
             batch = [list(prompts[index]) or [eos] for index in indices]
             watch = _NearTies(eos) if len(batch) > 1 and decides_alone(model) else None
@@ -81,13 +81,6 @@ def generate_answers(
         model.generation_config = settings
         model.train(training)
     return answers
-
-
-def _batches(order: Sequence[int], prompts: Sequence[Sequence[int]], size: int, equal: bool) -> Iterator[Sequence[int]]:
-    """``order`` in pieces of at most ``size``; ``equal``: without padding, as learnt keys before a text want it."""
-    for _, alike in groupby(order, lambda index: len(prompts[index]) if equal else 0):
-        indices = list(alike)
-        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def decides_alone(model: PreTrainedModel) -> bool:
@@ -117,10 +110,9 @@ def _continue(
     return new_BL.tolist()
 
 
-def has_prompt(model: Any, kind: str = "PROMPT_TUNING") -> bool:
-    """Whether virtual tokens learnt by PEFT, or keys and values of them (``PREFIX_TUNING``), precede every sequence."""
-    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
-    return config is not None and str(getattr(config.peft_type, "value", "")) == kind
+def has_prompt(model: Any) -> bool:
+    """Whether virtual tokens learnt by PEFT stand before every sequence."""
+    return any(config.peft_type == "PROMPT_TUNING" for config in getattr(model, "peft_config", {}).values())
 
 
 def _after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
