@@ -106,7 +106,7 @@ def main() -> int:
         print(lines[-1], flush=True)
     if given.output:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.processor()}"
+        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
         given.output.write_text(
             "# The plan against what is there\n\n"
             f"Command: `python benchmarks/plan_check.py --rounds {given.rounds} --output {given.output}`. "
