@@ -1,6 +1,6 @@
 """What ``seekr plan`` predicts against what is there: bytes, steps and time of models of three sizes that run here.
 
-    python benchmarks/plan_check.py [--rounds 3] [--output benchmarks/results/plan.md]
+    python benchmarks/plan_check.py [--rounds 4] [--output benchmarks/results/plan.md]
 
 Each size learns two tasks with SEEKR and with plain fine-tuning in alternation, in one process; times are medians over
 the rounds, and the predicted share of time (passes over replay and scoring among all passes) stands beside the measured
@@ -8,6 +8,7 @@ one (what SEEKR takes longer).
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -62,7 +63,8 @@ def measure(base: Path, place: Path, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"seekr": [], "seqft": []}
     steps: dict[str, int] = {}
     for number in range(rounds):
-        for method in seconds:
+        # Whoever comes first in a round pays for a cold cache, so the order changes.
+        for method in sorted(seconds, reverse=bool(number % 2)):
             folder = place / f"{method}-{number}"
             done = teach(base, folder, tasks, settings(method, folder))
             seconds[method].append(sum(one.seconds for one in done))
@@ -81,9 +83,15 @@ def measure(base: Path, place: Path, rounds: int) -> dict[str, Any]:
     }
 
 
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{os.cpu_count()} x {names[0].partition(':')[2].strip() if names else platform.machine()}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,8 +113,10 @@ def main() -> int:
         )
         print(lines[-1], flush=True)
     if given.output:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {_machine()}"
         given.output.write_text(
             "# The plan against what is there\n\n"
             f"Command: `python benchmarks/plan_check.py --rounds {given.rounds} --output {given.output}`. "
