@@ -56,16 +56,17 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError("--limit: only cuts the tasks of general ability; add --general")
     if given.engine == "vllm" and given.general is not None:
         raise ConfigError("--general: goes through the harness with transformers; leave out --engine vllm")
-    tasks = _tasks(given)
+    streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
+    tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
         if tasks:
-            _score_tasks(given, output, tasks)
+            _score_tasks(given, output, tasks, streams)
         if given.general is not None:
             _score_general(given, output)
     out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
-def _score_tasks(given: Any, output: Path, tasks: list[Task]) -> None:
+def _score_tasks(given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec]) -> None:
     engine, model_id, context = _engine(given)
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context))
     for task in tasks:
@@ -96,14 +97,13 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task]) -> None:
         write_json(output / PARTIAL, identity | {"tasks": scores})
         stop_if_asked()
     settings = identity["evaluation"]
-    streams = [StreamSpec.from_yaml(source) for source in given.task if _is_stream(source)]
     content = {
         "model": given.model,
         "model_sha256": model_id,
         "tasks": scores,
         "benchmarks": [
             spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
-            for spec in streams
+            for spec in streams.values()
             if spec.benchmark is not None
         ],
         "interval_level": CONVENTION,
@@ -192,8 +192,12 @@ def _engine(given: Any) -> tuple[Any, str, int | None]:
     return VllmEngine(given.model, tokenizer, given.dtype, length, given.batch_size), model_id, context
 
 
-def _tasks(given: Any) -> list[Task]:
-    tasks = [task for source in given.task or [] for task in _test_tasks(source, given)]
+def _tasks(given: Any, streams: dict[str, StreamSpec]) -> list[Task]:
+    tasks = [
+        task
+        for source in given.task or []
+        for task in (streams[source].load_tasks(require_test=True) if source in streams else _test_tasks(source, given))
+    ]
     slugs = [task.slug.casefold() for task in tasks]
     for task, slug in zip(tasks, slugs):
         if slugs.count(slug) > 1:
@@ -207,8 +211,6 @@ def _is_stream(source: str) -> bool:
 
 
 def _test_tasks(source: str, given: Any) -> list[Task]:
-    if _is_stream(source):
-        return StreamSpec.from_yaml(source).load_tasks(require_test=True)
     # A single file is what is to be tested, whatever it is called.
     data: Any = {"train": source, "test": source} if Path(source).is_file() else source
     return [
