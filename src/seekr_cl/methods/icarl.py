@@ -1,18 +1,17 @@
 """iCaRL: herded exemplars with their labels, and the earlier model's outputs on old and new examples."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import nn
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.methods.parameters import frozen_copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +52,12 @@ class ICaRL(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        self._teacher: PreTrainedModel | None = None
+        self._teacher: nn.Module | None = None
 
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Holds the model before the task, if there is anything old in it to keep."""
         if self.settings.distillation and any(task.totals.samples for task in tasks):
-            self._teacher = copy.deepcopy(self.context.model).eval().requires_grad_(False)
+            self._teacher = frozen_copy(self.context.model)
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels of the new examples, and from the second task on the earlier model's outputs on them."""
@@ -76,9 +75,7 @@ class ICaRL(Method):
             }
         return self._terms(model, batch, self._teacher, "replay", "distil_old")
 
-    def _terms(
-        self, model: Any, batch: Batch, teacher: PreTrainedModel, labels: str, outputs: str
-    ) -> dict[str, LossTerm]:
+    def _terms(self, model: Any, batch: Batch, teacher: nn.Module, labels: str, outputs: str) -> dict[str, LossTerm]:
         logits_BLV = forward(model, batch)
         with torch.no_grad():
             former_BLV = forward(teacher, batch)
@@ -94,11 +91,3 @@ class ICaRL(Method):
     def close(self) -> None:
         """Lets go of the frozen copy."""
         self._teacher = None
-
-
-def output_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-    """Mean KL(teacher, student) over the positions that predict labelled tokens; 0 if there are none."""
-    place_BL = labels_BL[:, 1:] != IGNORE
-    logp_NV = teacher_BLV[:, :-1][place_BL].float().log_softmax(-1)
-    logq_NV = student_BLV[:, :-1][place_BL].float().log_softmax(-1)
-    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))

@@ -20,6 +20,18 @@ def count_labels(labels_BL: Tensor) -> Tensor:
     return (labels_BL[:, 1:] != IGNORE).sum()
 
 
+def output_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean KL(teacher, student) of next-token distributions softened by a temperature, where an answer token comes.
+
+    Returns:
+        A scalar; 0 with gradient zero if no token is labelled.
+    """
+    answer_BL = labels_BL[:, 1:] != IGNORE
+    logp_NV = (teacher_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
+    logq_NV = (student_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
+    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))
+
+
 def logit_distillation(
     logits_BLV: Tensor,
     position_BA: Tensor,

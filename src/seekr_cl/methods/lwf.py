@@ -1,16 +1,16 @@
 """LwF: on the new task's own data, the model's outputs stay near those of the model as it was before the task."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.methods.parameters import frozen_copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +50,14 @@ class LwF(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        shared = {id(weight): weight for weight in context.model.parameters() if not weight.requires_grad}
-        self._teacher: nn.Module | None = copy.deepcopy(context.model, shared).requires_grad_(False).eval()
+        self._teacher: nn.Module | None = frozen_copy(context.model)
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""
         logits_BLV = forward(model, batch)
         with torch.no_grad(), _autocast(logits_BLV.device.type):
             teacher_BLV = forward(self._teacher, batch)
-        old = softened_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
+        old = output_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
         tokens = count_labels(batch["labels"])
         return {
             "task": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=tokens),
@@ -68,18 +67,6 @@ class LwF(Method):
     def close(self) -> None:
         """Gives the earlier model's memory back."""
         self._teacher = None
-
-
-def softened_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tensor, temperature: float) -> Tensor:
-    """Mean KL(teacher, student) of next-token distributions softened by a temperature, where an answer token comes.
-
-    Returns:
-        A scalar; 0 with gradient zero if no token is labelled.
-    """
-    answer_BL = labels_BL[:, 1:] != IGNORE
-    logp_NV = (teacher_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
-    logq_NV = (student_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
-    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))
 
 
 def _autocast(device: str) -> torch.autocast:

@@ -1,5 +1,6 @@
 """What methods that look at weights and gradients share: the trained weights, and gradients of single examples."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that training changes, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """The model as it is now, to be asked later; it shares the weights that are not trained, as under adapters."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
 def check_names(model: nn.Module, tensors: Mapping[str, Tensor], method: str) -> None:
