@@ -1,11 +1,11 @@
 """Models that really generate: random ones of a few thousand weights, and a small trained one if it is at hand."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,20 +16,13 @@ from transformers import (
     Qwen3Config,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+from tinylm import char_tokenizer
+
 ROOT = Path(__file__).resolve().parents[2]
 LETTERS = "abcdefghijklmnopqrstuvwxyz =?.中文"
 Pair = tuple[PreTrainedModel, PreTrainedTokenizerFast]
-
-
-def letters_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each character."""
-    vocab = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS])}
-    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 def random_model(family: str) -> Pair:
@@ -45,7 +38,7 @@ def random_model(family: str) -> Pair:
         "gpt_neox": lambda: GPTNeoXConfig(**shape),
     }[family]()
     torch.manual_seed(5)
-    return AutoModelForCausalLM.from_config(config).float(), letters_tokenizer()
+    return AutoModelForCausalLM.from_config(config).float(), char_tokenizer(LETTERS)
 
 
 def stories() -> Pair:

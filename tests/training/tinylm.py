@@ -24,9 +24,9 @@ LAYERS, HEADS = 2, 4
 PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "weight_decay": 0.0}
 
 
-def char_tokenizer() -> PreTrainedTokenizerFast:
+def char_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:
     """One token for each character."""
-    vocab = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *ALPHABET])}
+    vocab = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *alphabet])}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     core.decoder = decoders.Fuse()
