@@ -27,6 +27,8 @@ LARGEST, MEAN = 5e-5, 5e-6
 
 CASES: dict[str, dict[str, Any]] = {name: {"method": {"name": name} | row.invariants} for name, row in ROWS.items()}
 SEEKR = {"name": "seekr"} | ROWS["seekr"].invariants
+GENERAL = Path(__file__).with_name("general.jsonl")
+LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
 CASES |= {
     # Gradients are measured term by term, in micro-batches after which nothing is reduced too.
     "seekr-measured": {
@@ -43,6 +45,10 @@ CASES |= {
     },
     "replay-by-batches": {"method": "replay", "loss_average": "micro_batches"},
     "seekr-by-loss": {"method": SEEKR, "replay": REPLAY | {"choice": "loss", "task_weights": "similarity"}},
+    "seekr-lora": {"method": SEEKR, "peft": LORA},
+    # Of two earlier adapters a process may have to ask one that the other does not.
+    "seekr-adapter": {"method": SEEKR | {"teacher": "adapter"}, "peft": LORA, "general": str(GENERAL)},
+    "derpp-prompt": {"method": "derpp", "peft": {"peft_type": "prompt_tuning", "num_virtual_tokens": 3}},
 }
 
 
@@ -56,8 +62,9 @@ FSDP2 = {
 """What accelerate's launcher makes of a config with ``fsdp_version: 2``."""
 SHARDED = [
     name
-    for name, case in CASES.items()
-    if name in ("seekr-measured", "seekr-checkpointed") or (name in ROWS and not looks_at_weights(get_method(name)))
+    for name in CASES
+    if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "derpp-prompt")
+    or (name in ROWS and not looks_at_weights(get_method(name)))
 ]
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
+from seekr_cl import ranks
 from seekr_cl.attention import AttentionTap, RecordRows, RowTarget
 from seekr_cl.attention.teachers import DenseRows
-from seekr_cl.errors import ConfigError, ModelError
+from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.method_state import StoredTensors
 from seekr_cl.methods.base import Batch, Context, LossTerm
@@ -29,6 +29,7 @@ from seekr_cl.methods.logits import LogitSettings, can_keep, distil_logits, logi
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.parameters import check_names, trained
 from seekr_cl.methods.row_targets import placed_rows, row_targets
+from seekr_cl.shards import borrowed, is_sharded, like, reshard, whole
 
 _HELD = 4
 """Adapters that stay on the device between batches."""
@@ -90,7 +91,7 @@ class Teachers:
         """What the memory keeps of the model as it is now, to be asked later; ``None`` under ``teacher: stored``."""
         if self.settings.teacher == "stored":
             return None
-        return {name: weight.detach().cpu().clone() for name, weight in trained(self.context.model).items()}
+        return {name: whole(weight.detach()).cpu().clone() for name, weight in trained(self.context.model).items()}
 
     # A batch, in the data loader ------------------------------------------------------------------------------
 
@@ -138,26 +139,34 @@ class Teachers:
 
     def ask(self, batch: Batch) -> list[Answer]:
         """The answers of all adapters that the batch asks, before the student's own forward pass."""
-        return [self._ask(batch, question) for question in batch.get("asked", ())]
+        # What stands whole after the last pass would not look sharded.
+        reshard(self.context.model)
+        questions = {question["task"]: question for question in batch.get("asked", ())}
+        answers = []
+        for number in self._asked_anywhere(list(questions)):
+            if number in questions:
+                answers.append(self._ask(batch, questions[number]))
+            else:
+                self._pass(number, batch, torch.zeros(1, dtype=torch.long, device=self.context.model.device), 1, None)
+        return answers
+
+    def _asked_anywhere(self, own: list[int]) -> list[int]:
+        """The tasks whose adapters are asked, by this process or, as a sharded model's passes need all, by any."""
+        if all(task.teacher is None for task in self._tasks) or not self._sharded:
+            return own
+        asked = torch.zeros(len(self._tasks))
+        asked[own] = 1
+        return ranks.total(asked).nonzero().flatten().tolist()
+
+    @property
+    def _sharded(self) -> bool:
+        return any(map(is_sharded, trained(self.context.model).values()))
 
     def _ask(self, batch: Batch, question: Mapping[str, Any]) -> Answer:
-        model, row_G = self.context.model, question["row_G"]
+        row_G = question["row_G"]
         record = RecordRows({layer: own for layer, (own, _, _) in question["rows"].items()})
-        given = {name: batch[name][row_G] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
-        length = given["input_ids"].shape[1]
-        if can_keep(model):
-            given["logits_to_keep"] = length - question["first"]
-        former, training = None if self.tap is None else self.tap.action, model.training
-        model.eval()
-        try:
-            if self.tap is not None:
-                self.tap.action = record
-            with torch.no_grad():
-                logits_GLV = functional_call(model, self._weights(question["task"]), args=(), kwargs=given).logits
-        finally:
-            model.train(training)
-            if self.tap is not None:
-                self.tap.action = former
+        length = batch["input_ids"].shape[1]
+        logits_GLV = self._pass(question["task"], batch, row_G, length - question["first"], record)
         # A prompt of the adapter's own stands before the first token.
         logits_GLV = logits_GLV[:, question["first"] - length :]
         position_GA = question["position"]
@@ -172,6 +181,24 @@ class Teachers:
             for layer, (_, index, weight_PR) in question["rows"].items()
         }
         return Answer(row_G, logits | {"tail": none_GA, "offset": none_GA}, targets)
+
+    def _pass(self, number: int, batch: Batch, row_G: Tensor, last: int, action: RecordRows | None) -> Tensor:
+        """Logits of one task's model for some of a batch's rows, of at least the ``last`` positions."""
+        model = self.context.model
+        given = {name: batch[name][row_G] for name in ("input_ids", "attention_mask")} | {"use_cache": False}
+        if can_keep(model):
+            given["logits_to_keep"] = last
+        former, training = None if self.tap is None else self.tap.action, model.training
+        model.eval()
+        try:
+            if self.tap is not None:
+                self.tap.action = action
+            with torch.no_grad(), borrowed(model, self._weights(number)):
+                return model(**given).logits
+        finally:
+            model.train(training)
+            if self.tap is not None:
+                self.tap.action = former
 
     def label_and_logit_terms(self, logits_BLV: Tensor, batch: Batch, answers: list[Answer]) -> dict[str, LossTerm]:
         """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13), whoever its teachers are."""
@@ -203,15 +230,15 @@ class Teachers:
 
     def _weights(self, number: int) -> dict[str, Tensor]:
         """One task's adapter on the device, the last few asked for at hand."""
-        if number not in self._held:
+        now = trained(self.context.model)
+        held = self._held.get(number)
+        # What was read before the model was sharded is whole.
+        if held is None or any(is_sharded(weight) != is_sharded(now[name]) for name, weight in held.items()):
             teacher = self._tasks[number].teacher
             assert teacher is not None
-            model = self.context.model
-            if any(hasattr(weight, "device_mesh") for weight in trained(model).values()):
-                raise ModelError("method.teacher: adapters cannot be asked of a sharded model; use teacher: stored")
             weights = teacher.unkept() if isinstance(teacher, StoredTensors) else dict(teacher)
-            check_names(model, weights, "method.teacher")
-            self._held[number] = {name: tensor.to(model.device) for name, tensor in weights.items()}
+            check_names(self.context.model, weights, "method.teacher")
+            self._held[number] = {name: like(tensor, now[name]) for name, tensor in weights.items()}
         self._held.move_to_end(number)
         while len(self._held) > _HELD:
             self._held.popitem(last=False)

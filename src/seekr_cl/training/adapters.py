@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory.files import plain_name, write_json
+from seekr_cl.shards import whole
 from seekr_cl.suggest import nearest
 
 if TYPE_CHECKING:
@@ -245,10 +246,34 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
         raise ModelError(f"{folder}: its adapter cannot be put on the base model ({_first_line(error)})") from error
 
 
-def save_adapter(model: "PeftModel", folder: Path) -> None:
-    """Writes a model's adapters; the base model is not written again."""
+def own_state(model: "PeftModel") -> dict[str, Tensor]:
+    """Of a model's state what belongs to its adapters, by the names it has there.
+
+    A sharded prompt is whole afterwards, and the model no longer one to train: PEFT asks the prompt for what it saves.
+    """
+    from peft import get_peft_model_state_dict
+
+    for module in nn.ModuleDict(getattr(model, "prompt_encoder", None)).modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(whole(weight.detach())))
+    state = model.state_dict()
+    wanted = set()
+    for name in model.peft_config:
+        own = get_peft_model_state_dict(model, state, name, save_embedding_layers=False)
+        wanted |= {id(tensor) for tensor in own.values()}
+    return {name: tensor for name, tensor in state.items() if id(tensor) in wanted}
+
+
+def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a model's adapters; the base model is not written again.
+
+    Args:
+        model: with its adapters.
+        folder: where they go.
+        tensors: ``own_state``, if the model holds only its shards of it.
+    """
     # "auto" would ask the Hub whether the base model's vocabulary has grown.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=tensors)
     others = [name for name in model.peft_config if name != DEFAULT]
     for name in model.peft_config:
         place = folder if name == DEFAULT else folder / name

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.methods import LossTerm
-from seekr_cl.training.wrapped import average, gradient_norm, is_sharded
+from seekr_cl.shards import is_sharded
+from seekr_cl.training.wrapped import average, gradient_norm
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""

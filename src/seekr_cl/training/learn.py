@@ -22,6 +22,7 @@ from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
+from seekr_cl.shards import is_sharded, reshard
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.adapters import adapted, is_prompt_learning
@@ -38,13 +39,20 @@ from seekr_cl.training.keeping import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.models import load_model, pad_id, refuse_unwritable, require_free, save_model
+from seekr_cl.training.models import (
+    load_model,
+    pad_id,
+    refuse_unwritable,
+    require_free,
+    save_model,
+    written_state,
+)
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import is_sharded, plain, reshard
+from seekr_cl.training.wrapped import plain
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -224,7 +232,7 @@ def _learn(
 
     new_model = model_hash(network)
     sharded = any(map(is_sharded, network.parameters()))
-    tensors = plain(network.state_dict()) if sharded else None
+    tensors = plain(written_state(network)) if sharded else None
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
@@ -254,7 +262,7 @@ def _learn(
     ranks.first(saves.clear)
     fault_point("learn.cleared")
     if sharded:
-        network, _ = load_model(output, config.dtype, config.trust_remote_code)
+        network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
 
 

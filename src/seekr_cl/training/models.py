@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
-from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, save_adapter
+from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, own_state, save_adapter
 from seekr_cl.training.quantised import keep_as_loaded, loading_options
 
 
@@ -103,6 +103,11 @@ def refuse_unwritable(path: Path) -> None:
         raise OutputError(f"{path}: {standing} cannot be written to; choose another folder or change its permissions")
 
 
+def written_state(model: Any) -> dict[str, Tensor]:
+    """What ``save_model`` writes of a model: all of its state, or its adapters'."""
+    return own_state(model) if hasattr(model, "peft_config") else model.state_dict()
+
+
 def save_model(
     path: Path,
     model: PreTrainedModel,
@@ -117,7 +122,7 @@ def save_model(
         model: saved as safetensors; of one with adapters, these alone.
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
-        tensors: the model's, if it holds only its shards of them.
+        tensors: all of ``written_state``, if the model holds only its shards of it.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
@@ -126,7 +131,7 @@ def save_model(
     try:
         temporary.mkdir(parents=True)
         if hasattr(model, "peft_config"):
-            save_adapter(model, temporary)  # type: ignore[arg-type]
+            save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
-from seekr_cl.training.wrapped import is_sharded, like, plain
+from seekr_cl.shards import is_sharded, like
+from seekr_cl.training.wrapped import plain
 
 Tensors = dict[str, Tensor]
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
+from seekr_cl.shards import is_sharded, local, whole
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
@@ -47,13 +46,6 @@ def average(model: nn.Module) -> None:
                 parameter.grad = ranks.total(own) / ranks.count()
 
 
-def reshard(model: nn.Module) -> None:
-    """After passes without a backward pass, in which a sharded model leaves some modules whole."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     """The norm of the gradients in ``.grad``, of all shards together."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -61,28 +53,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
         return 0.0
     square = torch.stack([local(gradient).float().square().sum() for gradient in gradients]).sum()
     return float((ranks.total(square) if any(map(is_sharded, gradients)) else square).sqrt())
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of it."""
-    return isinstance(tensor, DTensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of it; every process has to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: Tensor, place: Tensor) -> Tensor:
-    """A whole tensor, cut and placed as ``place`` is."""
-    if isinstance(place, DTensor):
-        return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
-    return tensor.to(place.device)
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
