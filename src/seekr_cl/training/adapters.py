@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError, ModelError
@@ -41,6 +42,7 @@ PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING")
 _OWN_BUSINESS = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 _LARGEST_CONFIG = 1 << 20
+_OTHER_BASE = "it was trained on another base model than base_model_name_or_path says"
 
 
 def read_peft(value: Any) -> dict[str, Any] | None:
@@ -187,6 +189,26 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
+def refuse_mixed(folder: Path) -> None:
+    """Refuses folders of which one cannot say what is to be loaded.
+
+    Raises:
+        ModelError: for a model and an adapter in one folder, and for adapters that all lie in folders of their own.
+    """
+    if (folder / CONFIG).is_file() and (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: holds a model (config.json) and an adapter ({CONFIG}); move the adapter into a folder of its "
+            "own and name that"
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        names = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        if names:
+            raise ModelError(
+                f"{folder}: holds adapters in folders of their own ({', '.join(names)}); name one, such as "
+                f"{folder / names[0]}"
+            )
+
+
 def base_of(folder: Path) -> str:
     """The base model that an adapter folder names: a folder or a Hub name.
 
@@ -199,7 +221,12 @@ def base_of(folder: Path) -> str:
         raise ModelError(f"{folder / CONFIG}: names no base model; set base_model_name_or_path to its folder")
     beside = folder / base
     if not Path(base).exists() and beside.exists():
-        return str(beside)
+        base = str(beside)
+    if is_adapter(Path(base)):
+        raise ModelError(
+            f"{folder / CONFIG}: the base model {base} is an adapter itself; merge that first (seekr export --merge) "
+            "and name the merged model in base_model_name_or_path"
+        )
     if not Path(base).exists() and (Path(base).is_absolute() or base.count("/") != 1):
         raise ModelError(
             f"{folder / CONFIG}: the base model {base} is not there; put it there, or set base_model_name_or_path to "
@@ -223,11 +250,15 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             content = json.loads((folder / ACTIVE).read_text(encoding="utf-8"))
             active = [str(name) for name in content["active"]]
             places |= {name: folder / plain_name(name, folder / ACTIVE) for name in content["others"]}
+            if not active or not places.keys() >= set(active):
+                raise ModelError(f"{folder / ACTIVE}: 'active' names {active}, there are {list(places)}")
         for place in places.values():
             _read_config(place)
             if not (place / WEIGHTS).is_file():
                 raise ModelError(f"{place}: holds no {WEIGHTS}; restore it from a copy")
-        with _quiet():
+            _check_layers(model, place)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             # PEFT loads a prompt only as one that is not trained.
             prompt = _read_config(folder)["peft_type"] in PROMPTS
             found: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
@@ -239,11 +270,27 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
                     found.load_adapter(str(place), name, is_trainable=name in active)
             if active != [DEFAULT]:
                 found.base_model.set_adapter(active)
+        # PEFT leaves those as they were drawn, and only warns of it.
+        if any("missing adapter keys" in str(one.message) for one in said):
+            raise ModelError(f"{folder}: lacks weights for some of its layers; {_OTHER_BASE}")
         return found
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{folder}: its adapter cannot be put on the base model ({_first_line(error)})") from error
+        said_by_peft = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
+        raise ModelError(f"{folder}: its adapter cannot be put on the base model ({said_by_peft})") from error
+
+
+def _check_layers(model: nn.Module, folder: Path) -> None:
+    """PEFT passes over weights of layers that the base model has not."""
+    modules = {name for name, _ in model.named_modules()}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            parts = key.removeprefix("base_model.model.").split(".")
+            number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+            layer = ".".join(parts[: (number or 0) + 1])
+            if number is not None and layer not in modules:
+                raise ModelError(f"{folder / WEIGHTS}: has weights for {layer}, which is not there; {_OTHER_BASE}")
 
 
 def own_state(model: "PeftModel") -> dict[str, Tensor]:
@@ -322,6 +369,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not an adapter's config ({error}); restore it from a copy") from error
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ModelError(f"{path}: peft_type {kind!r} is unknown to the installed PEFT; update peft")
+    if content.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ModelError(f"{path}: task_type is {content['task_type']!r}; only adapters of causal language models fit")
     return content
 
 

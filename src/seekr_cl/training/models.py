@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
-from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, own_state, save_adapter
+from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
 from seekr_cl.training.quantised import keep_as_loaded, loading_options
 
 
@@ -39,6 +39,7 @@ def load_model(
     """
     name = os.fspath(source)
     path = Path(name)
+    refuse_mixed(path)
     if is_adapter(path):
         model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization)
         return load_adapter(model, path), _own_tokenizer(path, tokenizer, trust_remote_code)  # type: ignore[return-value]
