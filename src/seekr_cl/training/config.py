@@ -19,10 +19,10 @@ from seekr_cl.methods import Method, get_method
 from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
 from seekr_cl.training.adapters import read_peft
+from seekr_cl.training.kernels import liger_settings
 from seekr_cl.training.presets import PRESETS
 from seekr_cl.training.quantised import FORMS as QUANTIZATIONS
 from seekr_cl.training.quantised import require as require_quantization
-from seekr_cl.training.quantised import require_kernels
 from seekr_cl.training.schedule import Cadence
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
@@ -286,7 +286,7 @@ class SeekrConfig(TrainingArguments):
                     f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(filter(None, known))}"
                 )
         require_quantization(self.quantization)
-        require_kernels(self.use_liger_kernel, self.use_cpu)
+        self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         _check_keeps(self.method_class, given_replay, given_memory, self.general)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.methods import LossTerm
-from seekr_cl.shards import is_sharded
 from seekr_cl.training.wrapped import average, gradient_norm
 
 MEMORY = 0.7
@@ -62,15 +61,14 @@ class GradientShares:
             model: as it trains, possibly wrapped, after a forward pass ``alone``; the gradients are averaged over the
                 processes here.
             trained: its parameters that are trained.
-            again: makes the terms by another forward pass; used for each term of a sharded model, which after a
-                forward pass serves one backward pass.
+            again: makes the terms by another forward pass, for each of them: where one serves one backward pass only.
         """
         kept = [parameter.grad for parameter in trained]
         for name in terms:
             for parameter in trained:
                 parameter.grad = None
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
-            taken = again() if again is not None and any(map(is_sharded, trained)) else terms
+            taken = terms if again is None else again()
             alone = [term.value * (1.0 if other == name else 0.0) for other, term in taken.items()]
             _total(alone).backward(retain_graph=taken is terms)
             average(model)

@@ -43,18 +43,6 @@ def require(quantization: str | None) -> None:
         raise ConfigError("quantization: 4bit needs bitsandbytes; install it with: pip install 'seekr-cl[quant]'")
 
 
-def require_kernels(liger: bool, cpu: bool) -> None:
-    """Makes sure that Liger's kernels can be used here, if they are asked for.
-
-    Raises:
-        ConfigError: if they are not installed, or there is no GPU for them.
-    """
-    if liger and find_spec("liger_kernel") is None:
-        raise ConfigError("use_liger_kernel: liger-kernel is not installed; install it with: pip install liger-kernel")
-    if liger and (cpu or not torch.cuda.is_available()):
-        raise ConfigError("use_liger_kernel: its kernels need a GPU; remove the key")
-
-
 def keep_as_loaded(model: nn.Module, quantization: str | None) -> None:
     """Keeps quantised weights from being laid out anew by the first evaluation on a CPU.
 

@@ -25,6 +25,7 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.gradients import GradientShares
+from seekr_cl.training.kernels import check_liger
 from seekr_cl.training.trainer_state import (
     put_optimizer,
     put_rng_of_all,
@@ -69,6 +70,8 @@ class SeekrTrainer(Trainer):
         begun: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.use_liger_kernel:
+            check_liger(model, args.liger_kernel_config or {})
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
         try:
@@ -206,9 +209,8 @@ class SeekrTrainer(Trainer):
             if self._leaves_gradient_alone(terms):
                 self._measured_next = (terms, self.current_gradient_accumulation_steps)
             else:
-                self.shares.measure(terms, model, self._trained, take)
-                # The sharded model of a forward pass serves one backward pass.
-                terms = take() if self.is_fsdp_enabled else terms
+                self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
+                terms = take() if self._serves_one_backward else terms
                 self._steer(terms)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
@@ -216,6 +218,15 @@ class SeekrTrainer(Trainer):
         if due and self.accelerator.sync_gradients:
             average_next(model, loss)
         return loss
+
+    @property
+    def _serves_one_backward(self) -> bool:
+        """Whether a forward pass serves one backward pass only.
+
+        A sharded model is gathered for one, and compiled graphs and Liger's kernels (SwiGLU) write gradients over what
+        they had saved, the latter without a word.
+        """
+        return self.is_fsdp_enabled or self.args.torch_compile or self.args.use_liger_kernel
 
     def _join(self, terms: dict[str, LossTerm], batch: Any) -> None:
         """Weighs this process's means by what they are means of, so that their average is the mean of the whole."""
