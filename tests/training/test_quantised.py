@@ -66,9 +66,3 @@ def test_evaluated_as_it_was_trained(base: Path, tmp_path: Path) -> None:
     options = ["--max-new-tokens", "4", "--quantization", "4bit", "--output", str(tmp_path / "scores")]
     assert main(["evaluate", "--model", str(base), "--task", str(tmp_path / "task.jsonl"), *options]) == 0
     assert '"quantization": "4bit"' in (tmp_path / "scores/scores.json").read_text()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_kernels_that_are_not_here_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"use_liger_kernel: .*(pip install liger-kernel|need a GPU)"):
-        config_for("seekr", tmp_path, use_liger_kernel=True)

@@ -45,7 +45,9 @@ def liger_settings(liger: bool, given: Any, cpu: bool) -> dict[str, bool] | None
         if name in _NOT_TAKEN and value:
             raise ConfigError(f"liger_kernel_config.{name}: {_NOT_TAKEN[name]}; remove it")
     if find_spec("liger_kernel") is None:
-        raise ConfigError("use_liger_kernel: liger-kernel is not installed; install it with: pip install liger-kernel")
+        raise ConfigError(
+            "use_liger_kernel: liger-kernel is not installed; install it with: pip install 'seekr-cl[liger]'"
+        )
     if cpu or not torch.cuda.is_available():
         raise ConfigError("use_liger_kernel: its kernels need a GPU; remove the key")
     return dict.fromkeys(_NOT_TAKEN, False) | dict(given or {})
