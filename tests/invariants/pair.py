@@ -72,12 +72,12 @@ class Pair:
 
 
 @contextmanager
-def pair(**environment: str) -> Iterator[Pair]:
-    """Starts both, as long as the block lasts."""
+def pair(count: int = 2, **environment: str) -> Iterator[Pair]:
+    """Starts both, or another number of them, as long as the block lasts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [
         subprocess.Popen(
@@ -85,7 +85,7 @@ def pair(**environment: str) -> Iterator[Pair]:
             env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} | environment,
             **pipes,
         )
-        for rank in ("0", "1")
+        for rank in map(str, range(count))
     ]
     try:
         yield Pair(processes)

@@ -78,12 +78,14 @@ def shard_on_cpu(trainer: Any) -> None:
     """
     state = trainer.accelerator.state
     wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not wanted or ranks.count() == 1:
+    if not wanted:
         return
     if state.distributed_type is DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
         state.distributed_type = DistributedType.FSDP
         trainer.is_fsdp_enabled = True
+    if state.distributed_type is not DistributedType.FSDP:
+        return
     if state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError("accelerate: fsdp_version is 1; write 'fsdp_version: 2' into the accelerate config")
     # Sums of gradients that are not reduced yet would stand in the way of measuring a term's own.
