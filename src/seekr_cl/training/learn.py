@@ -44,7 +44,7 @@ from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import is_sharded, plain, reshard
+from seekr_cl.training.wrapped import is_sharded, keeps_shards, plain, reshard
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -208,7 +208,7 @@ def _learn(
                 "carry": carry.tensors if carry is not None else {},
                 "carried": {} if carried is None else dict(carried[0]),
             }
-            stand.save("scored", content, parts)
+            stand.save("scored", content, parts, keep_shards=keeps_shards(trainer))
         importance = method.importance
     finally:
         method.close()
@@ -254,7 +254,7 @@ def _learn(
     ranks.first(saves.clear)
     fault_point("learn.cleared")
     if sharded:
-        network, _ = load_model(output, config.dtype, config.trust_remote_code)
+        network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
 
 

@@ -33,10 +33,10 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import alone, average_next, shard_on_cpu
+from seekr_cl.training.wrapped import alone, average_next, keeps_shards, shard_on_cpu
 
-SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
-"""Writes a checkpoint's JSON, tensors and further texts."""
+SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str], bool], None]
+"""Writes a checkpoint's JSON, tensors and further texts, shards as they are or put together."""
 
 
 class SeekrTrainer(Trainer):
@@ -303,16 +303,17 @@ class SeekrTrainer(Trainer):
         sums = {name: ranks.total(one) for name, one in sums.items()}
         parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
         state = json.dumps(dataclasses.asdict(self.state))
-        self._save_state(content, parts, {TRAINER_STATE_NAME: state})
+        self._save_state(content, parts, {TRAINER_STATE_NAME: state}, keeps_shards(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        put_weights(self._network, self._saved().tensors("weights"))
+        put_weights(self._network, self._saved().tensors("weights"), self._saved().own_pieces("weights"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        content = self._saved().state["trainer"]
-        put_optimizer(self.optimizer, self._network, self._saved().tensors("optimizer"), content["optimizer"])
+        content, saved = self._saved().state["trainer"], self._saved()
+        whole, pieces = saved.tensors("optimizer"), saved.own_pieces("optimizer")
+        put_optimizer(self.optimizer, self._network, whole, content["optimizer"], pieces)
         self.lr_scheduler.load_state_dict(content["scheduler"])  # type: ignore[union-attr]
         # What it carried over was used up in the first step.
         self.carry = None

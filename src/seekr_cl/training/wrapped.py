@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, StateDictType
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,6 +98,35 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = tensor
     return found
+
+
+def split(tensors: Mapping[str, Tensor], keep_shards: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors as a checkpoint takes them: whole ones, and this process's pieces of the others.
+
+    Args:
+        tensors: by name.
+        keep_shards: whether rows of a tensor may stay apart; what is cut in another way is put together all the same.
+    """
+    own = {name: local(tensor) for name, tensor in tensors.items() if keep_shards and _is_cut_by_rows(tensor)}
+    return plain({name: tensor for name, tensor in tensors.items() if name not in own}), own
+
+
+def joined(piece: Tensor, place: Tensor) -> Tensor:
+    """A sharded tensor like ``place``, of which this process holds ``piece``."""
+    assert isinstance(place, DTensor)
+    return DTensor.from_local(
+        piece.to(place.device), place.device_mesh, place.placements, shape=place.shape, stride=place.stride()
+    )
+
+
+def keeps_shards(trainer: Any) -> bool:
+    """Whether the accelerate config asks for checkpoints of shards, which is FSDP2's default."""
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    return plugin is not None and plugin.state_dict_type is StateDictType.SHARDED_STATE_DICT
+
+
+def _is_cut_by_rows(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0)
 
 
 def shard_on_cpu(trainer: Any) -> None:
