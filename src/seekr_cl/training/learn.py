@@ -44,7 +44,7 @@ from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import is_sharded, keeps_shards, plain, reshard
+from seekr_cl.training.wrapped import is_sharded, keeps_shards, plain, reshard, state_of, whole
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -222,9 +222,9 @@ def _learn(
         if ready.carry is not None:
             ready.carry.save(folder)
 
-    new_model = model_hash(network)
+    new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
-    tensors = plain(network.state_dict()) if sharded else None
+    tensors = plain(state_of(network)) if sharded else None
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:

@@ -17,6 +17,7 @@ from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
 from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, save_adapter
 from seekr_cl.training.quantised import keep_as_loaded, loading_options
+from seekr_cl.training.zero import load_whole
 
 
 def load_model(
@@ -50,6 +51,7 @@ def load_model(
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     quantised = loading_options(quantization, dtype)
     transformers_logging.disable_progress_bar()
+    load_whole()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(

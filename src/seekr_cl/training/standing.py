@@ -95,6 +95,7 @@ class Standing:
         parts: dict[str, dict[str, Tensor]] | None = None,
         files: dict[str, str] | None = None,
         keep_shards: bool = False,
+        pieces: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
         """Writes a checkpoint, and stops here if a signal asked to.
 
@@ -104,6 +105,7 @@ class Standing:
             parts: further tensors by part; sharded ones are allowed.
             files: further texts by file name.
             keep_shards: each process writes what it holds of sharded tensors; otherwise process 0 gets them whole.
+            pieces: further tensors of which each process writes its own, by part.
 
         Raises:
             OutputError: if it cannot be written.
@@ -126,20 +128,26 @@ class Standing:
         tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
         tasks |= {f"teacher-{number}": dict(task.teacher or {}) for number, task in enumerate(self.new_tasks)}
         shared = {"method": tensors, "kept": pack(self.kept), "rng": rng}
-        whole, pieces = {}, {}
+        whole, own = {}, dict(pieces or {})
         for part, tensors in (parts or {}).items():
-            whole[part], pieces[part] = split(tensors, keep_shards)
-        self.saves.save(state | (content or {}), shared | tasks | whole, files, pieces if keep_shards else None)
+            whole[part], kept = split(tensors, keep_shards)
+            own |= {part: kept} if kept else {}
+        self.saves.save(state | (content or {}), shared | tasks | whole, files, own)
         self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}
         fault_point(f"learn.{phase}")
         if phase != "training":
             stop_if_asked()
 
     def save_training(
-        self, content: dict[str, Any], parts: dict[str, dict[str, Tensor]], files: dict[str, str], keep_shards: bool
+        self,
+        content: dict[str, Any],
+        parts: dict[str, dict[str, Tensor]],
+        files: dict[str, str],
+        keep_shards: bool,
+        pieces: dict[str, dict[str, Tensor]],
     ) -> None:
         """A checkpoint between two steps, or after the last."""
-        self.save("training", {"trainer": content}, parts, files, keep_shards)
+        self.save("training", {"trainer": content}, parts, files, keep_shards, pieces)
 
     def ready(self, model: nn.Module) -> Ready:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""

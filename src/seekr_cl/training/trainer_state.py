@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
-from seekr_cl.training.wrapped import is_sharded, joined, like, local
+from seekr_cl.training.wrapped import is_sharded, joined, like, local, put
 
 Tensors = dict[str, Tensor]
 
@@ -23,7 +23,7 @@ def take_weights(model: nn.Module) -> Tensors:
     """What training changes: trainable weights and the buffers of the model's state, sharded as they are."""
     named = dict(model.named_parameters())
     everything = dict(model.named_parameters(remove_duplicate=False))
-    weights = {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
+    weights: Tensors = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     # What a quantised layer adds to its state is neither a weight nor a buffer, and does not change.
     own = dict(model.named_buffers())
     buffers = {name: own[name] for name in model.state_dict() if name in own and name not in everything}
@@ -45,9 +45,9 @@ def put_weights(model: nn.Module, tensors: Tensors, pieces: Tensors | None = Non
     pieces = pieces or {}
     if take_weights(model).keys() != tensors.keys() | pieces.keys():
         raise ConfigError("checkpoint: its weights are not those of this model; resume with the model it began with")
+    for name, tensor in tensors.items():
+        put(tensor, places[name])
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            places[name].copy_(like(tensor, places[name]))
         for name, piece in pieces.items():
             local(places[name]).copy_(piece)
 

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
+from seekr_cl.training import zero
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
@@ -54,18 +55,21 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The norm of the gradients in ``.grad``, of all shards together."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+def norm_of(gradients: Iterable[Tensor]) -> float:
+    """The norm of gradients, of all shards together."""
+    squares, sharded = [], False
+    for gradient in gradients:
+        squares.append(local(gradient).float().square().sum())
+        sharded = sharded or is_sharded(gradient)
+    if not squares:
         return 0.0
-    square = torch.stack([local(gradient).float().square().sum() for gradient in gradients]).sum()
-    return float((ranks.total(square) if any(map(is_sharded, gradients)) else square).sqrt())
+    square = torch.stack(squares).sum()
+    return float((ranks.total(square) if sharded else square).sqrt())
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of it."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or zero.is_cut(tensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -75,6 +79,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it; every process has to ask."""
+    if zero.is_cut(tensor):
+        return zero.gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -85,6 +91,21 @@ def like(tensor: Tensor, place: Tensor) -> Tensor:
     return tensor.to(place.device)
 
 
+def put(tensor: Tensor, place: Tensor) -> None:
+    """Copies a whole tensor to its place in a model; of a sharded model every process has to, with the same."""
+    if zero.is_cut(place):
+        zero.put(place, tensor)
+    else:
+        with torch.no_grad():
+            place.copy_(like(tensor, place))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """``state_dict`` with the parameters themselves: what it makes of those that are cut is empty."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: parameters.get(name, tensor) for name, tensor in model.state_dict().items()}
+
+
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All of each tensor; sharded ones are brought to the CPU of process 0, one after the other.
 
@@ -93,7 +114,7 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         if is_sharded(tensor):
-            full = whole(tensor.detach())
+            full = whole(tensor)
             found[name] = full.cpu() if ranks.is_first() else full.new_empty(0)
         else:
             found[name] = tensor
