@@ -82,6 +82,29 @@ def first(work: Callable[[], Result]) -> Result | None:
     return result
 
 
+def each(work: Callable[[], Result]) -> list[Result]:
+    """Every process does its own part; all go on when all are done.
+
+    Returns:
+        What ``work`` gave in each process; it must be JSON.
+
+    Raises:
+        SeekrError: the first that ``work`` raised anywhere, in all processes.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except SeekrError as error:
+        failure = error
+    if count() == 1 and failure is not None:
+        raise failure
+    told = of_all([result, None if failure is None else [type(failure).__name__, str(failure)]])
+    for _, said in told:
+        if said is not None:
+            raise failure or getattr(errors, said[0], SeekrError)(said[1])
+    return [found for found, _ in told]
+
+
 def from_first(content: Any) -> Any:
     """Process 0's JSON, in all processes."""
     return content if count() == 1 else json.loads(_spread_bytes(json.dumps(content).encode(), 0))

@@ -1,7 +1,12 @@
-"""Tensors and models of which a process holds only its part: the DTensors of FSDP2. On all others nothing happens."""
+"""Tensors and models of which a process holds only its part; on all others nothing happens.
+
+Two engines cut weights up: FSDP2, whose parameters are DTensors, and DeepSpeed's ZeRO-3, whose parameters are empty
+but while a pass needs them.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of it."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or _is_cut(tensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -21,14 +26,35 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it; every process has to ask."""
+    if _is_cut(tensor):
+        with _zero().GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, place: Tensor) -> Tensor:
-    """A whole tensor, cut and placed as ``place`` is; every process has to ask."""
+    """A whole tensor, cut as ``place`` is if that is a DTensor, on its device; every process has to ask."""
     if isinstance(place, DTensor):
         return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
     return tensor.to(place.device)
+
+
+def is_like(tensor: Tensor, place: Tensor) -> bool:
+    """Whether ``like`` has been done to it."""
+    return isinstance(tensor, DTensor) == isinstance(place, DTensor) and tensor.device == place.device
+
+
+@torch.no_grad()
+def put(tensor: Tensor, place: Tensor) -> None:
+    """Copies a tensor to its place in a model, a whole one or one that is ``like`` the place.
+
+    Of a sharded model every process has to, with the same.
+    """
+    if _is_cut(place):
+        with _zero().GatheredParameters([place], modifier_rank=0):
+            place.copy_(tensor)
+    else:
+        place.copy_(tensor if isinstance(tensor, DTensor) else like(tensor, place))
 
 
 def reshard(model: nn.Module) -> None:
@@ -36,6 +62,12 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """``state_dict`` with the parameters themselves: what it makes of those that are cut is empty."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: parameters.get(name, tensor) for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -48,18 +80,25 @@ def borrowed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
         model: sharded after a pass by ``reshard``; not between a forward pass and its backward pass.
         weights: by name, placed as ``like`` places them.
     """
-    places = {name: local(place.detach()) for name, place in model.named_parameters() if name in weights}
-    own = {name: place.clone() for name, place in places.items()}
+    places = {name: place for name, place in model.named_parameters() if name in weights}
+    own = {name: whole(place) if _is_cut(place) else place.detach().clone() for name, place in places.items()}
     try:
-        _copy(weights, places)
+        for name, place in places.items():
+            put(weights[name], place)
         yield
     finally:
         # What a pass left gathered is of the borrowed weights.
         reshard(model)
-        _copy(own, places)
+        for name, place in places.items():
+            put(own[name], place)
 
 
-@torch.no_grad()
-def _copy(values: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    for name, place in places.items():
-        place.copy_(local(values[name]))
+def _is_cut(tensor: Tensor) -> bool:
+    """Whether it is a weight of ZeRO-3."""
+    return hasattr(tensor, "ds_id")
+
+
+def _zero() -> Any:
+    from deepspeed import zero
+
+    return zero

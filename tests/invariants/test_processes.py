@@ -13,6 +13,7 @@ import pytest
 from killing import fingerprint
 from matrix import ROWS
 from pair import Pair, learn_two, pair
+from safetensors.torch import load_file
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
 from seekr_cl.methods import get_method
@@ -60,6 +61,7 @@ FSDP2 = {
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
 """What accelerate's launcher makes of a config with ``fsdp_version: 2``."""
+SHARDS = FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
 SHARDED = [
     name
     for name in CASES
@@ -155,21 +157,31 @@ def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded
     assert not (tmp_path / "m1").exists()
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [({}, "learn.step:16"), (FSDP2, "learn.step:16"), (SHARDS, "learn.step:16"), (SHARDS, "learn.scored:2")],
+    ids=["ddp", "fsdp2", "fsdp2-shards", "fsdp2-shards-scored"],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_killed_process_is_as_if_it_had_not_been(
-    bases: dict[str, Path], two: Pair, sharded: Pair, tmp_path: Path, environment: dict[str, str]
+    bases: dict[str, Path], two: Pair, sharded: Pair, tmp_path: Path, environment: dict[str, str], fault: str
 ) -> None:
-    """SIGKILL to the second process in the middle of the second task; both are started again and go on."""
+    """SIGKILL to the second process in the second task, in its middle or after it; both start again and go on."""
     settings = settings_of({"method": SEEKR | {"lambda2": "auto"}, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
     settings |= {"num_train_epochs": 2, "learning_rate": 1e-3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (sharded if environment else two).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
     with pair(**environment) as first:
-        answers = first.ask(bases["llama"], killed, WORDS, settings, fault="learn.step:16", rank=1)
+        answers = first.ask(bases["llama"], killed, WORDS, settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
-    assert list(killed.glob("m2.checkpoints/0*")), "nothing to go on from"
+    checkpoint = max(killed.glob("m2.checkpoints/0*"))
+    for part in ("weights",) if "scored" in fault else ("weights", "optimizer"):
+        pieces = [load_file(path) for path in checkpoint.glob(f"{part}.*-of-00002.safetensors")]
+        assert len(pieces) == (2 if environment == SHARDS else 0)
+        # The first process may hold a row more of each tensor.
+        sizes = [sum(tensor.numel() for tensor in piece.values()) for piece in pieces]
+        assert not pieces or max(sizes) < 0.6 * sum(sizes), "a process wrote more than its share"
     with pair(**environment) as second:
         assert second.ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)

@@ -2,20 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 
-def model_hash(model: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of all parameters; buffers are derived and left out."""
+def model_hash(model: nn.Module, whole: Callable[[Tensor], Tensor] = lambda parameter: parameter) -> str:
+    """sha256 over the names, types, shapes and bytes of all parameters; buffers are derived and left out.
+
+    Args:
+        model: the model.
+        whole: gives all of a parameter of which this process may hold a part.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters(), key=lambda item: item[0]):
-        # Of a sharded model, which all its processes ask for, the hash is that of the whole.
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        content = full.detach().cpu().contiguous()
+        content = whole(tensor).detach().cpu().contiguous()
         digest.update(f"{name} {content.dtype} {tuple(content.shape)}\n".encode())
         digest.update(content.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from seekr_cl.methods.logits import LogitSettings, can_keep, distil_logits, logi
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.parameters import check_names, trained
 from seekr_cl.methods.row_targets import placed_rows, row_targets
-from seekr_cl.shards import borrowed, is_sharded, like, reshard, whole
+from seekr_cl.shards import borrowed, is_like, is_sharded, like, reshard, whole
 
 _HELD = 4
 """Adapters that stay on the device between batches."""
@@ -91,7 +91,7 @@ class Teachers:
         """What the memory keeps of the model as it is now, to be asked later; ``None`` under ``teacher: stored``."""
         if self.settings.teacher == "stored":
             return None
-        return {name: whole(weight.detach()).cpu().clone() for name, weight in trained(self.context.model).items()}
+        return {name: whole(weight).detach().cpu().clone() for name, weight in trained(self.context.model).items()}
 
     # A batch, in the data loader ------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Teachers:
         now = trained(self.context.model)
         held = self._held.get(number)
         # What was read before the model was sharded is whole.
-        if held is None or any(is_sharded(weight) != is_sharded(now[name]) for name, weight in held.items()):
+        if held is None or not all(is_like(weight, now[name]) for name, weight in held.items()):
             teacher = self._tasks[number].teacher
             assert teacher is not None
             weights = teacher.unkept() if isinstance(teacher, StoredTensors) else dict(teacher)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory.files import plain_name, write_json
-from seekr_cl.shards import whole
+from seekr_cl.shards import state_of, whole
 from seekr_cl.suggest import nearest
 
 if TYPE_CHECKING:
@@ -302,8 +302,8 @@ def own_state(model: "PeftModel") -> dict[str, Tensor]:
 
     for module in nn.ModuleDict(getattr(model, "prompt_encoder", None)).modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(whole(weight.detach())))
-    state = model.state_dict()
+            setattr(module, name, nn.Parameter(whole(weight).detach()))
+    state = state_of(model)
     wanted = set()
     for name in model.peft_config:
         own = get_peft_model_state_dict(model, state, name, save_embedding_layers=False)

@@ -5,6 +5,8 @@
       000008/
         state.json            what is not a tensor
         <part>.safetensors    tensors: weights, optimizer, rng, method, ...
+        <part>.00001-of-00008.safetensors
+                              what process 1 of 8 holds of sharded tensors, where shards are not put together
         manifest.json         names, sizes and hashes of the others; written last
 
 A checkpoint is written under a temporary name and renamed; it is removed only after two newer ones exist. Reading takes
@@ -17,15 +19,18 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
@@ -37,6 +42,7 @@ KEPT = 2
 """The newest, and one before it in case the disk damages the newest."""
 
 _NAME = re.compile(r"\d{6,12}")
+_PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
 _OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
 
 
@@ -55,7 +61,7 @@ class Checkpoint:
     Attributes:
         path: its directory.
         state: the content of ``state.json``.
-        parts: names of the tensor files.
+        parts: names of the tensor files without their suffix.
     """
 
     path: Path
@@ -63,18 +69,31 @@ class Checkpoint:
     parts: tuple[str, ...]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part; none if the checkpoint has no such part.
+        """The tensors of one part that are whole in its file; none if the checkpoint has no such part.
 
         Raises:
             OutputError: if the file has been changed since it was checked.
         """
-        if part not in self.parts:
-            return {}
+        return self._read(part) if part in self.parts else {}
+
+    def own_pieces(self, part: str) -> dict[str, Tensor]:
+        """What this process holds of the part's sharded tensors: rows of each, which may be none."""
+        name = _piece(part, ranks.own(), ranks.count())
+        return self._read(name) if name in self.parts else {}
+
+    def whole(self, part: str) -> dict[str, Tensor]:
+        """All tensors of one part, the pieces of the sharded ones put together."""
+        found = [match for match in map(_PIECES.fullmatch, self.parts) if match and match[1] == part]
+        pieces = [self._read(match[0]) for match in sorted(found, key=lambda match: match[0])]
+        joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
+        return self.tensors(part) | joined
+
+    def _read(self, name: str) -> dict[str, Tensor]:
         try:
-            return load_file(self.path / f"{part}.safetensors")
+            return load_file(self.path / f"{name}.safetensors")
         except (SafetensorError, OSError) as error:
             raise OutputError(
-                f"{self.path}: {part}.safetensors is not readable ({error}); remove that folder"
+                f"{self.path}: {name}.safetensors is not readable ({error}); remove that folder"
             ) from error
 
 
@@ -94,11 +113,16 @@ class Checkpoints:
         return bool(self._numbers())
 
     def newest(self) -> Checkpoint | None:
-        """The newest valid checkpoint, if there is one; damaged ones are passed over with a warning."""
-        numbers = self._numbers()
+        """The newest valid checkpoint, if there is one; damaged ones are passed over with a warning.
+
+        All processes have to ask; process 0 reads every byte and compares it with the manifest.
+        """
+        numbers = ranks.from_first(self._numbers())
         # Hashing a large model's state takes a while; who asks twice shall not wait twice.
         if self._found is None or self._found[0] != numbers:
-            self._found = numbers, self._search(numbers)
+            found = self._search(numbers) if ranks.is_first() else None
+            name = ranks.from_first(found and found.path.name)
+            self._found = numbers, found if found or not name else _read(self.place / name, content=False)
         return self._found[1]
 
     def _search(self, numbers: list[int]) -> Checkpoint | None:
@@ -115,38 +139,63 @@ class Checkpoints:
         return None
 
     def save(
-        self, state: dict[str, Any], parts: dict[str, dict[str, Tensor]], files: dict[str, str] | None = None
+        self,
+        state: dict[str, Any],
+        parts: dict[str, dict[str, Tensor]],
+        files: dict[str, str] | None = None,
+        pieces: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
-        """Writes the next checkpoint and then removes the oldest ones.
+        """Writes the next checkpoint and then removes the oldest ones; all processes have to call it.
 
         Args:
-            state: JSON; numbers that are not finite are allowed, a loss's average may be one.
+            state: JSON; numbers that are not finite are allowed, a loss's average may be one. Of this and all that
+                follows but ``pieces``, process 0's is written.
             parts: tensors by the file they go to; parts without tensors are left out.
             files: further texts by file name.
+            pieces: what this process holds of sharded tensors, by part; every process writes its own.
 
         Raises:
             OutputError: if it cannot be written; the checkpoints before it stay.
         """
-        numbers = self._numbers()
+        numbers = ranks.from_first(self._numbers())
         number = numbers[-1] + 1 if numbers else 1
         temporary = self.place / f".{number:06d}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
+
+        def begin() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            with self._writing(number, temporary):
+                temporary.mkdir(parents=True)
+
+        def write_own() -> list[dict[str, Any]]:
+            with self._writing(number, temporary):
+                named = {_piece(part, ranks.own(), ranks.count()): own for part, own in (pieces or {}).items()}
+                return _write_parts(temporary, named)
+
+        def complete() -> None:
+            with self._writing(number, temporary):
+                written = {STATE: json.dumps(state)} | (files or {})
+                for name, text in written.items():
+                    write_bytes(temporary / name, text.encode())
+                records = [file_record(temporary / name) for name in written] + _write_parts(temporary, parts)
+                manifest = {"format": FORMAT, "version": VERSION, "files": records + others}
+                write_bytes(temporary / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}).encode())
+                fault_point("checkpoint.written")
+                os.replace(temporary, self._path(number))
+                fault_point("checkpoint.renamed")
+                sync_folder(self.place)
+
+        ranks.first(begin)
+        others = [record for records in ranks.each(write_own) for record in records] if pieces else []
+        ranks.first(complete)
+        for old in [*numbers, number][:-KEPT] if ranks.is_first() else []:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+            fault_point("checkpoint.removed")
+
+    @contextmanager
+    def _writing(self, number: int, temporary: Path) -> Iterator[None]:
+        """What cannot be written leaves nothing, and one message."""
         try:
-            temporary.mkdir(parents=True)
-            written = {STATE: json.dumps(state)} | (files or {})
-            for name, text in written.items():
-                write_bytes(temporary / name, text.encode())
-            for part, tensors in parts.items():
-                if tensors:
-                    _write_part(temporary / f"{part}.safetensors", tensors)
-                    fault_point("checkpoint.part")
-            records = [file_record(path) for path in sorted(temporary.iterdir())]
-            manifest = {"format": FORMAT, "version": VERSION, "files": records}
-            write_bytes(temporary / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}).encode())
-            fault_point("checkpoint.written")
-            os.replace(temporary, self._path(number))
-            fault_point("checkpoint.renamed")
-            sync_folder(self.place)
+            yield
         except (OSError, SafetensorError) as error:
             self._remove(temporary)
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
@@ -157,9 +206,6 @@ class Checkpoints:
         except BaseException:
             self._remove(temporary)
             raise
-        for old in [*numbers, number][:-KEPT]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
-            fault_point("checkpoint.removed")
 
     def clear(self) -> None:
         """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread."""
@@ -190,6 +236,22 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.place.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
+def _piece(part: str, number: int, count: int) -> str:
+    return f"{part}.{number:05d}-of-{count:05d}"
+
+
+def _write_parts(folder: Path, parts: dict[str, dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """Writes those that have tensors, and says what the manifest notes of them."""
+    records = []
+    for part, tensors in parts.items():
+        if tensors:
+            path = folder / f"{part}.safetensors"
+            _write_part(path, tensors)
+            records.append(file_record(path))
+            fault_point("checkpoint.part")
+    return records
+
+
 def _write_part(path: Path, tensors: dict[str, Tensor]) -> None:
     # Straight into the file: the bytes of a whole model's optimizer would not fit into memory a second time.
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
@@ -201,8 +263,12 @@ def _write_part(path: Path, tensors: dict[str, Tensor]) -> None:
         os.close(handle)
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, content: bool = True) -> Checkpoint:
     """Opens one checkpoint.
+
+    Args:
+        path: its folder.
+        content: read all files and compare their hashes.
 
     Raises:
         _DamageError: if anything in it is not what the manifest says.
@@ -216,7 +282,7 @@ def _read(path: Path) -> Checkpoint:
     if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise _DamageError(f"{MANIFEST} is of another format or version")
     try:
-        files = [checked_path(path, record, path / MANIFEST) for record in manifest["files"]]
+        files = [checked_path(path, record, path / MANIFEST, content=content) for record in manifest["files"]]
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         parts = tuple(file.stem for file in files if file.suffix == ".safetensors")
     except MemoryFormatError as error:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seekr_cl import ranks
 from seekr_cl.methods import LossTerm
-from seekr_cl.training.wrapped import average, gradient_norm
+from seekr_cl.training.wrapped import average, norm_of
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
@@ -69,16 +70,36 @@ class GradientShares:
                 parameter.grad = None
             # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
             taken = terms if again is None else again()
-            alone = [term.value * (1.0 if other == name else 0.0) for other, term in taken.items()]
-            _total(alone).backward(retain_graph=taken is terms)
+            alone = _total([term.value * (1.0 if other == name else 0.0) for other, term in taken.items()])
+            alone.backward(retain_graph=taken is terms)
             average(model)
             self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):
             parameter.grad = grad
 
+    def measure_apart(self, take: Callable[[], dict[str, LossTerm]], trained: Sequence[nn.Parameter]) -> None:
+        """``measure`` that does not touch ``.grad``, which another engine may watch; needs room for all gradients.
+
+        Args:
+            take: makes the terms by a forward pass, called once for each term.
+            trained: the parameters that are trained.
+        """
+        terms = take()
+        for number, name in enumerate(terms):
+            taken = take() if number else terms
+            alone = _total([term.value * (1.0 if other == name else 0.0) for other, term in taken.items()])
+            # Leaves that are not asked for are passed over with their hooks, which inject the attention term.
+            others = [leaf for leaf in _leaves(alone) if not isinstance(leaf, nn.Parameter)]
+            gradients = torch.autograd.grad(alone, [*trained, *others], allow_unused=True)[: len(trained)]
+            means = (ranks.total(one) / ranks.count() for one in gradients if one is not None)
+            self._note_norm(name, terms[name].weight, norm_of(means))
+
     def note_gradient(self, name: str, weight: float, factor: float, parameters: Iterable[nn.Parameter]) -> None:
         """Notes a term's gradient that stands in ``.grad``, multiplied by ``factor``."""
-        norm = gradient_norm(parameters) / abs(factor)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._note_norm(name, weight, norm_of(gradients) / abs(factor))
+
+    def _note_norm(self, name: str, weight: float, norm: float) -> None:
         former = self._unweighted.get(name)
         # Where the student still is its teacher there was nothing but rounding; a mean with that would mean nothing.
         if former is None or former <= NOISE * self._rest(name):
@@ -109,6 +130,20 @@ class GradientShares:
         own = self._unweighted.get(name, 0.0)
         rest = self._rest(name)
         return share / (1 - share) * rest / own if own > NOISE * rest > 0 else None
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """All tensors that a backward pass from here would leave a gradient in."""
+    found, waiting, seen = [], [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
-from seekr_cl.shards import is_sharded, reshard
+from seekr_cl.shards import is_sharded, reshard, whole
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.adapters import adapted, is_prompt_learning
@@ -52,7 +52,7 @@ from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import plain
+from seekr_cl.training.wrapped import keeps_shards, plain
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -216,7 +216,7 @@ def _learn(
                 "carry": carry.tensors if carry is not None else {},
                 "carried": {} if carried is None else dict(carried[0]),
             }
-            stand.save("scored", content, parts)
+            stand.save("scored", content, parts, keep_shards=keeps_shards(trainer))
         importance = method.importance
     finally:
         method.close()
@@ -230,7 +230,7 @@ def _learn(
         if ready.carry is not None:
             ready.carry.save(folder)
 
-    new_model = model_hash(network)
+    new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
     tensors = plain(written_state(network)) if sharded else None
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)

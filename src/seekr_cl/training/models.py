@@ -15,8 +15,10 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
+from seekr_cl.shards import state_of
 from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
 from seekr_cl.training.quantised import keep_as_loaded, loading_options
+from seekr_cl.training.zero import load_whole
 
 
 def load_model(
@@ -51,6 +53,7 @@ def load_model(
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     quantised = loading_options(quantization, dtype)
     transformers_logging.disable_progress_bar()
+    load_whole()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -106,7 +109,7 @@ def refuse_unwritable(path: Path) -> None:
 
 def written_state(model: Any) -> dict[str, Tensor]:
     """What ``save_model`` writes of a model: all of its state, or its adapters'."""
-    return own_state(model) if hasattr(model, "peft_config") else model.state_dict()
+    return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
 def save_model(

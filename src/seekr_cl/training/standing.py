@@ -23,6 +23,7 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.models import require_free
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
+from seekr_cl.training.wrapped import split
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
@@ -93,8 +94,18 @@ class Standing:
         content: dict[str, Any] | None = None,
         parts: dict[str, dict[str, Tensor]] | None = None,
         files: dict[str, str] | None = None,
+        keep_shards: bool = False,
+        pieces: dict[str, dict[str, Tensor]] | None = None,
     ) -> None:
         """Writes a checkpoint, and stops here if a signal asked to.
+
+        Args:
+            phase: what is behind it.
+            content: further JSON.
+            parts: further tensors by part; sharded ones are allowed.
+            files: further texts by file name.
+            keep_shards: each process writes what it holds of sharded tensors; otherwise process 0 gets them whole.
+            pieces: further tensors of which each process writes its own, by part.
 
         Raises:
             OutputError: if it cannot be written.
@@ -117,24 +128,33 @@ class Standing:
         tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
         tasks |= {f"teacher-{number}": dict(task.teacher or {}) for number, task in enumerate(self.new_tasks)}
         shared = {"method": tensors, "kept": pack(self.kept), "rng": rng}
-        ranks.first(lambda: self.saves.save(state | (content or {}), shared | tasks | (parts or {}), files))
-        self._last = content or {}, parts or {}
+        whole, own = {}, dict(pieces or {})
+        for part, tensors in (parts or {}).items():
+            whole[part], kept = split(tensors, keep_shards)
+            own |= {part: kept} if kept else {}
+        self.saves.save(state | (content or {}), shared | tasks | whole, files, own)
+        self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}
         fault_point(f"learn.{phase}")
         if phase != "training":
             stop_if_asked()
 
     def save_training(
-        self, content: dict[str, Any], parts: dict[str, dict[str, Tensor]], files: dict[str, str]
+        self,
+        content: dict[str, Any],
+        parts: dict[str, dict[str, Tensor]],
+        files: dict[str, str],
+        keep_shards: bool,
+        pieces: dict[str, dict[str, Tensor]],
     ) -> None:
         """A checkpoint between two steps, or after the last."""
-        self.save("training", {"trainer": content}, parts, files)
+        self.save("training", {"trainer": content}, parts, files, keep_shards, pieces)
 
     def ready(self, model: nn.Module) -> Ready:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""
         if self.reached("scored"):
             assert self.begun is not None
             state, carry, carried = self.begun.state, self.begun.tensors("carry"), self.begun.tensors("carried")
-            put_weights(model, self.begun.tensors("weights"))
+            put_weights(model, self.begun.whole("weights"))
         else:
             assert self._last is not None
             state, carry, carried = self._last[0], self._last[1]["carry"], self._last[1]["carried"]

@@ -20,6 +20,7 @@ from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
 from seekr_cl.stopping import wish
+from seekr_cl.training import zero
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint
@@ -34,10 +35,11 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import alone, average_next, shard_on_cpu
+from seekr_cl.training.wrapped import alone, average_next, keeps_shards, shard_on_cpu
 
-SaveState = Callable[[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, str]], None]
-"""Writes a checkpoint's JSON, tensors and further texts."""
+Parts = dict[str, dict[str, Tensor]]
+SaveState = Callable[[dict[str, Any], Parts, dict[str, str], bool, Parts], None]
+"""Writes a checkpoint's JSON, tensors (shards as they are or put together), further texts, pieces."""
 
 
 class SeekrTrainer(Trainer):
@@ -72,6 +74,7 @@ class SeekrTrainer(Trainer):
     ) -> None:
         if args.use_liger_kernel:
             check_liger(model, args.liger_kernel_config or {})
+        zero.forget_former()
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
         try:
@@ -84,9 +87,10 @@ class SeekrTrainer(Trainer):
                 ) from error
             raise
         shard_on_cpu(self)
-        if self.is_fsdp_enabled and (carry or args.carry_optimizer or looks_at_weights(type(method))):
+        engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+        if engine and (carry or args.carry_optimizer or looks_at_weights(type(method))):
             raise ConfigError(
-                f"FSDP: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
+                f"{engine}: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
                 "not know sharded weights; train with DDP, or drop them"
             )
         self._save_state, self._begun = save_state, begun
@@ -138,7 +142,11 @@ class SeekrTrainer(Trainer):
             self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.carry is not None:
             self.carry.put_gradients(self._network)
-        loss = torch.stack([self._part(model, kind, part) for kind, part in inputs.items()]).sum()
+        parts = []
+        for number, (kind, part) in enumerate(inputs.items(), start=1):
+            with zero.held_back(self, last=number == len(inputs)):
+                parts.append(self._part(model, kind, part))
+        loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
         mean = ranks.total(loss) / ranks.count()
         if not torch.isfinite(mean):
@@ -195,7 +203,7 @@ class SeekrTrainer(Trainer):
         ((kind, batch),) = inputs.items()
         due = self.shares.due(kind)
 
-        def take() -> dict[str, LossTerm]:
+        def take(model: nn.Module = model) -> dict[str, LossTerm]:
             with alone(model) if due else nullcontext():
                 found = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
             self._join(found, batch)
@@ -204,8 +212,11 @@ class SeekrTrainer(Trainer):
             self._steer(found)
             return found
 
+        if due and self.is_deepspeed_enabled:
+            # Its engine takes every backward pass after its own forward pass for the one that is followed by a step.
+            self.shares.measure_apart(lambda: take(self._network), self._trained)
         terms = take()
-        if due:
+        if due and not self.is_deepspeed_enabled:
             if self._leaves_gradient_alone(terms):
                 self._measured_next = (terms, self.current_gradient_accumulation_steps)
             else:
@@ -295,7 +306,7 @@ class SeekrTrainer(Trainer):
         """The Trainer's own would write files that can run code when they are read."""
         assert self._save_state is not None
         rng, rng_content = rng_of_all()
-        optimizer, optimizer_content = take_optimizer(self.optimizer, self._network)
+        optimizer, optimizer_content, pieces = self._take_optimizer()
         scaler = self.accelerator.scaler
         content = {
             "rng": rng_content,
@@ -314,16 +325,27 @@ class SeekrTrainer(Trainer):
         sums = {name: ranks.total(one) for name, one in sums.items()}
         parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
         state = json.dumps(dataclasses.asdict(self.state))
-        self._save_state(content, parts, {TRAINER_STATE_NAME: state})
+        self._save_state(content, parts, {TRAINER_STATE_NAME: state}, keeps_shards(self), pieces)
+
+    def _take_optimizer(self) -> tuple[dict[str, Tensor], Any, dict[str, dict[str, Tensor]]]:
+        """Its state's tensors, its JSON, and what can only be had in pieces, which is all of it under ZeRO."""
+        if self.is_deepspeed_enabled:
+            pieces, content = zero.take_optimizer(self)
+            return {}, ranks.of_all(content), {"optimizer": pieces}
+        return *take_optimizer(self.optimizer, self._network), {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        put_weights(self._network, self._saved().tensors("weights"))
+        put_weights(self._network, self._saved().tensors("weights"), self._saved().own_pieces("weights"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        content = self._saved().state["trainer"]
-        put_optimizer(self.optimizer, self._network, self._saved().tensors("optimizer"), content["optimizer"])
+        content, saved = self._saved().state["trainer"], self._saved()
+        whole, pieces = saved.tensors("optimizer"), saved.own_pieces("optimizer")
+        if self.is_deepspeed_enabled:
+            zero.put_optimizer(self, pieces, content["optimizer"][ranks.own()])
+        else:
+            put_optimizer(self.optimizer, self._network, whole, content["optimizer"], pieces)
         self.lr_scheduler.load_state_dict(content["scheduler"])  # type: ignore[union-attr]
         # What it carried over was used up in the first step.
         self.carry = None

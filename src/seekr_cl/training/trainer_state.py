@@ -14,35 +14,43 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
-from seekr_cl.shards import is_sharded, like
-from seekr_cl.training.wrapped import plain
+from seekr_cl.shards import is_sharded, like, local, put
+from seekr_cl.training.wrapped import joined
 
 Tensors = dict[str, Tensor]
 
 
 def take_weights(model: nn.Module) -> Tensors:
-    """What training changes: trainable weights and the buffers that belong to the model's state."""
+    """What training changes: trainable weights and the buffers of the model's state, sharded as they are."""
     named = dict(model.named_parameters())
     everything = dict(model.named_parameters(remove_duplicate=False))
-    weights = {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
+    weights: Tensors = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     # What a quantised layer adds to its state is neither a weight nor a buffer, and does not change.
     own = dict(model.named_buffers())
     buffers = {name: own[name] for name in model.state_dict() if name in own and name not in everything}
-    return plain(weights | buffers)
+    return weights | buffers
 
 
-def put_weights(model: nn.Module, tensors: Tensors) -> None:
+def put_weights(model: nn.Module, tensors: Tensors, pieces: Tensors | None = None) -> None:
     """Copies saved weights into the model.
+
+    Args:
+        model: as it was when they were saved, or, for whole tensors, sharded in any way.
+        tensors: whole ones.
+        pieces: this process's of sharded ones.
 
     Raises:
         ConfigError: if they are not those of this model.
     """
     places: dict[str, Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
-    if take_weights(model).keys() != tensors.keys():
+    pieces = pieces or {}
+    if take_weights(model).keys() != tensors.keys() | pieces.keys():
         raise ConfigError("checkpoint: its weights are not those of this model; resume with the model it began with")
+    for name, tensor in tensors.items():
+        put(tensor, places[name])
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            places[name].copy_(like(tensor, places[name]))
+        for name, piece in pieces.items():
+            local(places[name]).copy_(piece)
 
 
 def take_rng() -> tuple[Tensors, dict[str, Any]]:
@@ -85,7 +93,7 @@ def put_rng_of_all(tensors: Tensors, content: list[dict[str, Any]]) -> None:
 
 
 def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-    """Optimizer state by parameter name, and its groups' settings.
+    """Optimizer state by parameter name, sharded as it is, and its groups' settings.
 
     Raises:
         ConfigError: if the optimizer keeps something that is neither a tensor nor JSON.
@@ -110,11 +118,13 @@ def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str,
         raise ConfigError(
             f"optim: {type(inner).__name__} keeps state that cannot be saved ({error}); set checkpoint_every: 0"
         ) from error
-    return plain(tensors), content
+    return tensors, content
 
 
-def put_optimizer(optimizer: Any, model: nn.Module, tensors: Tensors, content: dict[str, Any]) -> None:
-    """Gives saved state to an optimizer of the same kind over the same parameters."""
+def put_optimizer(
+    optimizer: Any, model: nn.Module, tensors: Tensors, content: dict[str, Any], pieces: Tensors | None = None
+) -> None:
+    """Gives saved state to an optimizer of the same kind over the same parameters; ``pieces`` as for weights."""
     parameters = dict(model.named_parameters())
     inner = getattr(optimizer, "optimizer", optimizer)
     inner.state.clear()
@@ -122,6 +132,9 @@ def put_optimizer(optimizer: Any, model: nn.Module, tensors: Tensors, content: d
     for full, tensor in tensors.items():
         name, _, key = full.rpartition("/")
         inner.state[parameters[name]][key] = tensor if full in on_cpu else like(tensor, parameters[name])
+    for full, piece in (pieces or {}).items():
+        name, _, key = full.rpartition("/")
+        inner.state[parameters[name]][key] = joined(piece, parameters[name])
     for name, state in content["state"].items():
         inner.state[parameters[name]].update(state)
     for group, saved in zip(inner.param_groups, content["groups"], strict=True):

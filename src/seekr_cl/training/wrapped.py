@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from seekr_cl import ranks
@@ -46,13 +48,16 @@ def average(model: nn.Module) -> None:
                 parameter.grad = ranks.total(own) / ranks.count()
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """The norm of the gradients in ``.grad``, of all shards together."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+def norm_of(gradients: Iterable[Tensor]) -> float:
+    """The norm of gradients, of all shards together."""
+    squares, sharded = [], False
+    for gradient in gradients:
+        squares.append(local(gradient).float().square().sum())
+        sharded = sharded or is_sharded(gradient)
+    if not squares:
         return 0.0
-    square = torch.stack([local(gradient).float().square().sum() for gradient in gradients]).sum()
-    return float((ranks.total(square) if any(map(is_sharded, gradients)) else square).sqrt())
+    square = torch.stack(squares).sum()
+    return float((ranks.total(square) if sharded else square).sqrt())
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,11 +68,40 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         if is_sharded(tensor):
-            full = whole(tensor.detach())
+            full = whole(tensor)
             found[name] = full.cpu() if ranks.is_first() else full.new_empty(0)
         else:
             found[name] = tensor
     return found
+
+
+def split(tensors: Mapping[str, Tensor], keep_shards: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors as a checkpoint takes them: whole ones, and this process's pieces of the others.
+
+    Args:
+        tensors: by name.
+        keep_shards: whether rows of a tensor may stay apart; what is cut in another way is put together all the same.
+    """
+    own = {name: local(tensor) for name, tensor in tensors.items() if keep_shards and _is_cut_by_rows(tensor)}
+    return plain({name: tensor for name, tensor in tensors.items() if name not in own}), own
+
+
+def joined(piece: Tensor, place: Tensor) -> Tensor:
+    """A sharded tensor like ``place``, of which this process holds ``piece``."""
+    assert isinstance(place, DTensor)
+    return DTensor.from_local(
+        piece.to(place.device), place.device_mesh, place.placements, shape=place.shape, stride=place.stride()
+    )
+
+
+def keeps_shards(trainer: Any) -> bool:
+    """Whether the accelerate config asks for checkpoints of shards, which is FSDP2's default."""
+    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
+    return plugin is not None and plugin.state_dict_type is StateDictType.SHARDED_STATE_DICT
+
+
+def _is_cut_by_rows(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard(0)
 
 
 def shard_on_cpu(trainer: Any) -> None:

@@ -1,0 +1,82 @@
+"""A model as it trains under DeepSpeed's ZeRO, which cuts up optimizer state, gradients and, in stage 3, weights.
+
+Its engine makes the optimizer's step by itself at the end of a backward pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers.integrations import deepspeed
+
+_WEIGHT = "weight"
+
+
+def forget_former() -> None:
+    """Before a Trainer: accelerate takes no second DeepSpeed plugin in a process, and each task has its own."""
+    state = AcceleratorState._shared_state
+    if state and AcceleratorState().distributed_type is DistributedType.DEEPSPEED:
+        AcceleratorState._reset_state()
+
+
+def load_whole() -> None:
+    """Before loading a model: it is looked at before it is trained, and cut up only then."""
+    deepspeed.unset_hf_deepspeed_config()
+
+
+@contextmanager
+def held_back(trainer: Any, last: bool) -> Iterator[None]:
+    """Around one of several backward passes of a micro-batch: only the last of them is followed by the step."""
+    state = trainer.accelerator.gradient_state
+    due = state.sync_gradients
+    if trainer.is_deepspeed_enabled:
+        state._set_sync_gradients(due and last)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(due)
+
+
+def take_optimizer(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What this process holds of weights in full precision and of the optimizer's state, and the groups' settings."""
+    outer = trainer.optimizer.optimizer
+    tensors: dict[str, Tensor] = {}
+    others: list[dict[str, Any]] = []
+    for number, flat in enumerate(_partitions(outer)):
+        state = outer.optimizer.state[flat]
+        tensors[f"{number}/{_WEIGHT}"] = flat.detach()
+        tensors |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        others.append({key: value for key, value in state.items() if not isinstance(value, Tensor)})
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in outer.optimizer.param_groups]
+    return tensors, {"state": others, "groups": groups}
+
+
+def put_optimizer(trainer: Any, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Gives back what ``take_optimizer`` took."""
+    outer = trainer.optimizer.optimizer
+    flats = _partitions(outer)
+    outer.optimizer.state.clear()
+    for full, tensor in tensors.items():
+        number, _, key = full.partition("/")
+        flat = flats[int(number)]
+        if key == _WEIGHT:
+            with torch.no_grad():
+                flat.copy_(tensor)
+        else:
+            outer.optimizer.state[flat][key] = tensor.to(flat.device) if tensor.shape == flat.shape else tensor
+    for flat, state in zip(flats, content["state"], strict=True):
+        outer.optimizer.state[flat].update(state)
+    for group, saved in zip(outer.optimizer.param_groups, content["groups"], strict=True):
+        for key, value in saved.items():
+            # JSON knows no tuples.
+            group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _partitions(outer: Any) -> list[Tensor]:
+    """This process's weights in full precision, one tensor for each group of the optimizer, or part of one."""
+    found = getattr(outer, "fp32_partitioned_groups_flat", None)  # stage 3
+    return list(outer.single_partition_of_fp32_groups if found is None else found)
