@@ -157,6 +157,11 @@ def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded
     assert not (tmp_path / "m1").exists()
 
 
+def test_compiling_is_refused_under_ddp(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
+    answers = two.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["seqft"] | {"torch_compile": True}, 2))
+    assert all("ConfigError: torch_compile: does not train under DDP" in answer for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("environment", "fault"),
     [({}, "learn.step:16"), (FSDP2, "learn.step:16"), (SHARDS, "learn.step:16"), (SHARDS, "learn.scored:2")],
