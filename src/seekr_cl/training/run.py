@@ -31,7 +31,7 @@ from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
-from seekr_cl.stopping import stop_if_asked
+from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.config import SeekrConfig
@@ -251,9 +251,7 @@ class Run:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
-                # Several processes have different numbers of batches, and whether to stop they decide together.
-                if ranks.count() == 1:
-                    stop_if_asked()
+                stop_here_if_asked()
 
             for task in tasks:
                 if task.name in scores:
