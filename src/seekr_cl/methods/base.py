@@ -155,6 +155,17 @@ class Method(ABC):
         return sum(kept)
 
     @classmethod
+    def virtual_tokens(cls, settings: Any, model: PreTrainedModel, tasks: int) -> int:
+        """Virtual tokens of prompts before every example while a task is learnt, beside those the model comes with.
+
+        Args:
+            settings: the method's.
+            model: before the first of the tasks.
+            tasks: which task it is, counted from that model.
+        """
+        return 0
+
+    @classmethod
     def overhead(cls, settings: Any, scale: Scale) -> Overhead:
         """What the method needs beside model, optimizer and samples, for ``seekr plan``.
 

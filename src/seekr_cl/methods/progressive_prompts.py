@@ -109,6 +109,11 @@ class ProgressivePrompts(Method):
         context.layout = replace(context.layout, side="right")
 
     @classmethod
+    def virtual_tokens(cls, settings: ProgressivePromptsSettings, model: PreTrainedModel, tasks: int) -> int:
+        """A prompt a task."""
+        return settings.prompt_length * tasks
+
+    @classmethod
     def overhead(cls, settings: ProgressivePromptsSettings, scale: Scale) -> Overhead:
         """All tasks' prompts, the network of the last, and the room that they take before every example."""
         tokens = settings.prompt_length * scale.number
