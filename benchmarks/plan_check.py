@@ -209,6 +209,18 @@ def _machine() -> str:
     return f"{os.cpu_count()} x {names[0].partition(':')[2].strip() if names else platform.machine()}"
 
 
+def write(output: Path, rounds: int, commit: str, load: list[float], lines: list[str]) -> None:
+    """What is known so far: whoever stops a long run keeps the sizes that are done."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {_machine()}"
+    output.write_text(
+        "# The plan against what is there\n\n"
+        f"Command: `python benchmarks/plan_check.py --rounds {rounds} --output {output}`. {versions}, one thread, "
+        f"commit {commit}; load of the machine {min(load):.1f} to {max(load):.1f} (1 is this script alone). Two tasks of "
+        f"{EXAMPLES} examples, {KEPT} kept of each, a replay batch after every third new one, batches of {BATCH}. Seconds "
+        "are the processor's.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=4)
@@ -218,6 +230,9 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     load = [os.getloadavg()[0]]
+    # Asked before anything is written.
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, cwd=ROOT).stdout.strip()
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     print("\n".join(lines), flush=True)
     for name in given.sizes:
@@ -230,18 +245,8 @@ def main() -> int:
         load.append(os.getloadavg()[0])
         lines.append(row(f"{name} {SIZES.get(name, '')}".strip(), found))
         print(lines[-1], flush=True)
-    if given.output:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
-        ).stdout.strip()
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {_machine()}"
-        given.output.write_text(
-            "# The plan against what is there\n\n"
-            f"Command: `python benchmarks/plan_check.py --rounds {given.rounds} --output {given.output}`. "
-            f"{versions}, one thread, commit {commit}; load of the machine {min(load):.1f} to {max(load):.1f} (1 is "
-            f"this script alone). Two tasks of {EXAMPLES} examples, {KEPT} kept of each, a replay batch after every "
-            f"third new one, batches of {BATCH}. Seconds are the processor's.\n\n" + "\n".join(lines) + "\n"
-        )
+        if given.output:
+            write(given.output, given.rounds, commit, load, lines)
     return 0
 
 
