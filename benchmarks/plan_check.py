@@ -215,9 +215,9 @@ def write(output: Path, rounds: int, commit: str, load: list[float], lines: list
     output.write_text(
         "# The plan against what is there\n\n"
         f"Command: `python benchmarks/plan_check.py --rounds {rounds} --output {output}`. {versions}, one thread, "
-        f"commit {commit}; load of the machine {min(load):.1f} to {max(load):.1f} (1 is this script alone). Two tasks of "
-        f"{EXAMPLES} examples, {KEPT} kept of each, a replay batch after every third new one, batches of {BATCH}. Seconds "
-        "are the processor's.\n\n" + "\n".join(lines) + "\n"
+        f"commit {commit}; load of the machine {min(load):.1f} to {max(load):.1f} (1 is this script alone). Two tasks "
+        f"of {EXAMPLES} examples, {KEPT} kept of each, a replay batch after every third new one, batches of {BATCH}. "
+        "Seconds are the processor's.\n\n" + "\n".join(lines) + "\n"
     )
 
 
