@@ -45,6 +45,7 @@ def test_benchmarks_are_shared_and_a_signal_to_one_stops_both(tmp_path, data, mo
     first, second = together(data, tmp_path)
     alone = evaluate_general(*random_model("llama"), 2, data, names=BENCHMARKS)
     assert first["general"] == second["general"] == json.loads(json.dumps(alone))
+    assert (first["benchmarks"], second["benchmarks"]) == (1, 1)
     assert all(0 < task["score"] < 100 for task in alone["tasks"].values())
     # The second stops after its first batch of three; the first, who heard nothing, does its seven.
     assert (second["answered"], first["answered"]) == ([3], [3, 3, 1])

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import lm_eval
 from generating import random_model
 
 from seekr_cl import ranks
@@ -21,6 +22,9 @@ TASK = Task("t", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in range(
 def main(data: Path, folder: Path) -> dict[str, object]:
     ranks.join()
     model, tokenizer = random_model("llama")
+    asked = []
+    evaluate = lm_eval.simple_evaluate
+    lm_eval.simple_evaluate = lambda **given: (asked.append(given["tasks"]), evaluate(**given))[1]
     general = evaluate_general(model, tokenizer, 2, data, names=BENCHMARKS)
     answered = []
 
@@ -37,7 +41,7 @@ def main(data: Path, folder: Path) -> dict[str, object]:
             score_task(TransformersEngine(model, tokenizer, 3), TASK, Encoder(tokenizer, 64), signal_the_second, place)
     except Stopped as stopped:
         code = stopped.code
-    return {"general": general, "code": code, "answered": answered}
+    return {"general": general, "benchmarks": len(asked), "code": code, "answered": answered}
 
 
 if __name__ == "__main__":
