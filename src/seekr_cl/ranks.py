@@ -1,7 +1,7 @@
 """The processes of one training: how many there are, what each does of a work, what they agree on.
 
-Whatever launcher starts them (accelerate, torchrun) also forms the process group; this module only uses it. Without a
-group there is one process and every function here is the identity. What goes from one process to another are JSON and
+Whatever launcher starts them (accelerate, torchrun), accelerate forms the process group. Without a group there is one
+process and every function here is the identity. What goes from one process to another are JSON and
 safetensors, as on disk.
 """
 
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -24,6 +26,8 @@ Tensors = dict[str, Tensor]
 
 _PATIENCE = timedelta(seconds=5)
 """How long a process that gives up waits for word from the others."""
+_AGES = timedelta(weeks=1)
+"""How long a process that is done waits for one that evaluates; one that dies is noticed by its closed connection."""
 
 
 def count() -> int:
@@ -49,6 +53,39 @@ def launched() -> int:
 def launched_as() -> int:
     """Which of them this is."""
     return int(os.environ.get("RANK") or 0)
+
+
+def join() -> torch.device:
+    """Makes launched processes find each other where no Trainer does it; alone there is nothing to find.
+
+    Returns:
+        where this process computes: its GPU if there is one, unless the launcher was told to use CPUs.
+
+    Raises:
+        ConfigError: if they do not find each other.
+    """
+    cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if launched() == 1:
+        return torch.device("cpu" if cpu else "cuda")
+    try:
+        device: torch.device = PartialState(cpu=cpu, timeout=_AGES).device
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise errors.ConfigError(f"launched processes cannot find each other: {error}") from error
+    require_all()
+    return device
+
+
+def require_all() -> None:
+    """Makes sure that all launched processes have found each other.
+
+    Raises:
+        ConfigError: if some are missing.
+    """
+    if count() != launched():
+        raise errors.ConfigError(
+            f"{launched()} processes were launched, but {count()} work together; name the launcher's problem with "
+            "'accelerate test'"
+        )
 
 
 def wait() -> None:

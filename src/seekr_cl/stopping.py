@@ -40,6 +40,12 @@ def stop_if_asked() -> None:
         raise Stopped(asked)
 
 
+def stop_here_if_asked() -> None:
+    """Raises ``Stopped`` if a signal asked this very process to; the others hear of it at their next ``wish``."""
+    if _wish is not None:
+        raise Stopped(_wish)
+
+
 @contextmanager
 def graceful() -> Iterator[None]:
     """Turns the first SIGTERM or Ctrl-C into a wish; a second Ctrl-C interrupts at once."""

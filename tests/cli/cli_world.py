@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,13 @@ def write_stream(path: Path, model: Path, tasks: list[Path], /, **settings: obje
     """A stream's YAML."""
     entries = [{"data": str(task), "max_new_tokens": 4} for task in tasks]
     return write(path, {"model": str(model), "tasks": entries} | SETTINGS | settings)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

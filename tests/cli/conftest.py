@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_world import FAST, Done, Seekr, World, fingerprint, save_model, write_stream, write_task
+from cli_world import FAST, Done, Seekr, World, fingerprint, free_port, save_model, write_stream, write_task
 
-Server = Callable[[list[str], Path], Done]
+Server = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +22,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
 
-        def ask(arguments: list[str], where: Path) -> Done:
-            files = {key: str(folder / key) for key in ("out", "err")}
-            process.stdin.write(json.dumps({"arguments": arguments, "folder": str(where)} | files) + "\n")
+        def ask(arguments: list[str], where: Path, environments: Sequence[dict[str, str]] = ({},)) -> Any:
+            processes = [
+                {key: str(folder / f"{key}{number}") for key in ("out", "err")} | {"environment": environment}
+                for number, environment in enumerate(environments)
+            ]
+            request = {"arguments": arguments, "folder": str(where), "processes": processes}
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            code = int(process.stdout.readline())
-            return Done(code, *(Path(path).read_text(encoding="utf-8") for path in files.values()))
+            done = [
+                Done(code, *(Path(one[key]).read_text(encoding="utf-8") for key in ("out", "err")))
+                for code, one in zip(json.loads(process.stdout.readline()), processes)
+            ]
+            return done[0] if len(done) == 1 else done
 
         yield ask
         process.stdin.close()
@@ -36,6 +44,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def seekr(server: Server, tmp_path: Path) -> Seekr:
     """Run a command as a process of its own, in the test's folder."""
     return lambda *arguments: server([str(word) for word in arguments], tmp_path)
+
+
+@pytest.fixture
+def together(server: Server, tmp_path: Path) -> Callable[..., list[Done]]:
+    """Run a command as two processes that find each other, each with a part of the environment to itself."""
+
+    def run(*arguments: object, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})) -> list[Done]:
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own for rank, own in enumerate(environments)]
+        done: list[Done] = server([str(word) for word in arguments], tmp_path, ranks)
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

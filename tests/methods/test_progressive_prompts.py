@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from seekr_cl.cli.main import main
-from seekr_cl.errors import ConfigError
+from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import upkeep
 from seekr_cl.methods.progressive_prompts import TrainedPrompt
@@ -132,7 +132,7 @@ def test_another_adapter_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_prompts_beyond_the_context_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"max_length: .* 60 virtual tokens"):
+    with pytest.raises(DataError, match=r"task 'yes': .* 60 virtual tokens .* max_length to at most 4"):
         learn(base, TASKS[0], tmp_path / "memory", tmp_path / "m", configured(tmp_path, prompt_length=60))
 
 

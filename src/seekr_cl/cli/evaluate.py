@@ -3,19 +3,23 @@
 import json
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
+from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
     Place,
+    TaskScore,
     TransformersEngine,
     get_metric,
     score_task,
@@ -29,7 +33,7 @@ from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash
 from seekr_cl.memory.files import file_hash, write_json
 from seekr_cl.methods.writing import context_length
-from seekr_cl.stopping import stop_if_asked
+from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.identity import scoring_hash
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
@@ -43,8 +47,6 @@ GENERAL = "general.json"
 def evaluate_command(given: Any) -> None:
     """Evaluates, and goes on where an interrupted evaluation was."""
     output = Path(given.output)
-    if not given.resume:
-        require_free(output)
     if not given.task and given.general is None:
         raise ConfigError("evaluate: nothing to evaluate on; name tasks with --task, or --general")
     if given.base and given.general is None:
@@ -56,18 +58,25 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError("--limit: only cuts the tasks of general ability; add --general")
     if given.engine == "vllm" and given.general is not None:
         raise ConfigError("--general: goes through the harness with transformers; leave out --engine vllm")
+    if given.engine == "vllm" and ranks.launched() > 1:
+        raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
+    device = ranks.join()
+    if not given.resume:
+        ranks.first(lambda: require_free(output))
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
         if tasks:
-            _score_tasks(given, output, tasks, streams)
+            _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
-            _score_general(given, output)
+            _score_general(given, output, device)
     out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
-def _score_tasks(given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec]) -> None:
-    engine, model_id, context = _engine(given)
+def _score_tasks(
+    given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec], device: torch.device
+) -> None:
+    engine, model_id, context = _engine(given, device)
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context))
     for task in tasks:
         # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
@@ -80,12 +89,17 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task], streams: dict[str,
         "evaluation": settings_of(engine, encoder)
         | ({"quantization": given.quantization} if given.quantization else {}),
     }
-    scores = _begun(output, identity)
+    scores = ranks.from_first(ranks.first(lambda: _begun(output, identity)))
+    place = Place(output, model_id, ranks.own(), ranks.count())
+
+    def note(score: TaskScore) -> None:
+        write_predictions(output, score)
+        write_json(output / PARTIAL, identity | {"tasks": scores})
+
     for task in tasks:
         if task.name in scores:
             continue
-        score = score_task(engine, task, encoder, lambda _done: stop_if_asked(), Place(output, model_id))
-        write_predictions(output, score)
+        score = score_task(engine, task, encoder, lambda _done: stop_here_if_asked(), place)
         scores[task.name] = {
             "metric": task.metric,
             "score": score.score,
@@ -94,7 +108,7 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task], streams: dict[str,
             "max_new_tokens": task.max_new_tokens,
             "sha256": scoring_hash(task),
         }
-        write_json(output / PARTIAL, identity | {"tasks": scores})
+        ranks.first(partial(note, score))
         stop_if_asked()
     settings = identity["evaluation"]
     content = {
@@ -109,8 +123,12 @@ def _score_tasks(given: Any, output: Path, tasks: list[Task], streams: dict[str,
         "interval_level": CONVENTION,
         "evaluation": settings | {"prompts_cut": encoder.cut_count},
     }
-    write_json(output / SCORES, content)
-    (output / PARTIAL).unlink(missing_ok=True)
+
+    def finish() -> None:
+        write_json(output / SCORES, content)
+        (output / PARTIAL).unlink(missing_ok=True)
+
+    ranks.first(finish)
     table = Table("task", "metric", "score", "examples", "95% interval")
     for name, score in scores.items():
         low, high = score["interval"]
@@ -146,16 +164,17 @@ def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return scores
 
 
-def _score_general(given: Any, output: Path) -> None:
+def _score_general(given: Any, output: Path, device: torch.device) -> None:
     data = Path(given.general) if given.general else None
     if data is not None and not data.is_dir():
         raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
     former = _read(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
-    result = _general_of(given.model, given, data)
-    base = former or (_general_of(given.base, given, data) if given.base else None)
+    result = _general_of(given.model, given, data, device)
+    base = former or (_general_of(given.base, given, data, device) if given.base else None)
     if base is not None:
         result = with_drift(result, base)
-    write_json(output / GENERAL, {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result)
+    content = {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result
+    ranks.first(partial(write_json, output / GENERAL, content))
     table = Table(
         "general ability", "shots", "examples", *(["base", "score", "drift"] if base else ["score"]), "± s.e."
     )
@@ -168,17 +187,20 @@ def _score_general(given: Any, output: Path) -> None:
     out().print(table)
 
 
-def _general_of(source: str, given: Any, data: Path | None) -> dict[str, Any]:
+def _general_of(source: str, given: Any, data: Path | None, device: torch.device) -> dict[str, Any]:
     model, tokenizer = load_model(source, given.dtype, quantization=given.quantization)
+    model.to(device)  # type: ignore[arg-type]
     return evaluate_general(model, tokenizer, given.batch_size, data, given.limit)
 
 
-def _engine(given: Any) -> tuple[Any, str, int | None]:
+def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
     """The engine, what tells its model from others, and the model's context."""
     if given.engine == "transformers":
         model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
+        model_id = ranks.from_first(ranks.first(lambda: model_hash(model)))
+        model.to(device)  # type: ignore[arg-type]
         engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
-        return engine, model_hash(model), context_length(model)
+        return engine, model_id, context_length(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(given.model)
         context = context_length(SimpleNamespace(config=AutoConfig.from_pretrained(given.model)))  # type: ignore[arg-type]

@@ -51,9 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
-        stoppable.add_argument(
-            "--launch", metavar="ACCELERATE.yaml", help="start the processes that this accelerate config asks for"
-        )
+        _take_launch(stoppable)
         stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
     plan = commands.add_parser("plan", help="what it would cost, from a model's config alone")
@@ -88,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
+    _take_launch(evaluate)
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
@@ -163,6 +162,12 @@ def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -
         parser.add_argument("--config", help="YAML file with settings")
     parser.add_argument("--method", help="seqft, multitask, replay, derpp or seekr")
     _take_overrides(parser)
+
+
+def _take_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--launch", metavar="ACCELERATE.yaml", help="start the processes that this accelerate config asks for"
+    )
 
 
 def _take_overrides(parser: argparse.ArgumentParser) -> None:

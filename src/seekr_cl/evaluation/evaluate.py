@@ -15,6 +15,7 @@ from seekr_cl.evaluation.journal import Journal, answering, discard, merged, sha
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
 from seekr_cl.memory.files import write_bytes
+from seekr_cl.stopping import Stopped, stop_if_asked
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.answers import get_extraction
 
@@ -83,11 +84,20 @@ def score_task(
 ) -> TaskScore:
     """``evaluate_task`` with any engine.
 
-    Of several processes each answers its share first (``answer_task``), and once all have, one scores everything.
+    Of several processes each answers its share first (``answer_task``), and once all have, each scores everything.
+
+    Raises:
+        Stopped: of several processes by all, if ``on_batch`` stops one that a signal has asked to.
     """
     get_metric(task.metric)
-    answers = answer_task(engine, task, encoder, on_batch, place)
+    try:
+        answers = answer_task(engine, task, encoder, on_batch, place)
+    except Stopped:
+        if place is None or place.world == 1:
+            raise
     if place is not None and place.world > 1:
+        # Whoever was asked to stop tells the others here: they are waiting for its answers.
+        stop_if_asked()
         identity = _identity(engine, task, _prompts(task, encoder), place.model)
         ranks.wait()
         answers = merged(place.folder, task.slug, identity, len(task.test))

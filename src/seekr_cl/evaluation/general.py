@@ -4,13 +4,16 @@ The benchmarks and shots are the SEEKR paper's, which gives none for TyDiQA, Boo
 none here. Nothing of the harness is done again: its tasks are named, or its task configs are filled with local files.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 
@@ -50,7 +53,7 @@ def evaluate_general(
     limit: int | None = None,
     names: Sequence[str] = tuple(BENCHMARKS),
 ) -> dict[str, Any]:
-    """Scores a model on the benchmarks of general ability.
+    """Scores a model on the benchmarks of general ability; of several processes each takes whole benchmarks.
 
     Args:
         model: any causal language model; its training mode is left as it was.
@@ -86,22 +89,24 @@ def evaluate_general(
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.
         manager = TaskManager(include_defaults=data is None)
-        for name in names:
+        # Not shares of a benchmark: the harness draws shots as it goes, so a share's would be others.
+        for name in names[ranks.own() :: ranks.count()]:
             shots = configs[name].shots
             try:
-                results = lm_eval.simple_evaluate(
-                    model=wrapped,
-                    tasks=asked[name],
-                    num_fewshot=shots,
-                    task_manager=manager,
-                    limit=limit,
-                    bootstrap_iters=100,
-                    log_samples=False,
-                    random_seed=SEED,
-                    numpy_random_seed=SEED,
-                    torch_random_seed=SEED,
-                    fewshot_random_seed=SEED,
-                )
+                with _alone():
+                    results = lm_eval.simple_evaluate(
+                        model=wrapped,
+                        tasks=asked[name],
+                        num_fewshot=shots,
+                        task_manager=manager,
+                        limit=limit,
+                        bootstrap_iters=100,
+                        log_samples=False,
+                        random_seed=SEED,
+                        numpy_random_seed=SEED,
+                        torch_random_seed=SEED,
+                        fewshot_random_seed=SEED,
+                    )
             except (OSError, ValueError, KeyError, AssertionError) as error:
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise DataError(
@@ -111,6 +116,8 @@ def evaluate_general(
             tasks[name] = _score(results, configs[name].metric) | {"shots": shots}
     finally:
         model.train(training)
+    found = {name: task for of_process in ranks.of_all(tasks) for name, task in of_process.items()}
+    tasks = {name: found[name] for name in names}
     return {
         "harness": f"lm-evaluation-harness {lm_eval.__version__}",
         "data": None if data is None else str(data),
@@ -141,6 +148,17 @@ def with_drift(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"--base: {name} is missing there or scored in another way; name the base model itself")
         tasks[name] = task | {"base": former["score"], "drift": task["score"] - former["score"]}
     return result | {"tasks": tasks, "base_mean": base["mean"], "drift": result["mean"] - base["mean"]}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The harness keeps results from whoever is not the first process of a machine, as under tensor parallelism."""
+    own = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            os.environ["LOCAL_RANK"] = own
 
 
 def _score(results: Any, metric: str) -> dict[str, Any]:

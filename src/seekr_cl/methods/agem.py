@@ -7,6 +7,7 @@ from torch import nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import TaskSamples
 from seekr_cl.methods.base import Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.parameters import inner, put_gradients, step_gradients
 from seekr_cl.methods.references import ReferenceMethod
 
@@ -37,6 +38,13 @@ class AGEM(ReferenceMethod):
     name = "agem"
     paper = Paper("Efficient Lifelong Learning with A-GEM", "Chaudhry et al., 2019", "https://arxiv.org/abs/1812.00420")
     Settings = AGEMSettings
+
+    @classmethod
+    def overhead(cls, settings: AGEMSettings, scale: Scale) -> Overhead:
+        """One gradient, and a pass over the drawn samples in every step."""
+        counts = [min(sum(scale.kept[:number]), settings.reference_samples) for number in range(scale.number)]
+        passes = sum(steps * count for steps, count in zip(scale.steps, counts))
+        return Overhead(device=FLOAT * scale.weights if counts[-1] else 0, passes=passes)
 
     def before_step(self, model: nn.Module) -> None:
         """Projects the step's gradient where it points against the reference."""

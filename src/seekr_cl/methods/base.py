@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.tasks import Encoded
 
@@ -152,6 +153,27 @@ class Method(ABC):
             examples: of the new task.
         """
         return sum(kept)
+
+    @classmethod
+    def virtual_tokens(cls, settings: Any, model: PreTrainedModel, tasks: int) -> int:
+        """Virtual tokens of prompts before every example while a task is learnt, beside those the model comes with.
+
+        Args:
+            settings: the method's.
+            model: before the first of the tasks.
+            tasks: which task it is, counted from that model.
+        """
+        return 0
+
+    @classmethod
+    def overhead(cls, settings: Any, scale: Scale) -> Overhead:
+        """What the method needs beside model, optimizer and samples, for ``seekr plan``.
+
+        Args:
+            settings: the method's.
+            scale: what that grows with.
+        """
+        return Overhead()
 
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.parameters import check_names, drawn, example_gradients, sampled_loss, trained
 
@@ -76,6 +77,14 @@ class EWC(Method):
                 check_names(context.model, place, self.name)
             self._rest = float(content["rest"])
         self._next: Carried | None = None
+
+    @classmethod
+    def overhead(cls, settings: EWCSettings, scale: Scale) -> Overhead:
+        """Two numbers a trained weight, and the examples of the Fisher information."""
+        state = 2 * FLOAT * scale.weights
+        held = state if scale.later else 0
+        passes = sum(min(settings.fisher_samples, count) for count in scale.examples)
+        return Overhead(device=held, ram=held, carried=state, passes=passes)
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""

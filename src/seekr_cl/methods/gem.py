@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.parameters import put_gradients, step_gradients
 from seekr_cl.methods.references import ReferenceMethod
 
@@ -54,6 +55,14 @@ class GEM(ReferenceMethod):
         "https://arxiv.org/abs/1706.08840",
     )
     Settings = GEMSettings
+
+    @classmethod
+    def overhead(cls, settings: GEMSettings, scale: Scale) -> Overhead:
+        """A gradient of every old task, and a pass over its samples in every step."""
+        counts = [min(kept, settings.reference_samples or kept) for kept in scale.kept]
+        gradients = sum(map(bool, counts[:-1]))
+        passes = sum(steps * sum(counts[:number]) for number, steps in enumerate(scale.steps))
+        return Overhead(device=gradients * FLOAT * scale.weights, passes=passes)
 
     def before_step(self, model: nn.Module) -> None:
         """Replaces the step's gradient where it points against an old task's."""

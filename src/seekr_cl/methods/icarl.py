@@ -10,6 +10,7 @@ from torch import nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.costs import FORWARD, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.methods.parameters import frozen_copy
 
@@ -53,6 +54,14 @@ class ICaRL(Method):
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._teacher: nn.Module | None = None
+
+    @classmethod
+    def overhead(cls, settings: ICaRLSettings, scale: Scale) -> Overhead:
+        """From the first task with exemplars behind it: a copy of the trained weights and its forward passes."""
+        if not (settings.distillation and any(scale.kept[:-1])):
+            return Overhead()
+        new = sum(scale.trained[1:]) if settings.new_examples else 0
+        return Overhead(device=scale.width * scale.weights, passes=FORWARD * (new + scale.replayed))
 
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Holds the model before the task, if there is anything old in it to keep."""

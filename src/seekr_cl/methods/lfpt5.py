@@ -13,6 +13,7 @@ from torch import Tensor
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.logits import (
     LogitSettings,
     answer_logits,
@@ -98,6 +99,13 @@ class LFPT5(Method):
     def num_replayed(cls, settings: LFPT5Settings, kept: Sequence[int], examples: int) -> int:
         """If enough of what the model writes can be read."""
         return sum(kept) + (round(settings.pseudo_ratio * examples) if kept else 0)
+
+    @classmethod
+    def overhead(cls, settings: LFPT5Settings, scale: Scale) -> Overhead:
+        """The outputs of what is written, over the whole vocabulary, and a pass more over every text."""
+        samples = cls.num_replayed(settings, scale.kept[:-1], scale.examples[-1])
+        ram = samples * scale.outputs if settings.consistency else 0
+        return Overhead(ram=ram, passes=sum(scale.trained) + scale.replayed)
 
     # One step -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.costs import FORWARD, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.methods.parameters import frozen_copy
 
@@ -51,6 +52,11 @@ class LwF(Method):
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._teacher: nn.Module | None = frozen_copy(context.model)
+
+    @classmethod
+    def overhead(cls, settings: LwFSettings, scale: Scale) -> Overhead:
+        """A copy of the trained weights, and its forward pass over every example."""
+        return Overhead(device=scale.width * scale.weights, passes=FORWARD * sum(scale.trained))
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Carried, Context, Method, Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import IGNORE
 from seekr_cl.methods.parameters import (
     check_names,
@@ -67,6 +68,14 @@ class OGD(Method):
             self._basis = {name: tensor.to(context.model.device) for name, tensor in context.carried[0].items()}
             check_names(context.model, {name: tensor[0] for name, tensor in self._basis.items()}, self.name)
         self._next: Carried | None = None
+
+    @classmethod
+    def overhead(cls, settings: OGDSettings, scale: Scale) -> Overhead:
+        """As many directions as examples they come from; those that lie in the others' span are left out."""
+        counts = [min(settings.directions, count) for count in scale.examples]
+        one = FLOAT * scale.weights
+        held = sum(counts[:-1]) * one
+        return Overhead(device=held, ram=held, carried=sum(counts) * one, passes=sum(counts))
 
     def before_step(self, model: nn.Module) -> None:
         """Takes the old tasks' directions out of the gradient."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.methods.adapters import attach, fraction, layer_names, merged
 from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.costs import Overhead, Scale, num_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,14 @@ class OSFTSettings:
 
     def __post_init__(self) -> None:
         fraction(self.preserved, "method.preserved")
+
+    def osf(self) -> OSFConfig:
+        """As PEFT knows it."""
+        return OSFConfig(
+            task_type="CAUSAL_LM",
+            effective_rank=float(self.preserved),
+            target_modules=layer_names(self.targets),
+        )
 
 
 class OSFT(Method):
@@ -44,12 +53,14 @@ class OSFT(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        config = OSFConfig(
-            task_type="CAUSAL_LM",
-            effective_rank=float(settings.preserved),
-            target_modules=layer_names(settings.targets),
-        )
-        context.model = attach(context.model, config, context.seed)
+        context.model = attach(context.model, settings.osf(), context.seed)
+
+    @classmethod
+    def overhead(cls, settings: OSFTSettings, scale: Scale) -> Overhead:
+        """The parts of the decomposed weights; the weights themselves stay beside them."""
+        model = scale.build()
+        base = num_bytes(model)
+        return Overhead(device=num_bytes(attach(model, settings.osf(), seed=0)) - base)
 
     def finished_model(self) -> PreTrainedModel:
         """The model with its weights put together again."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.adapters import ADAPTER, attach
 from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.writing import context_length
 from seekr_cl.tasks import Encoded
 
@@ -106,6 +107,21 @@ class ProgressivePrompts(Method):
         self._encoder.embedding = trained.to(model.device)
         # PEFT would count left padding as distance between the prompts and the text.
         context.layout = replace(context.layout, side="right")
+
+    @classmethod
+    def virtual_tokens(cls, settings: ProgressivePromptsSettings, model: PreTrainedModel, tasks: int) -> int:
+        """A prompt a task."""
+        return settings.prompt_length * tasks
+
+    @classmethod
+    def overhead(cls, settings: ProgressivePromptsSettings, scale: Scale) -> Overhead:
+        """All tasks' prompts, the network of the last, and the room that they take before every example."""
+        tokens = settings.prompt_length * scale.number
+        prompts = FLOAT * scale.hidden * tokens
+        width = settings.bottleneck
+        network = FLOAT * (2 * scale.hidden * width + width + scale.hidden) if width else 0
+        seen = sum(count * settings.prompt_length * number for number, count in enumerate(scale.trained, start=1))
+        return Overhead(device=prompts + network, written=prompts, virtual=tokens, passes=seen / scale.tokens)
 
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.parameters import check_names, step_gradients, trained
 
 KINDS = ("fisher", "score", "anchor")
@@ -50,8 +51,8 @@ class RWalk(Method):
     it, 1/2 F_i dtheta_i^2 + epsilon. After each task the scores are averaged with the older ones, (s + s_task) / 2. In
     the penalty both are brought to [0, 1], by their least and largest values over all weights.
 
-    g is the gradient of the task's loss alone: the penalty's, known in closed form, is taken off. Costs eight float32
-    numbers a trained weight in memory, and three in the replay memory.
+    g is the gradient of the task's loss alone: the penalty's, known in closed form, is taken off. Costs up to
+    eleven float32 numbers a trained weight on the device, and three in the replay memory.
     """
 
     name = "rwalk"
@@ -81,6 +82,13 @@ class RWalk(Method):
         self._interval: dict[str, dict[str, Tensor]] = {}
         self._before: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._next: Carried | None = None
+
+    @classmethod
+    def overhead(cls, settings: RWalkSettings, scale: Scale) -> Overhead:
+        """Three numbers a trained weight; with running sums and a step's own eleven, seven in the first task."""
+        one = FLOAT * scale.weights
+        device = (11 if scale.later else 7) * one
+        return Overhead(device=device, ram=len(KINDS) * one if scale.later else 0, carried=len(KINDS) * one)
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""

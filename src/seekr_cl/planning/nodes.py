@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from seekr_cl.planning.plan import Plan
+from seekr_cl.planning.plan import WIDTHS, Plan
 from seekr_cl.training.config import SeekrConfig
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 SMALL = 0.1
 """A term is small as long as it is at most this part of what it is measured by."""
 
@@ -59,7 +58,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
 
     Activations are not among them: they depend on the model's code and on checkpointing.
     """
-    one, processes = _BYTES[config.dtype], cluster.processes
+    one, processes = WIDTHS[config.dtype], cluster.processes
     weights = float(plan.shape.parameters * one)
     # Weights, gradients and the two moments, all sharded; under mixed precision the first are kept in float32.
     state = plan.shape.parameters * (16 if config.bf16 or config.fp16 else 4 * one) / processes
@@ -69,7 +68,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     settings = config.replay_settings
     by_volume = settings.every is None and settings.share is None
     replayed = last * epochs if by_volume else min(float(plan.steps.replayed), new)
-    return [
+    found = [
         Term("weights, gradients, optimizer of a process (GPU)", state, cluster.memory, "bytes", "sharded; more GPUs"),
         Term(
             "the whole model before it is sharded (GPU)",
@@ -108,12 +107,18 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
         ),
         Term(
             "the memory on the disk, beside one checkpoint",
-            plan.chosen.total,
+            plan.chosen.total + plan.overhead.carried,
             plan.shape.parameters * 12.0,
             "bytes",
             "mapped, read sample by sample; memory.max_bytes bounds it",
         ),
     ]
+    own = plan.overhead.device
+    if own:
+        found.append(
+            Term(f"what {plan.method} holds (GPU)", own, cluster.memory, "bytes", "not sharded; peft makes it small")
+        )
+    return found
 
 
 def crossing(plan: Plan) -> int | None:

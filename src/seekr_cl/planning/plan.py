@@ -3,16 +3,19 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.logits import TEACHERS, LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
-from seekr_cl.planning.workload import Steps, Workload, count_steps
+from seekr_cl.planning.workload import Steps, Workload, count_steps, steps_of_tasks
 from seekr_cl.training.config import SeekrConfig
 
 FORMS = ("top_k", "factors", "dense")
 PRECISIONS = ("int8", "float16")
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+"""Bytes of a weight by ``dtype``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,9 @@ class Plan:
         chosen: the settings as given.
         others: alternatives.
         steps: what replay adds to training.
-        teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
         official: the official code's bytes.
+        overhead: what the method needs beside model, optimizer and samples.
+        teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
     """
 
     shape: ModelShape
@@ -72,6 +76,7 @@ class Plan:
     others: list[Option]
     steps: Steps
     official: OfficialCost
+    overhead: Overhead
     teachers: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +99,7 @@ class Plan:
             "teachers": self.teachers,
             "steps": asdict(self.steps) | {"time_share": round(self.steps.time_share, 4)},
             "official": asdict(self.official),
+            "overhead": asdict(self.overhead),
         }
 
 
@@ -136,7 +142,31 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     each = chosen.sample.stored * replayed
     fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
     steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
-    return Plan(shape, config.method_class.name, work, kept, limit, fit, chosen, others, steps, official, teachers)
+    overhead = _overhead(shape, config, work, adapter, kept, steps)
+    steps = replace(steps, own=round(overhead.passes))
+    name = config.method_class.name
+    return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
+
+
+def _overhead(
+    shape: ModelShape, config: SeekrConfig, work: Workload, adapter: int | None, kept: list[int], steps: Steps
+) -> Overhead:
+    dtype = config.signal_dtype or "int8"
+    scale = Scale(
+        # PEFT keeps adapters in single precision on whatever base.
+        weights=shape.parameters if adapter is None else adapter // FLOAT,
+        width=WIDTHS[config.dtype] if adapter is None else FLOAT,
+        hidden=shape.hidden,
+        examples=work.examples,
+        kept=kept,
+        steps=steps_of_tasks(work, config),
+        trained=[round(count * epochs) for count, epochs in zip(work.examples, work.epochs)],
+        replayed=steps.replayed,
+        tokens=work.tokens,
+        outputs=sample_cost(shape, LogitSettings(logits_top_k=None), dtype, work.tokens, work.answer).logits,
+        build=shape.build,
+    )
+    return config.method_class.overhead(config.method_settings, scale)
 
 
 def _option(

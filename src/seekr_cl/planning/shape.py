@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class ModelShape:
         vocabulary: size of an output distribution.
         parameters: number of weights; 0 if it could not be counted.
         context: longest sequence, if the config says so.
+        hidden: components of a token's embedding.
+        config: the model's.
     """
 
     name: str
@@ -53,11 +55,18 @@ class ModelShape:
     vocabulary: int
     parameters: int
     context: int | None
+    hidden: int = 0
+    config: PretrainedConfig | None = field(default=None, compare=False, repr=False)
 
     @property
     def heads(self) -> dict[int, int]:
         """Query heads of each layer."""
         return {number: layer.heads for number, layer in self.layers.items()}
+
+    def build(self) -> Any:
+        """The model without storage."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config, attn_implementation="eager")
 
 
 def read_shape(source: str | os.PathLike[str]) -> ModelShape:
@@ -87,7 +96,9 @@ def read_shape(source: str | os.PathLike[str]) -> ModelShape:
         raise
     except Exception:
         layers = _from_fields(text, str(source))
-    return ModelShape(config.model_type, layers, int(text.vocab_size), parameters, context_length(model))
+    hidden = int(model.get_input_embeddings().weight.shape[1])
+    context = context_length(model)
+    return ModelShape(config.model_type, layers, int(text.vocab_size), parameters, context, hidden, config)
 
 
 def adapter_size(source: str | os.PathLike[str], peft: Mapping[str, Any] | None) -> int | None:

@@ -47,10 +47,13 @@ def show_plan(plan: Plan, out: Console) -> None:
         say(f"method.teacher, all samples and adapters: {each}; {smaller} is smaller")
     if plan.fit is not None:
         say(f"memory.max_bytes {size(plan.limit or 0)} leaves {plan.fit} samples a task after the last one")
+    for line in _beside(plan):
+        say(line)
     say(f"RAM held while a task is trained (all heads' rows from before): {size(chosen.held)}")
     say(f"VRAM that a replay step adds (teachers, student logits, row tiles): {size(chosen.vram)}")
     say(
-        f"optimizer steps: {steps.steps} + {steps.extra} for replay; replay and scoring are "
+        f"optimizer steps: {steps.steps} + {steps.extra} for replay; replay"
+        f"{f', scoring and what {plan.method} does beside' if steps.own else ' and scoring'} are "
         f"{100 * steps.time_share:.1f}% of the time"
     )
     say(
@@ -84,6 +87,27 @@ def show_terms(plan: Plan, config: SeekrConfig, cluster: Cluster, out: Console) 
     number = crossing(plan)
     if number is not None:
         out.print(f"without a cadence, replay is as much work as the task itself from task {number} on", soft_wrap=True)
+
+
+def _beside(plan: Plan) -> list[str]:
+    """What the method needs beside model, optimizer and samples."""
+    own, context, tokens = plan.overhead, plan.shape.context, plan.work.tokens
+    lines = []
+    parts = (
+        (own.device, "on the device in a step of the last task"),
+        (own.ram, "in RAM meanwhile"),
+        (own.carried, "in the memory after it"),
+        (own.written, "of adapter written in place of a model"),
+    )
+    said = [f"{size(value)} {what}" for value, what in parts if value]
+    if said:
+        lines.append(f"{plan.method} itself takes {', '.join(said)}")
+    if own.virtual:
+        lines.append(f"{own.virtual} virtual tokens stand before the {tokens} of an example of the last task")
+        if context is not None and own.virtual + tokens > context:
+            left = max(context - own.virtual, 0)
+            lines.append(f"NO ROOM: the model's context is {context}, so that only {left} are left for an example")
+    return lines
 
 
 def _row(option: Option, chosen: bool) -> tuple[str, ...]:

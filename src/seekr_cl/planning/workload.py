@@ -39,6 +39,7 @@ class Steps:
         trained: passes of an example, forward and backward, without replay.
         replayed: the same over replay samples.
         scored: the same in scoring: about one for each kept sample, as measured.
+        own: the same for what a method does beside these, such as asking the earlier model.
     """
 
     steps: int
@@ -46,12 +47,25 @@ class Steps:
     trained: int
     replayed: int
     scored: int
+    own: int = 0
 
     @property
     def time_share(self) -> float:
-        """Replay's and scoring's part of the whole time, samples being as long as examples."""
-        whole = self.trained + self.replayed + self.scored
-        return (self.replayed + self.scored) / whole if whole else 0.0
+        """What is not a new example's pass, as part of the whole time, samples being as long as examples."""
+        more = self.replayed + self.scored + self.own
+        return more / (self.trained + more) if self.trained + more else 0.0
+
+
+def steps_of_tasks(work: Workload, config: SeekrConfig) -> list[int]:
+    """Optimizer steps of each task, those of replay apart."""
+    batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    found = []
+    for count, epochs in zip(work.examples, work.epochs):
+        # No batch goes across the border of two epochs.
+        whole, part = divmod(epochs, 1)
+        batches = int(whole) * math.ceil(count / batch) + math.ceil(round(part * count) / batch)
+        found.append(math.ceil(batches / accumulation))
+    return found
 
 
 def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bool) -> Steps:
@@ -80,10 +94,12 @@ def _spread(number: int) -> list[int]:
 
 def _count_task(examples: int, epochs: float, old: list[int], config: SeekrConfig) -> tuple[int, int, int, int]:
     """Steps without replay, steps it adds, examples and replay samples passed, after tasks that kept ``old``."""
-    settings, batch = config.replay_settings, config.per_device_train_batch_size
+    settings, batch, method = config.replay_settings, config.per_device_train_batch_size, config.method_class
+    # GEM keeps samples and replays none.
+    num_replay = method.num_replayed(config.method_settings, old, examples) if method.replays else 0
     schedule = build_schedule(
         epochs_of=[float(epochs)] * examples,
-        num_replay=config.method_class.num_replayed(config.method_settings, old, examples),
+        num_replay=num_replay,
         batch_size=batch,
         replay_batch_size=settings.batch_size or batch,
         cadence=settings.schedule_cadence(),

@@ -315,11 +315,7 @@ class SeekrConfig(TrainingArguments):
             _ = self.device
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise ConfigError(f"training settings: {error}") from error
-        if ranks.count() != ranks.launched():
-            raise ConfigError(
-                f"{ranks.launched()} processes were launched, but {ranks.count()} train together; name the launcher's "
-                "problem with 'accelerate test'"
-            )
+        ranks.require_all()
         if not ranks.is_first():
             self.progress = "none"
 

@@ -48,6 +48,7 @@ from seekr_cl.training.models import (
     written_state,
 )
 from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.room import check_room
 from seekr_cl.training.schedule import build_schedule
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
@@ -181,6 +182,8 @@ def _learn(
     )
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
+    for one, (examples, encoded) in zip(tasks, trained):
+        check_room(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
     method = config.method_class(config.method_settings, context)

@@ -31,14 +31,16 @@ from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
-from seekr_cl.stopping import stop_if_asked
+from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
+from seekr_cl.training.adapters import adapted
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import decisive, describe_method, scoring_hash
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.progress import console, counting
+from seekr_cl.training.room import check_room, tests_encoder
 from seekr_cl.training.standing import open_memory, remove_leftovers
 
 LEDGER = "run.json"
@@ -197,13 +199,19 @@ class Run:
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
+        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
-        for task in self.tasks:
-            fitting(task, encoder, self.config)
+        stages = self._stages()
+        for number, stage in enumerate(stages, start=1):
+            for task in stage:
+                examples, encoded = fitting(task, encoder, self.config)
+                check_room(model, self.config, task, examples, encoded, number, len(stages))
+        asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
             for example in task.test:
-                encoder.encode_prompt(example, reserve=task.max_new_tokens)
-        return model_hash(model), tokenizer_hash(tokenizer)
+                asked.encode_prompt(example, reserve=task.max_new_tokens)
+        return hashes
 
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
@@ -251,9 +259,7 @@ class Run:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
-                # Several processes have different numbers of batches, and whether to stop they decide together.
-                if ranks.count() == 1:
-                    stop_if_asked()
+                stop_here_if_asked()
 
             for task in tasks:
                 if task.name in scores:

@@ -305,6 +305,15 @@ class SeekrTrainer(Trainer):
             kwargs["resume_from_checkpoint"] = str(self._begun.path)
         return super().train(*args, **kwargs)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The Trainer would look for DeepSpeed's own checkpoint, which can run code when it is read."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's own would write files that can run code when they are read."""
         assert self._save_state is not None

@@ -1,0 +1,108 @@
+"""DeepSpeed's ZeRO on two processes is one process, and a killed training goes on to the last bit.
+
+DeepSpeed lies in a folder of its own (`make test` installs it there): where it is importable, transformers and
+accelerate import it in every process, which costs seconds each time.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killing import fingerprint
+from pair import Pair, learn_two, pair
+from test_processes import CASES, SEEKR, WORDS, assert_same_outcome, one, settings_of
+from tinylm import differs, weights
+
+__all__ = ["one"]
+
+FOLDER = Path(os.environ.get("SEEKR_DEEPSPEED", f"{sys.prefix}/deepspeed"))
+pytestmark = [
+    pytest.mark.skipif(
+        not (FOLDER / "deepspeed").is_dir() and importlib.util.find_spec("deepspeed") is None,
+        reason=f"deepspeed is not installed, neither in {FOLDER} nor for this Python",
+    ),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 3}
+# The default makes whole steps of gradients that are rounding.
+ADAM |= {"adam_epsilon": 1e-3}
+CASES_HERE = {name: CASES[name] for name in ("seqft", "icarl", "onpolicy_replay", "seekr-measured", "seekr-joint")}
+CASES_HERE |= {"seekr-adam": {"method": SEEKR | {"lambda2": "auto"}} | ADAM}
+
+
+def environment(stage: int, folder: Path) -> dict[str, str]:
+    """What accelerate's launcher makes of a config; small weights, too, are cut up in stage 3."""
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    config = folder / f"zero{stage}.json"
+    config.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(auto, "auto")))
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(FOLDER)])),
+    }
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Pair]]:
+    """Two processes of a stage, started when they are first asked for."""
+    folder, started = tmp_path_factory.mktemp("zero"), {}
+
+    def of_stage(stage: int) -> Pair:
+        if stage not in started:
+            context = pair(**environment(stage, folder))
+            started[stage] = context, context.__enter__()
+        return started[stage][1]
+
+    yield of_stage
+    for context, _ in started.values():
+        context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [(2, "seekr-joint"), (2, "seekr-adam"), *((3, name) for name in CASES_HERE)], ids=str
+)
+def test_zero_is_one_process(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, stage: int, name: str
+) -> None:
+    case: dict[str, Any] = CASES_HERE[name]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    learn_two(bases["llama"], alone, WORDS, settings_of(case, 4))
+    assert zero(stage).ask(bases["llama"], together, WORDS, settings_of(case, 2)) == ["", ""]
+    assert differs(weights(together / "m2"), weights(bases["llama"])), "nothing was learnt"
+    assert_same_outcome(alone, together, name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"), [(2, "learn.step:16"), (3, "learn.step:16"), (3, "learn.scored:2")], ids=str
+)
+def test_a_killed_process_is_as_if_it_had_not_been(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, stage: int, fault: str
+) -> None:
+    settings = settings_of(
+        {"method": SEEKR | {"lambda2": "auto"}, "checkpoint_every": 2, "num_train_epochs": 2} | ADAM, 2
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert zero(stage).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
+    with pair(**environment(stage, tmp_path)) as first:
+        answers = first.ask(bases["llama"], killed, WORDS, settings, fault=fault, rank=1)
+        assert answers[1] == "no answer", "it was not killed"
+        assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
+    assert list(killed.glob("m2.checkpoints/0*")), "nothing to go on from"
+    # Those that wait are new processes for this training: nothing in them knows of it.
+    assert zero(stage).ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
+    assert fingerprint(killed) == fingerprint(whole)
+
+
+def test_methods_on_single_weights_refuse_zero(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path
+) -> None:
+    answers = zero(3).ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["ewc"], 2))
+    assert all("ConfigError: DeepSpeed: " in answer and "ewc" in answer for answer in answers)
+    assert not (tmp_path / "m1").exists()
