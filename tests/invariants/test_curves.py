@@ -1,0 +1,33 @@
+"""Every case's losses, gradient norms and shares are what they were when they were put on record.
+
+So nobody changes a method's numbers without knowing. Where a change is meant, record the case again.
+"""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from cases import CASES, tolerance_of
+from recorded import RECORDED, Tolerance, curves_of, differences, read_record, record_of
+
+COMMAND = "python recipes/record_curves.py"
+TOLERANCE = Tolerance(largest=3e-4, mean=1e-4, scale=1e-3)
+
+
+def test_every_case_has_a_record() -> None:
+    missing = [name for name in CASES if not record_of(name).exists()]
+    assert not missing, f"no recorded curve of {', '.join(missing)}: commit, run '{COMMAND}', commit what it wrote"
+    left_over = {path.stem for path in RECORDED.glob("*.json")} - set(CASES)
+    assert not left_over, f"records of no case: run '{COMMAND}'"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if record_of(name).exists()])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_curves_are_those_on_record(one: Callable[[str], Path], name: str) -> None:
+    record = read_record(name)
+    found = differences(record.pop("curves"), curves_of(one(name)), TOLERANCE, tolerance_of(name))
+    here = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
+    assert not found, f"{found}\nrecorded with {record}, here {here}; if it is meant to change: {COMMAND} {name}"
