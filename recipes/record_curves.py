@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every case")
     asked = parser.parse_args()
 
-    from cases import CASES, WORDS, settings_of
+    from cases import CASES, settings_of, words_of
     from recorded import RECORDED, curves_of, record_of, write_record
 
     if unknown := [name for name in asked.cases if name not in CASES]:
@@ -73,7 +73,7 @@ def main() -> int:
         base = save_base(Path(place) / "base")
         for name in names:
             folder = Path(place) / name
-            learn_two(base, folder, WORDS, settings_of(CASES[name], 4))
+            learn_two(base, folder, words_of(name), settings_of(CASES[name], 4))
             print(f"{write_record(name, curves_of(folder), origin()).relative_to(ROOT)}: recorded")
     return 0
 

@@ -11,8 +11,8 @@ from tinylm import PLAIN_SGD
 
 from seekr_cl.methods import get_method
 
-WORDS = {"count": 18}
-"""Not a multiple of the batch: the last one leaves a process with less than the other."""
+COUNT = 18
+"""Examples of a task; not a multiple of the batch: the last one leaves a process with less than the other."""
 REPLAY = {"samples": 5, "every": 1}
 """Five samples in batches of four: in the last one a process has none."""
 
@@ -40,10 +40,15 @@ CASES |= {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
-    "replay-by-batches": {"method": "replay", "loss_average": "micro_batches"},
+    "replay-by-batches": {"method": "replay", "loss_average": "micro_batches", "gradient_accumulation_steps": 2},
     "seekr-lora": {"method": SEEKR, "peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}},
     "seekr-by-loss": {"method": SEEKR, "replay": REPLAY | {"choice": "loss", "task_weights": "similarity"}},
 }
+
+
+def words_of(name: str) -> dict[str, Any]:
+    """What a case's two tasks are made with."""
+    return {"count": COUNT} | (ROWS[name].tasks if name in ROWS else {})
 
 
 def tolerance_of(name: str) -> float:

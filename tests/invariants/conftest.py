@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "methods"))
 
-from cases import CASES, WORDS, settings_of
+from cases import CASES, settings_of, words_of
 from pair import learn_two
 from tinylm import save_base
 
@@ -28,7 +28,7 @@ def one(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cal
     def learnt(name: str) -> Path:
         if name not in done:
             done[name] = tmp_path_factory.mktemp("one")
-            learn_two(bases["llama"], done[name], WORDS, settings_of(CASES[name], 4))
+            learn_two(bases["llama"], done[name], words_of(name), settings_of(CASES[name], 4))
         return done[name]
 
     return learnt

@@ -22,6 +22,7 @@ from tinylm import (
     memory_tensors,
     reverse_task,
     teach,
+    two_tasks,
     weights,
 )
 from torch import Tensor
@@ -170,11 +171,10 @@ def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
             settings.pop("replay")
         elif not get_method(wanted["name"]).replays:
             settings["replay"] = {"samples": settings["replay"]["samples"]}
-        key = repr((family, wanted, sorted(settings.items()), kernel, invariant.length))
+        key = repr((family, wanted, sorted(settings.items()), kernel, invariant.length, ROWS[method].tasks))
         if key not in done:
             folder = tmp_path_factory.mktemp("outcome")
-            words: dict[str, Any] = {"count": 16, "length": invariant.length}
-            tasks = [reverse_task("first", seed=1, **words), reverse_task("second", seed=2, **words)]
+            tasks = two_tasks(16, invariant.length, **ROWS[method].tasks)
             with pytest.MonkeyPatch.context() as patch:
                 if kernel:
                     attend_with(patch, kernel)

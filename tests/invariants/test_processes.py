@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cases import CASES, SEEKR, WORDS, settings_of, tolerance_of
+from cases import CASES, SEEKR, settings_of, tolerance_of, words_of
 from killing import fingerprint
 from matrix import ROWS
 from pair import Pair, pair
@@ -58,7 +58,7 @@ def assert_same_outcome(left: Path, right: Path, name: str) -> None:
 def test_two_processes_are_one(
     bases: dict[str, Path], one: Callable[[str], Path], two: Pair, tmp_path: Path, name: str
 ) -> None:
-    assert two.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert two.ask(bases["llama"], tmp_path, words_of(name), settings_of(CASES[name], 2)) == ["", ""]
     assert differs(weights(tmp_path / "m2"), weights(bases["llama"])), "nothing was learnt"
     assert_same_outcome(one(name), tmp_path, name)
 
@@ -69,12 +69,12 @@ def test_a_sharded_model_is_a_whole_one(
     bases: dict[str, Path], one: Callable[[str], Path], sharded: Pair, tmp_path: Path, name: str
 ) -> None:
     """FSDP2 is one process, and so it is DDP."""
-    assert sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert sharded.ask(bases["llama"], tmp_path, words_of(name), settings_of(CASES[name], 2)) == ["", ""]
     assert_same_outcome(one(name), tmp_path, name)
 
 
 def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
-    answers = sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["ewc"], 2))
+    answers = sharded.ask(bases["llama"], tmp_path, words_of("ewc"), settings_of(CASES["ewc"], 2))
     assert all("ConfigError: FSDP: " in answer and "ewc" in answer for answer in answers)
     assert not (tmp_path / "m1").exists()
 
@@ -88,12 +88,12 @@ def test_a_killed_process_is_as_if_it_had_not_been(
     settings = settings_of({"method": SEEKR | {"lambda2": "auto"}, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
     settings |= {"num_train_epochs": 2, "learning_rate": 1e-3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert (sharded if environment else two).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
+    assert (sharded if environment else two).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
     with pair(**environment) as first:
-        answers = first.ask(bases["llama"], killed, WORDS, settings, fault="learn.step:16", rank=1)
+        answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault="learn.step:16", rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
     assert list(killed.glob("m2.checkpoints/0*")), "nothing to go on from"
     with pair(**environment) as second:
-        assert second.ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
+        assert second.ask(bases["llama"], killed, words_of("seekr"), settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)
