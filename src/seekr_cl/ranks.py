@@ -23,6 +23,11 @@ from seekr_cl.errors import SeekrError
 Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
 
+LOST = 69
+"""Exit code of a process that cannot reach the others any more, while none of them has left word why."""
+LAUNCHER = "SEEKR_LAUNCHER"
+"""Set in the environment of processes whose launcher says in their place why they are gone."""
+
 _PATIENCE = timedelta(seconds=5)
 """How long a process that gives up waits for word from the others."""
 
@@ -141,6 +146,11 @@ def reported() -> bool:
     """Whether another process has left word that it gives up."""
     board = _board()
     return board is not None and _appears(board, _failed())
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process cannot be reached any more; gloo has no class of its own for it."""
+    return count() > 1 and "gloo/transport" in str(error)
 
 
 def turns(length: int) -> Iterator[tuple[int, bool]]:

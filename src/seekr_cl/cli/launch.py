@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
 from seekr_cl.tasks.yaml_file import read_yaml
 
@@ -52,6 +53,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     # It would repeat on a page what the process itself says in one line; its loggers come with its modules.
     import_module("torch.distributed.launcher.api")
     _silence("torch.distributed.elastic")
+    os.environ[ranks.LAUNCHER] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
     try:
         given: argparse.Namespace = launch_command_parser().parse_args(
@@ -60,9 +62,11 @@ def launch(config: str, words: Sequence[str]) -> int:
         launch_command(given)
     except ChildFailedError as failed:
         process, failure = failed.get_first_failure()
+        # Neither had a chance to say so itself.
         if failure.exitcode < 0:
-            # It had no chance to say so itself.
             print(f"error: process {process} was ended by {_signal(-failure.exitcode)}; {_GO_ON}", file=sys.stderr)
+        elif failure.exitcode == ranks.LOST:
+            print(f"error: process {process} cannot reach the others any more; {_GO_ON}", file=sys.stderr)
         return _exit_code(failure.exitcode)
     except subprocess.CalledProcessError as failed:
         return _exit_code(failed.returncode)
