@@ -49,7 +49,7 @@ def main() -> int:
     asked = parser.parse_args()
 
     from cases import CASES, settings_of, words_of
-    from recorded import RECORDED, curves_of, record_of, write_record
+    from recorded import RECORDED, curves, record_of, write_record
 
     if unknown := [name for name in asked.cases if name not in CASES]:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
@@ -74,7 +74,7 @@ def main() -> int:
         for name in names:
             folder = Path(place) / name
             learn_two(base, folder, words_of(name), settings_of(CASES[name], 4))
-            print(f"{write_record(name, curves_of(folder), origin()).relative_to(ROOT)}: recorded")
+            print(f"{write_record(name, curves(folder), origin()).relative_to(ROOT)}: recorded")
     return 0
 
 

@@ -29,7 +29,7 @@ class Tolerance:
     scale: float
 
 
-def curves_of(folder: Path) -> Curves:
+def curves(folder: Path) -> Curves:
     """Every number of every line of both tasks' logs, by name: loss terms, gradient norm, shares, weights."""
     found: Curves = {}
     for task in ("m1", "m2"):
@@ -60,10 +60,20 @@ def differences(left: Curves, right: Curves, tolerance: Tolerance, factor: float
     return found
 
 
-def write_record(name: str, curves: Curves, origin: dict[str, str]) -> Path:
+SAME = Tolerance(largest=5e-5, mean=5e-6, scale=1.0)
+"""Of two trainings on one machine that differ in the order of additions."""
+
+
+def assert_same_curves(left: Curves, right: Curves, factor: float = 1.0) -> None:
+    """The same within ``factor`` times ``SAME``."""
+    found = differences(left, right, SAME, factor)
+    assert not found, "\n".join(found)
+
+
+def write_record(name: str, found: Curves, origin: dict[str, str]) -> Path:
     """Puts a case on record, with where the numbers come from."""
     RECORDED.mkdir(exist_ok=True)
-    rounded = {key: [float(f"{value:.{DIGITS}g}") for value in values] for key, values in sorted(curves.items())}
+    rounded = {key: [float(f"{value:.{DIGITS}g}") for value in values] for key, values in sorted(found.items())}
     head = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in origin.items()]
     lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(values)}" for key, values in rounded.items())
     path = record_of(name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from cases import CASES, tolerance_of
-from recorded import RECORDED, Tolerance, curves_of, differences, read_record, record_of
+from recorded import RECORDED, Tolerance, curves, differences, read_record, record_of
 
 COMMAND = "python recipes/record_curves.py"
 TOLERANCE = Tolerance(largest=3e-4, mean=1e-4, scale=1e-3)
@@ -31,7 +31,7 @@ def test_every_case_has_a_record() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_curves_are_those_on_record(one: Callable[[str], Path], name: str) -> None:
     record = read_record(name)
-    found = differences(record.pop("curves"), curves_of(one(name)), TOLERANCE, tolerance_of(name))
+    found = differences(record.pop("curves"), curves(one(name)), TOLERANCE, tolerance_of(name))
     here = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
     assert not found, f"{found}\nrecorded with {record}, here {here}; if it is meant to change: {COMMAND} {name}"
 

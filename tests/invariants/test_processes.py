@@ -11,13 +11,11 @@ from cases import CASES, SEEKR, settings_of, tolerance_of, words_of
 from killing import fingerprint
 from matrix import ROWS
 from pair import Pair, pair
-from recorded import Tolerance, curves_of, differences
+from recorded import assert_same_curves, curves
 from tinylm import assert_same, differs, memory_tensors, weights
 
 from seekr_cl.methods import get_method
 from seekr_cl.training.trainer import looks_at_weights
-
-TOLERANCE = Tolerance(largest=5e-5, mean=5e-6, scale=1.0)
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -48,7 +46,7 @@ def sharded() -> Iterator[Pair]:
 
 def assert_same_outcome(left: Path, right: Path, name: str) -> None:
     factor = tolerance_of(name)
-    assert not differences(curves_of(left), curves_of(right), TOLERANCE, factor)
+    assert_same_curves(curves(left), curves(right), factor)
     assert_same(weights(left / "m2"), weights(right / "m2"), factor * 2e-6)
     assert_same(memory_tensors(left / "memory"), memory_tensors(right / "memory"), factor * 2e-5)
 
