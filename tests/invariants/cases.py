@@ -40,6 +40,10 @@ CASES |= {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
+    # Steered by measured gradients, as it is by default.
+    "seekr-auto": {"method": SEEKR | {"lambda2": "auto"}, "measure_every": 2},
+    # The row leaves this out, since with a ratio of 0 it is more than fine-tuning.
+    "icarl-new": {"method": {"name": "icarl", "new_examples": True}},
     "replay-by-batches": {"method": "replay", "loss_average": "micro_batches", "gradient_accumulation_steps": 2},
     "seekr-lora": {"method": SEEKR, "peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}},
     "seekr-by-loss": {"method": SEEKR, "replay": REPLAY | {"choice": "loss", "task_weights": "similarity"}},

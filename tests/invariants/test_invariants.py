@@ -212,6 +212,16 @@ def test_both_sides_agree(
         assert_same({key: left_memory[key] for key in right_memory}, right_memory, 20 * atol)
 
 
+@pytest.mark.parametrize("method", [name for name in ROWS if name not in ("seqft", "replay")])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_method_does_something_of_its_own_in_its_invariants(outcome: Callable[..., Outcome], method: str) -> None:
+    """Otherwise they would be those of plain fine-tuning or replay; ``tasks`` in its row can give it something to do."""
+    invariant = INVARIANTS["checkpointing is none"]
+    own, _ = outcome("llama", method, invariant, {})
+    for other in ("seqft", "replay"):
+        assert differs(own, outcome("llama", method, invariant, {"method": other})[0]), f"it is {other}"
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_the_checkpointing_settings_reach_the_model(bases: dict[str, Path], tmp_path: Path, reentrant: bool) -> None:
