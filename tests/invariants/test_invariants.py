@@ -215,7 +215,7 @@ def test_both_sides_agree(
 @pytest.mark.parametrize("method", [name for name in ROWS if name not in ("seqft", "replay")])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_method_does_something_of_its_own_in_its_invariants(outcome: Callable[..., Outcome], method: str) -> None:
-    """Otherwise they would be those of plain fine-tuning or replay; ``tasks`` in its row can give it something to do."""
+    """Or they would be those of plain fine-tuning or replay; ``tasks`` in its row can give it something to do."""
     invariant = INVARIANTS["checkpointing is none"]
     own, _ = outcome("llama", method, invariant, {})
     for other in ("seqft", "replay"):
