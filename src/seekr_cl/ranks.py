@@ -7,6 +7,7 @@ safetensors, as on disk.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,6 +24,11 @@ from seekr_cl.errors import SeekrError
 
 Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
+
+LOST = 69
+"""Exit code of a process that cannot reach the others any more, while none of them has left word why."""
+LAUNCHER = "SEEKR_LAUNCHER"
+"""Set in the environment of processes whose launcher says in their place why they are gone."""
 
 _PATIENCE = timedelta(seconds=5)
 """How long a process that gives up waits for word from the others."""
@@ -202,6 +208,11 @@ def reported() -> bool:
     return board is not None and _appears(board, _failed())
 
 
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process cannot be reached any more; gloo has no class of its own for it."""
+    return count() > 1 and "gloo/transport" in str(error)
+
+
 def turns(length: int) -> Iterator[tuple[int, bool]]:
     """The places in a list of this length that are this process's to work on.
 
@@ -243,8 +254,13 @@ def _board() -> Any:
 
 
 def _appears(board: Any, key: str) -> bool:
+    # The store's own wait prints lines of its own when the time is over.
+    end = time.monotonic() + _PATIENCE.total_seconds()
     try:
-        board.wait([key], _PATIENCE)
+        while not board.check([key]):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
     except RuntimeError:
         return False
     return True

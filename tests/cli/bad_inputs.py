@@ -16,6 +16,16 @@ def planned(config: object, *options: str):
     return arguments
 
 
+def launched(config: object):
+    """A run launched with such a config, or with a file that is not there."""
+
+    def arguments(world, folder):
+        file = folder / config if config == "nowhere.yaml" else write(folder / "two.yaml", config)
+        return [*world.learn(folder), "--launch", file]
+
+    return arguments
+
+
 CASES = [
     # Data
     learn(
@@ -135,5 +145,22 @@ CASES = [
     Case("plan without a stream", ("nowhere.yaml", "check the path"), planned(SMALL, "nowhere.yaml")),
     Case("plan of an unknown setting", ("unknown key 'ratoi'", "'ratio'"), planned(SMALL, "replay.ratoi=1")),
     Case("plan of no size", ("memory.max_bytes", "not a size", "2GB"), planned(SMALL, "memory.max_bytes=lots")),
+    # Launching
+    Case("launch without a config", ("nowhere.yaml", "check the path"), launched("nowhere.yaml")),
+    Case("launch by broken YAML", ("two.yaml line 2", "broken YAML"), launched("a: [1\n")),
+    Case("launch by a list", ("two.yaml", "must be a mapping", "compute_environment"), launched(["num_processes"])),
+    Case(
+        "launch by an unknown key",
+        ("two.yaml", "num_proceses"),
+        launched({"distributed_type": "NO", "num_proceses": 2}),
+    ),
+    Case("launch of some processes", ("two.yaml", "num_processes", "'some'"), launched({"num_processes": "some"})),
+    Case("launch of no process", ("two.yaml", "num_processes", "'0'"), launched({"num_processes": 0})),
+    Case("launch of an unknown kind", ("two.yaml", "'MANY'"), launched({"distributed_type": "MANY"})),
+    Case(
+        "launch of two that would be one",
+        ("two.yaml", "MULTI_CPU", "not 2", "distributed_type: MULTI_GPU", "use_cpu: true"),
+        launched({"distributed_type": "MULTI_CPU", "num_processes": 2}),
+    ),
     Case("length of nothing", ("max_length", "above 0"), evaluated("--task", "@first", "--max-length", "0")),
 ]

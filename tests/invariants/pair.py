@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-from tinylm import config_for, reverse_task, teach
+from tinylm import config_for, teach, two_tasks
 
 from seekr_cl import faults
 from seekr_cl.memory import ReplayMemory
@@ -34,7 +34,7 @@ PATIENCE = 60
 def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
     """Two tasks one after the other, with a config made of ``settings``; those already learnt are not repeated."""
     settings = dict(settings)
-    tasks = [reverse_task("first", seed=1, **words), reverse_task("second", seed=2, **words)]
+    tasks = two_tasks(**words)
     config = config_for(settings.pop("method"), folder, **settings)
     if not resume:
         teach(base, folder, tasks, config)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import SEEKR, assert_same_curves, curves
+from cases import SEEKR
+from recorded import assert_same_curves, curves
 from tinylm import PLAIN_SGD, assert_same, config_for, differs, memory_tensors, reverse_task, weights
 from torch._dynamo.utils import counters
 

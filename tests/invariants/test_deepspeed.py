@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import CASES, SEEKR, settings_of, words_of
 from killing import fingerprint
 from pair import Pair, learn_two, pair
-from test_processes import CASES, SEEKR, WORDS, assert_same_outcome, one, settings_of
+from test_processes import assert_same_outcome
 from tinylm import differs, weights
-
-__all__ = ["one"]
 
 FOLDER = Path(os.environ.get("SEEKR_DEEPSPEED", f"{sys.prefix}/deepspeed"))
 pytestmark = [
@@ -73,8 +72,8 @@ def test_zero_is_one_process(
 ) -> None:
     case: dict[str, Any] = CASES_HERE[name]
     alone, together = tmp_path / "alone", tmp_path / "together"
-    learn_two(bases["llama"], alone, WORDS, settings_of(case, 4))
-    assert zero(stage).ask(bases["llama"], together, WORDS, settings_of(case, 2)) == ["", ""]
+    learn_two(bases["llama"], alone, words_of(name), settings_of(case, 4))
+    assert zero(stage).ask(bases["llama"], together, words_of(name), settings_of(case, 2)) == ["", ""]
     assert differs(weights(together / "m2"), weights(bases["llama"])), "nothing was learnt"
     assert_same_outcome(alone, together, name)
 
@@ -89,20 +88,20 @@ def test_a_killed_process_is_as_if_it_had_not_been(
         {"method": SEEKR | {"lambda2": "auto"}, "checkpoint_every": 2, "num_train_epochs": 2} | ADAM, 2
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert zero(stage).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
+    assert zero(stage).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
     with pair(**environment(stage, tmp_path)) as first:
-        answers = first.ask(bases["llama"], killed, WORDS, settings, fault=fault, rank=1)
+        answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
     assert list(killed.glob("m2.checkpoints/0*")), "nothing to go on from"
     # Those that wait are new processes for this training: nothing in them knows of it.
-    assert zero(stage).ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
+    assert zero(stage).ask(bases["llama"], killed, words_of("seekr"), settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)
 
 
 def test_methods_on_single_weights_refuse_zero(
     bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path
 ) -> None:
-    answers = zero(3).ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["ewc"], 2))
+    answers = zero(3).ask(bases["llama"], tmp_path, words_of("ewc"), settings_of(CASES["ewc"], 2))
     assert all("ConfigError: DeepSpeed: " in answer and "ewc" in answer for answer in answers)
     assert not (tmp_path / "m1").exists()

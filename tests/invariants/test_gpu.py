@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from cases import LORA, REPLAY, SEEKR
 from pair import Pair, learn_two, pair
-from test_processes import FSDP2, LORA, REPLAY, SEEKR, assert_same_curves, curves
+from recorded import assert_same_curves, curves
+from test_processes import FSDP2
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
 from seekr_cl.attention.kernels import _runs, route

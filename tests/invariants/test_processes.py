@@ -1,57 +1,22 @@
 """Several processes are one: B samples on each of two are 2 B on one, whatever the method.
 
-Per-step losses and gradient norms are compared as curves: by the largest difference, and by the mean one, in which a
-drift shows that stays below the noise at every single step.
+The cases are those of ``cases.py``.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cases import CASES, SEEKR, settings_of, tolerance_of, words_of
 from killing import fingerprint
 from matrix import ROWS
-from pair import Pair, learn_two, pair
+from pair import Pair, pair
+from recorded import assert_same_curves, curves
 from safetensors.torch import load_file
-from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
+from tinylm import assert_same, differs, memory_tensors, weights
 
 from seekr_cl.methods import get_method
 from seekr_cl.training.trainer import looks_at_weights
-
-WORDS = {"count": 18}
-"""Not a multiple of the batch: the last one leaves a process with less than the other."""
-REPLAY = {"samples": 5, "every": 1}
-"""Five samples in batches of four: in the last one a process has none."""
-LARGEST, MEAN = 5e-5, 5e-6
-"""Relative to each value, or to one for smaller ones."""
-
-CASES: dict[str, dict[str, Any]] = {name: {"method": {"name": name} | row.invariants} for name, row in ROWS.items()}
-SEEKR = {"name": "seekr"} | ROWS["seekr"].invariants
-GENERAL = Path(__file__).with_name("general.jsonl")
-LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
-CASES |= {
-    # Gradients are measured term by term, in micro-batches after which nothing is reduced too.
-    "seekr-measured": {
-        "method": SEEKR,
-        "measure_every": 1,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 2,
-    },
-    "seekr-joint": {"method": SEEKR, "replay": REPLAY | {"step": "joint"}, "gradient_accumulation_steps": 2},
-    "seekr-checkpointed": {
-        "method": SEEKR,
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": True},
-    },
-    "replay-by-batches": {"method": "replay", "loss_average": "micro_batches"},
-    "seekr-by-loss": {"method": SEEKR, "replay": REPLAY | {"choice": "loss", "task_weights": "similarity"}},
-    "seekr-lora": {"method": SEEKR, "peft": LORA},
-    # Of two earlier adapters a process may have to ask one that the other does not.
-    "seekr-adapter": {"method": SEEKR | {"teacher": "adapter"}, "peft": LORA, "general": str(GENERAL)},
-    "derpp-prompt": {"method": "derpp", "peft": {"peft_type": "prompt_tuning", "num_virtual_tokens": 3}},
-}
-
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -82,50 +47,8 @@ def sharded() -> Iterator[Pair]:
         yield processes
 
 
-@pytest.fixture(scope="module")
-def one(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A case learnt in one process, once."""
-    done: dict[str, Path] = {}
-
-    def learnt(name: str) -> Path:
-        if name not in done:
-            done[name] = tmp_path_factory.mktemp("one")
-            learn_two(bases["llama"], done[name], WORDS, settings_of(CASES[name], 4))
-        return done[name]
-
-    return learnt
-
-
-def settings_of(case: dict[str, Any], batch: int) -> dict[str, Any]:
-    name = case["method"] if isinstance(case["method"], str) else case["method"]["name"]
-    kind = get_method(name)
-    kept = REPLAY if kind.replays else {"samples": REPLAY["samples"]}
-    return PLAIN_SGD | ({"replay": kept} if kind.keeps else {}) | {"per_device_train_batch_size": batch} | case
-
-
-def curves(folder: Path) -> dict[str, list[float]]:
-    """Every number of every line of both tasks' logs, by name."""
-    found: dict[str, list[float]] = {}
-    for task in ("m1", "m2"):
-        for line in json.loads((folder / task / "training_log.json").read_text()):
-            for key, value in line.items():
-                if key.startswith(("loss", "grad_norm", "share_", "weight_")):
-                    found.setdefault(f"{task}/{key}", []).append(value)
-    return found
-
-
-def assert_same_curves(left: dict[str, list[float]], right: dict[str, list[float]], factor: float = 1.0) -> None:
-    assert left.keys() == right.keys()
-    for name, values in left.items():
-        others = right[name]
-        assert len(values) == len(others) > 0
-        apart = [(one - other) / max(1.0, abs(one)) for one, other in zip(values, others)]
-        assert max(map(abs, apart)) <= factor * LARGEST, f"{name}: {apart}"
-        assert abs(sum(apart)) / len(apart) <= factor * MEAN, f"{name}: {apart}"
-
-
 def assert_same_outcome(left: Path, right: Path, name: str) -> None:
-    factor = ROWS.get(name, ROWS["seekr"]).tolerance
+    factor = tolerance_of(name)
     assert_same_curves(curves(left), curves(right), factor)
     assert_same(weights(left / "m2"), weights(right / "m2"), factor * 2e-6)
     assert_same(memory_tensors(left / "memory"), memory_tensors(right / "memory"), factor * 2e-5)
@@ -136,7 +59,7 @@ def assert_same_outcome(left: Path, right: Path, name: str) -> None:
 def test_two_processes_are_one(
     bases: dict[str, Path], one: Callable[[str], Path], two: Pair, tmp_path: Path, name: str
 ) -> None:
-    assert two.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert two.ask(bases["llama"], tmp_path, words_of(name), settings_of(CASES[name], 2)) == ["", ""]
     assert differs(weights(tmp_path / "m2"), weights(bases["llama"])), "nothing was learnt"
     assert_same_outcome(one(name), tmp_path, name)
 
@@ -147,18 +70,20 @@ def test_a_sharded_model_is_a_whole_one(
     bases: dict[str, Path], one: Callable[[str], Path], sharded: Pair, tmp_path: Path, name: str
 ) -> None:
     """FSDP2 is one process, and so it is DDP."""
-    assert sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES[name], 2)) == ["", ""]
+    assert sharded.ask(bases["llama"], tmp_path, words_of(name), settings_of(CASES[name], 2)) == ["", ""]
     assert_same_outcome(one(name), tmp_path, name)
 
 
 def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
-    answers = sharded.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["ewc"], 2))
+    answers = sharded.ask(bases["llama"], tmp_path, words_of("ewc"), settings_of(CASES["ewc"], 2))
     assert all("ConfigError: FSDP: " in answer and "ewc" in answer for answer in answers)
     assert not (tmp_path / "m1").exists()
 
 
 def test_compiling_is_refused_under_ddp(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
-    answers = two.ask(bases["llama"], tmp_path, WORDS, settings_of(CASES["seqft"] | {"torch_compile": True}, 2))
+    answers = two.ask(
+        bases["llama"], tmp_path, words_of("seqft"), settings_of(CASES["seqft"] | {"torch_compile": True}, 2)
+    )
     assert all("ConfigError: torch_compile: does not train under DDP" in answer for answer in answers)
 
 
@@ -175,9 +100,9 @@ def test_a_killed_process_is_as_if_it_had_not_been(
     settings = settings_of({"method": SEEKR | {"lambda2": "auto"}, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
     settings |= {"num_train_epochs": 2, "learning_rate": 1e-3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert (sharded if environment else two).ask(bases["llama"], whole, WORDS, settings) == ["", ""]
+    assert (sharded if environment else two).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
     with pair(**environment) as first:
-        answers = first.ask(bases["llama"], killed, WORDS, settings, fault=fault, rank=1)
+        answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
     checkpoint = max(killed.glob("m2.checkpoints/0*"))
@@ -188,5 +113,5 @@ def test_a_killed_process_is_as_if_it_had_not_been(
         sizes = [sum(tensor.numel() for tensor in piece.values()) for piece in pieces]
         assert not pieces or max(sizes) < 0.6 * sum(sizes), "a process wrote more than its share"
     with pair(**environment) as second:
-        assert second.ask(bases["llama"], killed, WORDS, settings, resume=True) == ["", ""]
+        assert second.ask(bases["llama"], killed, words_of("seekr"), settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)

@@ -28,6 +28,7 @@ class Row:
         training: settings of the Trainer for all of its tests.
         learns: how far the loss of a trivial task must fall, as a share of what it was.
         first_task: whether it differs from plain fine-tuning on the first task already.
+        tasks: what the invariants' two tasks must be like (``tinylm.two_tasks``) for it to do anything of its own.
         invariants: settings for the invariants, where sums in another order may change rounding but no decision.
         skip_invariants: names of invariants that do not hold, with the reason in a comment beside it.
         tolerance: factor on an invariant's tolerance.
@@ -39,6 +40,7 @@ class Row:
     training: dict[str, Any] = field(default_factory=dict)
     learns: float = 0.3
     first_task: bool = False
+    tasks: dict[str, Any] = field(default_factory=dict)
     invariants: dict[str, Any] = field(default_factory=dict)
     skip_invariants: tuple[str, ...] = ()
     tolerance: float = 1.0
@@ -69,7 +71,8 @@ ROWS: dict[str, Row] = {
         # Without exemplars there is still the earlier model's output on new examples, but for this.
         invariants={"new_examples": False},
     ),
-    "inscl": Row(),
+    # Only prompts of more than a word say more or less than others.
+    "inscl": Row(tasks={"spaced": True}),
     "lfpt5": Row(
         settings={"pseudo_ratio": 0.5, "top_k": 3},
         # Long enough for texts that can be read.
@@ -148,6 +151,7 @@ ROWS: dict[str, Row] = {
         settings={"reference_samples": 2},
         changes={"reference_samples": Change(1)},
         wrong={"reference_samples": 0},
+        tasks={"answers": ("yes", "no")},
         invariants={"reference_samples": 3},
     ),
     "gem": Row(
@@ -157,6 +161,7 @@ ROWS: dict[str, Row] = {
             "reference_samples": Change(1),
         },
         wrong={"margin": -1, "margin_form": "x", "reference_samples": 0},
+        tasks={"answers": ("yes", "no")},
     ),
     "ogd": Row(
         settings={"directions": 6},

@@ -1,6 +1,7 @@
 """A language model of a few thousand weights, a character tokenizer and toy tasks, for tests that really train."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,13 @@ def save_base(folder: Path, family: str = "llama", seed: int = 0, attention_drop
     return folder
 
 
-def reverse_task(name: str = "reverse", count: int = 12, seed: int = 0, length: int | None = None) -> Task:
-    """Letters to be written backwards; words of 2 to 6 letters, or all of one ``length``."""
+def reverse_task(
+    name: str = "reverse", count: int = 12, seed: int = 0, length: int | None = None, spaced: bool = False
+) -> Task:
+    """Letters to be written backwards; words of 2 to 6 letters, or all of one ``length``; each a word if ``spaced``."""
     draw = random.Random(f"{name}{seed}")
     words = ["".join(draw.choices("abcdef", k=length or draw.randint(2, 6))) for _ in range(count + 4)]
-    examples = [Example(f"{word}=", word[::-1]) for word in words]
+    examples = [Example(f"{' '.join(word) if spaced else word}=", word[::-1]) for word in words]
     return Task(name, examples[:count], test=examples[count:], max_new_tokens=8)
 
 
@@ -64,6 +67,13 @@ def constant_task(name: str, answer: str, count: int = 12, seed: int = 0) -> Tas
     draw = random.Random(f"{name}{seed}")
     examples = [Example("".join(draw.choices("uvwxyz", k=draw.randint(3, 5))) + "?", answer) for _ in range(count)]
     return Task(name, examples, test=examples[:3], max_new_tokens=4)
+
+
+def two_tasks(count: int, length: int | None = None, answers: Sequence[str] = (), spaced: bool = False) -> list[Task]:
+    """Two tasks that are alike, or with ``answers`` in conflict: the same kind of question, another answer."""
+    if answers:
+        return [constant_task(f"{name}-{answer}", answer, count) for name, answer in zip(("first", "second"), answers)]
+    return [reverse_task(name, count, seed, length, spaced) for seed, name in enumerate(("first", "second"), start=1)]
 
 
 def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:

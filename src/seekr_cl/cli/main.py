@@ -224,11 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _PIPE_CLOSED
-    except RuntimeError:
+    except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
         if _others_failed():
             return 2
-        raise
+        if (code := _others_lost(error)) is None:
+            raise
+        return code
     return 0
 
 
@@ -265,6 +267,19 @@ def _others_failed() -> bool:
     from seekr_cl.ranks import reported
 
     return reported()
+
+
+def _others_lost(error: RuntimeError) -> int | None:
+    """The exit code if the others are gone without a word, killed for instance."""
+    if not _LAUNCHED:
+        return None
+    from seekr_cl import ranks
+
+    if not ranks.lost(error):
+        return None
+    if ranks.LAUNCHER not in os.environ:
+        print(f"error: process {_PROCESS}: another process is gone; go on with --resume", file=sys.stderr)
+    return ranks.LOST
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

@@ -22,7 +22,7 @@ def read_settings(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    return {str(key): expand(value, f"{path}: key {key!r}") for key, value in read_yaml(Path(path)).items()}
+    return {str(key): expand(value, f"{path}: key {key!r}") for key, value in read_yaml(Path(path), "method").items()}
 
 
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], method: str | None) -> dict[str, Any]:

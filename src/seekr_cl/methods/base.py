@@ -121,6 +121,7 @@ class Method(ABC):
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         joint: whether it needs all tasks at once (the multi-task upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
+        carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
     """
 
@@ -133,6 +134,7 @@ class Method(ABC):
     frozen_copy: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    carries_weights: ClassVar[bool] = True
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -86,6 +86,7 @@ class LFPT5(Method):
     Settings = LFPT5Settings
     replays = True
     generates = True
+    carries_weights = False
     replay_defaults: ClassVar = {"ratio": 0.0}
     settings: LFPT5Settings
 

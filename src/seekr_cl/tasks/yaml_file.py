@@ -38,11 +38,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
     """Read a YAML file whose top level is a mapping.
 
     Args:
         path: The file.
+        key: One that such a file would have, for the error message.
 
     Returns:
         The mapping, variables not filled in yet.
@@ -67,7 +68,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except Exception as error:  # its constructors fail in many ways: an empty !!int is an IndexError
         raise ConfigError(f"{path}: broken YAML ({' '.join(str(error).split())[:200]}); mend it") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: the top level must be a mapping with 'tasks:'; write 'tasks:' and a list under it")
+        raise ConfigError(f"{path}: the top level must be a mapping; write keys such as '{key}:' and what is theirs")
     return data
 
 

@@ -404,7 +404,7 @@ class SeekrTrainer(Trainer):
 
 def looks_at_weights(method: type[Method]) -> bool:
     """Whether a method works on weights or gradients themselves, which under FSDP2 are shards."""
-    hooks = ("before_step", "after_step", "carry_on", "finished_model")
+    hooks = ["before_step", "after_step", "finished_model", *(["carry_on"] if method.carries_weights else [])]
     return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
 
 

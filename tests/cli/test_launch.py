@@ -1,0 +1,165 @@
+"""``--launch`` with real processes: two are as one, signals reach all of them, and whoever fails is named once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_world import World, write
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+
+from killing import fingerprint
+from tinylm import assert_same, differs, memory_tensors
+
+TWO = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "use_cpu": True,
+    "num_machines": 1,
+    "num_processes": 2,
+    "main_process_port": 0,
+}
+SAVED = "stopped, and the state is saved; go on with the same command and --resume"
+BROKEN_DISK = """
+import io, os
+
+if os.environ.get("RANK") == "1":
+    opened = io.open
+
+    def failing(file, *more, **words):
+        if str(file).endswith("manifest.json"):
+            raise OSError(5, "Input/output error")
+        return opened(file, *more, **words)
+
+    io.open = failing
+"""
+"""A ``sitecustomize`` for a process whose node cannot read the memory."""
+
+
+def words_of(world: World, folder: Path, batch: int) -> list[str]:
+    """A run that learns enough for its scores to say something, by plain gradient descent."""
+    stream = world.stream_with(
+        folder / f"of{batch}",
+        per_device_train_batch_size=batch,
+        replay={"ratio": 0.5, "batch_size": batch},
+        num_train_epochs=12,
+        learning_rate=0.1,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        weight_decay=0,
+        logging_steps=1,
+        progress="lines",
+    )
+    return ["run", str(stream)]
+
+
+class Launched:
+    """``seekr run --launch`` in two processes, read as it goes."""
+
+    def __init__(self, words: list[str], output: Path, *more: str, **environment: str) -> None:
+        config = write(output.parent / "two.yaml", TWO)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "seekr_cl", *words, "--output", str(output), "--launch", str(config), *more],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment,
+        )
+
+    def at(self, start: str) -> "Launched":
+        """Once it has printed a line that begins so."""
+        assert self.process.stderr is not None
+        seen = []
+        for line in self.process.stderr:
+            seen.append(line)
+            if line.startswith(start):
+                return self
+        raise AssertionError(f"it ended before '{start}': {seen}")
+
+    def processes(self) -> dict[str, int]:
+        """The launched processes by their rank."""
+        found = {}
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        for number in children.split():
+            lines = Path(f"/proc/{number}/environ").read_text().split("\0")
+            found |= {line.removeprefix("RANK="): int(number) for line in lines if line.startswith("RANK=")}
+        return found
+
+    def end(self, code: int) -> list[str]:
+        """The lines on stderr from here to the end, which must be this."""
+        try:
+            _, err = self.process.communicate(timeout=120)
+        finally:
+            self.process.kill()
+        assert self.process.returncode == code, err
+        assert "Traceback" not in err
+        return [line for line in err.splitlines() if not line.startswith(("first:", "second:", "seekr:"))]
+
+
+def step_of(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return json.loads((max(run.glob("checkpoints/0*")) / "trainer_state.json").read_text())["global_step"]
+
+
+@pytest.fixture(scope="module")
+def whole(made_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes gave undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert Launched(words_of(made_world, folder, 1), folder / "run").end(0) == []
+    return folder / "run"
+
+
+def test_two_processes_are_one(world: World, seekr, whole: Path, tmp_path: Path) -> None:
+    done = seekr(*words_of(world, tmp_path, 2), "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    models = ("models/01-first", "models/02-second")
+    one, other = (
+        [load_file(run / model / "model.safetensors") for model in models] for run in (tmp_path / "run", whole)
+    )
+    assert differs(one[0], load_file(world.base / "model.safetensors"))
+    for left, right in zip(one, other):
+        assert_same(left, right, 5e-6)
+    assert_same(memory_tensors(tmp_path / "run" / "memory"), memory_tensors(whole / "memory"), 2e-5)
+    scores = [json.loads((run / "scores.json").read_text()) for run in (tmp_path / "run", whole)]
+    assert scores[0]["matrix"] == scores[1]["matrix"]
+    assert scores[0]["op"] > 0, "nothing was learnt"
+
+
+def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SIGTERM to one process, Ctrl-C to the launcher, SIGKILL to one: each time it goes on, to the same bytes."""
+    # As long a name as the other's: paths are part of the memory's size.
+    folder = tmp_path_factory.mktemp("again")
+    run, words = folder / "run", words_of(world, folder, 1)
+    first = Launched(words, run).at("first: step 1/")
+    os.kill(first.processes()["1"], signal.SIGTERM)
+    assert first.end(143) == [SAVED]
+    assert 0 < step_of(run) < 36
+    second = Launched(words, run, "--resume").at("second: step 1/")
+    environment = Path(f"/proc/{second.processes()['0']}/environ").read_text()
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in environment, "a long step would be cut off"
+    second.process.send_signal(signal.SIGINT)
+    assert second.end(130) == [SAVED]
+    assert 0 < step_of(run) < 60
+    third = Launched(words, run, "--resume").at("second: step")
+    os.kill(third.processes()["1"], signal.SIGKILL)
+    assert third.end(137) == ["error: process 1 was ended by SIGKILL; what it had saved is there, go on with --resume"]
+    assert Launched(words, run, "--resume").end(0) == []
+    ours, theirs = fingerprint(folder), fingerprint(whole.parent)
+    assert "run/models/02-second/model.safetensors" in ours
+    assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []
+
+
+def test_one_process_that_fails_alone_says_why(world: World, tmp_path: Path) -> None:
+    write(tmp_path / "site" / "sitecustomize.py", BROKEN_DISK)
+    paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    launched = Launched(words_of(world, tmp_path, 1), tmp_path / "run", "num_train_epochs=1", PYTHONPATH=paths)
+    (line,) = launched.end(2)
+    assert line.startswith("error: ")
+    assert "manifest.json" in line
+    assert "Input/output error" in line
+    assert list((tmp_path / "run" / "memory").iterdir()), "the other process had written its memory"

@@ -1,0 +1,74 @@
+"""The table of what is learnt by the invariants over processes and by the recorded curves: one row joins all of them.
+
+Every method of the matrix is a case by itself; beside them stand SEEKR's variants. A case is two tasks learnt one after
+the other with plain gradient descent.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from matrix import ROWS
+from tinylm import PLAIN_SGD
+
+from seekr_cl.methods import get_method
+
+COUNT = 18
+"""Examples of a task; not a multiple of the batch: the last one leaves a process with less than the other."""
+REPLAY = {"samples": 5, "every": 1}
+"""Five samples in batches of four: in the last one a process has none."""
+
+GENERAL = Path(__file__).with_name("general.jsonl")
+LORA = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}
+SEEKR = {"name": "seekr"} | ROWS["seekr"].invariants
+CASES: dict[str, dict[str, Any]] = {name: {"method": {"name": name} | row.invariants} for name, row in ROWS.items()}
+CASES |= {
+    # Taught until it writes texts that can be read; nothing else is replayed.
+    "lfpt5": {
+        "method": {"name": "lfpt5", "prefix": "{task}", "separator": ":", "top_k": 3}
+        | {"pseudo_ratio": 0.5, "lm_weight": 1.0},
+        "replay": {"samples": 0, "every": 1},
+        "learning_rate": 0.3,
+        "num_train_epochs": 6,
+    },
+    # Gradients are measured term by term, in micro-batches after which nothing is reduced too.
+    "seekr-measured": {
+        "method": SEEKR,
+        "measure_every": 1,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+    },
+    "seekr-joint": {"method": SEEKR, "replay": REPLAY | {"step": "joint"}, "gradient_accumulation_steps": 2},
+    "seekr-checkpointed": {
+        "method": SEEKR,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
+    # Steered by measured gradients, as it is by default.
+    "seekr-auto": {"method": SEEKR | {"lambda2": "auto"}, "measure_every": 2},
+    # The row leaves this out, since with a ratio of 0 it is more than fine-tuning.
+    "icarl-new": {"method": {"name": "icarl", "new_examples": True}},
+    "replay-by-batches": {"method": "replay", "loss_average": "micro_batches", "gradient_accumulation_steps": 2},
+    "seekr-lora": {"method": SEEKR, "peft": LORA},
+    # Of two earlier adapters a process may have to ask one that the other does not.
+    "seekr-adapter": {"method": SEEKR | {"teacher": "adapter"}, "peft": LORA, "general": str(GENERAL)},
+    "derpp-prompt": {"method": "derpp", "peft": {"peft_type": "prompt_tuning", "num_virtual_tokens": 3}},
+    "seekr-by-loss": {"method": SEEKR, "replay": REPLAY | {"choice": "loss", "task_weights": "similarity"}},
+}
+
+
+def words_of(name: str) -> dict[str, Any]:
+    """What a case's two tasks are made with."""
+    return {"count": COUNT} | (ROWS[name].tasks if name in ROWS else {})
+
+
+def tolerance_of(name: str) -> float:
+    """The method's own factor on an invariant's tolerance."""
+    return ROWS.get(name, ROWS["seekr"]).tolerance
+
+
+def settings_of(case: dict[str, Any], batch: int) -> dict[str, Any]:
+    """All settings of a case, with batches of this many samples in each process."""
+    name = case["method"] if isinstance(case["method"], str) else case["method"]["name"]
+    kind = get_method(name)
+    kept = REPLAY if kind.replays else {"samples": REPLAY["samples"]}
+    return PLAIN_SGD | ({"replay": kept} if kind.keeps else {}) | {"per_device_train_batch_size": batch} | case
