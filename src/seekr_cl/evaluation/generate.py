@@ -120,7 +120,9 @@ def _after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, 
     # depend on how long the batch's longest prompt is. Here the padding comes first.
     base = model.get_base_model()
     text_BLD = base.get_input_embeddings()(ids_BL)
-    prompt_BND = model.get_prompt(batch_size=len(ids_BL)).to(text_BLD.dtype)
+    picks = getattr(model, "pick", None)
+    prompt_BND = model.get_prompt(batch_size=len(ids_BL)) if picks is None else picks(ids_BL, mask_BL)[0]
+    prompt_BND = prompt_BND.to(text_BLD.dtype)
     count, width = prompt_BND.shape[1], ids_BL.shape[1]
     embeds_BLD = torch.cat([text_BLD, torch.zeros_like(prompt_BND)], dim=1)
     for row, real in enumerate(mask_BL.sum(1).tolist()):
