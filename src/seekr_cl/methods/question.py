@@ -82,8 +82,9 @@ class QuestionModel(PeftModelForCausalLM):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """The frozen embeddings [B, L, D] of tokens, in single precision."""
+        # For checkpointing PEFT has the embeddings ask for a gradient, even here.
         with torch.no_grad():
-            return self.plain.get_input_embeddings()(input_ids).float()
+            return self.plain.get_input_embeddings()(input_ids).detach().float()
 
 
 def question_tokens(input_ids: Tensor, attention_mask: Tensor | None, question_mask: Tensor | None) -> Tensor:
