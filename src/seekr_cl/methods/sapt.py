@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.adapters import AdapterSettings, attach, name_base
@@ -132,10 +133,13 @@ class SharedLoraModel(QuestionModel):
         """What the next passes are about: the largest of the question's embeddings at each place, [B, D]."""
         asked_BL = question_tokens(input_ids, attention_mask, question_mask)
         self._question_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
-        checkpointed = self.training and any(
-            getattr(part, "gradient_checkpointing", False) for part in self.plain.modules()
-        )
-        self._weight_BT = None if checkpointed else self.selector(self._question_BD).exp()
+        alone = self.training and _reentrant(self.plain)
+        if alone and ranks.count() > 1:
+            raise ConfigError(
+                "gradient_checkpointing_kwargs: sapt uses its attention in every layer, whose gradients several "
+                "processes cannot average under reentrant checkpointing; set use_reentrant: false"
+            )
+        self._weight_BT = None if alone else self.selector(self._question_BD).exp()
         return self._question_BD
 
     def forward(  # type: ignore[override]
@@ -280,6 +284,13 @@ def _add(model: Any, config: Any, name: str) -> Any:
     model.add_adapter(name, config)
     model.base_model.set_adapter(list(model.peft_config))
     return model
+
+
+def _reentrant(model: nn.Module) -> bool:
+    """Whether layers are checkpointed in the way that runs a backward pass within the backward pass."""
+    checkpointed = (part for part in model.modules() if getattr(part, "gradient_checkpointing", False))
+    calls = (getattr(part, "_gradient_checkpointing_func", None) for part in checkpointed)
+    return any(getattr(call, "keywords", {}).get("use_reentrant", True) for call in calls if call is not None)
 
 
 def _check_same(settings: SAPTSettings, model: SharedLoraModel) -> None:
