@@ -124,6 +124,9 @@ def test_answers_are_those_of_the_base_model_behind_the_picked_prompts(base: Pat
                 ids.append(int(plain(inputs_embeds=text[None]).logits[0, -1].argmax()))
         expected.append(tokenizer.decode(ids[len(question) :], skip_special_tokens=True))
     assert generate_answers(model, tokenizer, questions, 6, batch_size) == expected
+    asked = torch.tensor([questions[1]])
+    tokens = model.generate(asked, max_new_tokens=6, do_sample=False)[0, len(questions[1]) :]
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == expected[1]
     assert len(picked) > 1
     assert len(set(expected)) > 1
 

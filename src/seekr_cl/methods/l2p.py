@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.generate import behind_prompts
 from seekr_cl.methods.adapters import ADAPTER, attach, name_base, require_room
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
@@ -161,6 +162,20 @@ class PromptPoolModel(QuestionModel):
         mask_BX = torch.cat([before_BX, real_BL], dim=1)
         out = self.plain(inputs_embeds=embeds_BXD, attention_mask=mask_BX, labels=labels, **more)
         return PromptedOutput(**out, distance=distance_B)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Tensor:
+        """The base model's ``generate`` behind the picked prompts, for texts padded on the left: [B, L + new]."""
+        real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with torch.no_grad():
+            prompt_BXD, _ = self.pick(input_ids, real_BL)
+            text_BLD = self.plain.get_input_embeddings()(input_ids)
+            embeds_BXD, mask_BX = behind_prompts(text_BLD, real_BL, prompt_BXD)
+        settings, self.plain.generation_config = self.plain.generation_config, self.generation_config
+        try:
+            new_BL = self.plain.generate(inputs_embeds=embeds_BXD, attention_mask=mask_BX, **more)
+        finally:
+            self.plain.generation_config = settings
+        return torch.cat([input_ids, new_BL], dim=1)
 
 
 class L2P(Method):
