@@ -150,6 +150,8 @@ ROWS: dict[str, Row] = {
         training={"learning_rate": 0.1, "num_train_epochs": 4},
         learns=0.9,
         first_task=True,
+        # It does not look at attention.
+        skip_invariants=("sdpa is eager",),
     ),
     "sapt": Row(
         settings={"query_size": 8, "dropout": 0.05},
@@ -175,8 +177,31 @@ ROWS: dict[str, Row] = {
         learns=0.6,
         first_task=True,
         invariants={"dropout": 0.0},
-        # Without samples of old tasks it still has an adapter for each.
-        skip_invariants=("ratio 0 is sequential fine-tuning",),
+        # Without samples of old tasks it still has an adapter for each; it does not look at attention.
+        skip_invariants=("ratio 0 is sequential fine-tuning", "sdpa is eager"),
+    ),
+    "tree_lora": Row(
+        settings={"dropout": 0.05},
+        changes={
+            "rank": Change(4),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear"),
+            "strength": Change(2.0),
+        },
+        wrong={
+            "rank": 0,
+            "alpha": 0,
+            "dropout": 1,
+            "targets": 3,
+            "strength": -1,
+        },
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        invariants={"dropout": 0.0},
+        # It does not look at attention.
+        skip_invariants=("sdpa is eager",),
     ),
     "lwf": Row(
         settings={"strength": 0.3},

@@ -26,6 +26,7 @@ from seekr_cl.methods.rwalk import RWalk
 from seekr_cl.methods.sapt import SAPT, SharedLoraModel
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
+from seekr_cl.methods.tree_lora import TreeLora
 from seekr_cl.suggest import nearest
 
 _ALL: tuple[type[Method], ...] = (
@@ -45,6 +46,7 @@ _ALL: tuple[type[Method], ...] = (
     ProgressivePrompts,
     L2P,
     SAPT,
+    TreeLora,
     ICaRL,
     InsCL,
     LFPT5,
