@@ -147,7 +147,7 @@ ROWS: dict[str, Row] = {
             "query": Change("hidden"),
         },
         wrong={"pool_size": 0, "prompt_length": 0, "top": 11, "pull": -1, "query": "x"},
-        training={"learning_rate": 0.1, "num_train_epochs": 4},
+        training={"learning_rate": 0.1, "num_train_epochs": 3},
         learns=0.9,
         first_task=True,
         # It does not look at attention.
