@@ -207,3 +207,21 @@ def test_what_does_not_belong_together_is_refused(base: Path, run: Path, tmp_pat
         learn(run / "m2", TASKS[2], run / "memory", tmp_path / "m", configured(tmp_path, {"query_size": 7}))
     with pytest.raises(MemoryFormatError):
         learn(base, TASKS[2], run / "memory", tmp_path / "m", configured(tmp_path))
+
+
+def test_whoever_says_when_replay_comes_says_all_of_it(tmp_path: Path) -> None:
+    def replay(**given: Any) -> Any:
+        return config_for(SETTINGS, tmp_path, replay=given).replay_settings
+
+    paper, own, official = replay(), replay(share=0.5), replay(cadence="official", ratio=0.1)
+    assert (paper.ratio, paper.every, paper.step) == (0.02, 1, "joint")
+    assert (own.ratio, own.every, own.share, own.step) == (0.02, None, 0.5, "separate")
+    assert (official.ratio, official.every, official.step) == (0.1, None, "separate")
+
+
+def test_carried_optimizer_state_of_an_adapter_that_is_frozen_now_is_dropped(base: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, carry_optimizer=True, num_train_epochs=1)
+    teach(base, tmp_path, TASKS[:2], config)
+    before, after = Parts(tmp_path / "m1", 1), Parts(tmp_path / "m2", 2)
+    for name, tensor in before.adapters[0].items():
+        assert torch.equal(after.adapters[0][name], tensor)
