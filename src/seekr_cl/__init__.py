@@ -18,6 +18,7 @@ _PLACES = {
     "SeekrTrainer": "seekr_cl.training",
     "learn": "seekr_cl.training",
     "run": "seekr_cl.training.run",
+    "load_model": "seekr_cl.training.models",
     "ReplayMemory": "seekr_cl.memory",
     "Task": "seekr_cl.tasks",
     "Stream": "seekr_cl.tasks",
@@ -35,6 +36,7 @@ __all__ = [
     "Stream",
     "Task",
     "learn",
+    "load_model",
     "run",
 ]
 

@@ -55,17 +55,24 @@ def test_every_setting_has_a_change_and_a_wrong_value(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def learnt(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Streams of two tasks by method, learnt once: their folder and logs."""
+def stream(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Streams of two tasks, each learnt once: their folder and logs."""
     done: dict[str, tuple[Path, list[Any]]] = {}
 
-    def get(name: str) -> tuple[Path, list[Any]]:
-        if name not in done:
+    def get(name: str, common: dict[str, Any], **settings: Any) -> tuple[Path, list[Any]]:
+        key = repr((name, sorted(common.items()), sorted(settings.items())))
+        if key not in done:
             folder = tmp_path_factory.mktemp(name)
-            done[name] = folder, teach(base, folder, tasks(), configured(name, folder))
-        return done[name]
+            done[key] = folder, teach(base, folder, tasks(), configured(name, folder, common, **settings))
+        return done[key]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def learnt(stream: Any) -> Any:
+    """Streams of two tasks by method."""
+    return lambda name: stream(name, LEARNING)
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -78,12 +85,9 @@ def test_it_learns(learnt: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SINGLE if name != "seqft"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_it_differs_from_plain_fine_tuning_where_it_must(base: Path, learnt: Any, tmp_path: Path, name: str) -> None:
-    plain, folder = learnt("seqft")[0], learnt(name)[0]
+def test_it_differs_from_plain_fine_tuning_where_it_must(stream: Any, learnt: Any, name: str) -> None:
     training = {key: value for key, value in ROWS[name].training.items() if key != "replay"}
-    if training:
-        plain = tmp_path
-        teach(base, plain, tasks(), config_for("seqft", plain, **(LEARNING | training)))
+    plain, folder = stream("seqft", LEARNING | training)[0], learnt(name)[0]
     assert differs(weights(plain / "m2"), weights(folder / "m2"))
     assert differs(weights(plain / "m1"), weights(folder / "m1")) == ROWS[name].first_task
 
@@ -131,11 +135,10 @@ def _interrupted(*args: Any) -> None:
 
 @pytest.mark.parametrize(("name", "key", "change"), CHANGES, ids=[f"{name}.{key}" for name, key, _ in CHANGES])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_no_setting_is_dead(base: Path, tmp_path: Path, name: str, key: str, change: Change) -> None:
+def test_no_setting_is_dead(stream: Any, name: str, key: str, change: Change) -> None:
     seen = []
-    for place, more in (("one", {}), ("other", {key: change.to})):
-        folder = tmp_path / place
-        done = teach(base, folder, tasks(), configured(name, folder, SHORT, **(change.on | more)))
+    for more in ({}, {key: change.to}):
+        folder, done = stream(name, SHORT, **(change.on | more))
         lines = [{k: v for k, v in line.items() if k != "epoch"} for line in done[-1].log if "loss" in line]
         seen.append(outcome(folder) | {"log": lines})
     one, other = (found[change.shows] for found in seen)

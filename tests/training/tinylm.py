@@ -100,8 +100,11 @@ def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> l
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """A saved model's tensors, or an adapter's."""
-    return load_file(next(folder.glob("*model.safetensors")))
+    """A saved model's tensors, or an adapter's; of several adapters and what chooses them by file and name."""
+    files = sorted([*folder.rglob("*model.safetensors"), *folder.glob("seekr_method.safetensors")])
+    if len(files) == 1:
+        return load_file(files[0])
+    return {f"{file.relative_to(folder)}:{name}": t for file in files for name, t in load_file(file).items()}
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], atol: float = 0.0) -> None:

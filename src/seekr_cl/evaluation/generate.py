@@ -111,28 +111,35 @@ def _continue(
 
 
 def has_prompt(model: Any) -> bool:
-    """Whether virtual tokens learnt by PEFT stand before every sequence."""
-    return any(config.peft_type == "PROMPT_TUNING" for config in getattr(model, "peft_config", {}).values())
+    """Whether the same virtual tokens, learnt by PEFT, stand before every sequence."""
+    kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
+    return "PROMPT_TUNING" in kinds and not getattr(model, "by_question", False)
 
 
 def _after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
-    # PEFT puts the padding between the virtual tokens and the text and counts it in the positions, so an answer would
-    # depend on how long the batch's longest prompt is. Here the padding comes first.
     base = model.get_base_model()
     text_BLD = base.get_input_embeddings()(ids_BL)
-    prompt_BND = model.get_prompt(batch_size=len(ids_BL)).to(text_BLD.dtype)
-    count, width = prompt_BND.shape[1], ids_BL.shape[1]
-    embeds_BLD = torch.cat([text_BLD, torch.zeros_like(prompt_BND)], dim=1)
-    for row, real in enumerate(mask_BL.sum(1).tolist()):
-        start = width - real
-        embeds_BLD[row, start : start + count] = prompt_BND[row]
-        embeds_BLD[row, start + count :] = text_BLD[row, start:]
-    mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), count)], dim=1)
+    embeds_BLD, mask_BL = behind_prompts(text_BLD, mask_BL, model.get_prompt(batch_size=len(ids_BL)))
     settings, base.generation_config = base.generation_config, asked["generation_config"]
     try:
         return base.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, **asked)
     finally:
         base.generation_config = settings
+
+
+def behind_prompts(text_BLD: Tensor, mask_BL: Tensor, prompt_BND: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts padded on the left, and virtual tokens between their padding and them: embeddings and mask [B, L + N].
+
+    PEFT puts the padding between the virtual tokens and the text and counts it in the positions, so an answer would
+    depend on how long the batch's longest prompt is.
+    """
+    count, width = prompt_BND.shape[1], text_BLD.shape[1]
+    embeds_BLD = torch.cat([text_BLD, torch.zeros_like(prompt_BND, dtype=text_BLD.dtype)], dim=1)
+    for row, real in enumerate(mask_BL.sum(1).tolist()):
+        start = width - real
+        embeds_BLD[row, start : start + count] = prompt_BND[row]
+        embeds_BLD[row, start + count :] = text_BLD[row, start:]
+    return embeds_BLD, torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), count)], dim=1)
 
 
 class _NearTies(LogitsProcessor):

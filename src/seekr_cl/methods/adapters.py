@@ -5,8 +5,10 @@ put on its layers.
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.methods.base import Context
+from seekr_cl.methods.writing import context_length
 
 ADAPTER = "default"
 
@@ -62,7 +66,13 @@ def layer_names(targets: str | None) -> str | list[str] | None:
     return [name.strip() for name in targets.split(",") if name.strip()]
 
 
-def attach(model: PreTrainedModel, config: PeftConfig, seed: int, key: str = "method.targets") -> Any:
+def attach(
+    model: PreTrainedModel,
+    config: PeftConfig,
+    seed: int,
+    key: str = "method.targets",
+    make: Callable[[PreTrainedModel, PeftConfig], Any] = get_peft_model,
+) -> Any:
     """The model with fresh adapters; everything else is frozen.
 
     Args:
@@ -70,6 +80,7 @@ def attach(model: PreTrainedModel, config: PeftConfig, seed: int, key: str = "me
         config: PEFT's.
         seed: the adapters' first weights are drawn from it, and no other generator is disturbed.
         key: the setting that a refusal of PEFT's is about.
+        make: what puts them on.
 
     Raises:
         ConfigError: if PEFT cannot put them on this model.
@@ -77,13 +88,40 @@ def attach(model: PreTrainedModel, config: PeftConfig, seed: int, key: str = "me
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, config)
+            wrapped = make(model, config)
         except (ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{key}: {reason}; name linear layers of this model, or all-linear") from error
     # Reentrant checkpointing drops the gradient of a block whose input asks for none.
     wrapped.enable_input_require_grads()
     return wrapped
+
+
+def name_base(config: PeftConfig, model: Any) -> None:
+    """Has an adapter's config name the model it is put on by a path that is right from everywhere."""
+    place = model.name_or_path
+    config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
+
+
+def require_room(context: Context, virtual: int, key: str) -> None:
+    """Makes sure that the longest example and the prompts before it fit into the model's context.
+
+    Args:
+        context: the task's examples and the model, without prompts or with them.
+        virtual: tokens of the prompts.
+        key: the setting that makes them shorter.
+
+    Raises:
+        ConfigError: if they do not.
+    """
+    model: Any = context.model
+    longest = max((len(item.input_ids) for item in context.examples), default=0)
+    room = context_length(model.get_base_model() if hasattr(model, "peft_config") else model)
+    if room is not None and longest + virtual > room:
+        raise ConfigError(
+            f"max_length: {longest} tokens and {virtual} virtual tokens of prompts are more than the model's context "
+            f"of {room}; set max_length to at most {max(room - virtual, 0)}, or a shorter {key}"
+        )
 
 
 def merged(wrapped: Any) -> PreTrainedModel:

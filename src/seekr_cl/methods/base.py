@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
 from seekr_cl.tasks import Encoded
 
 Batch = dict[str, Any]
@@ -267,9 +267,15 @@ class Method(ABC):
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
+    """The model's logits [B, L, V] for a batch; the cache is never wanted in training.
+
+    A model that chooses its adapters by the question is told which tokens these are: those without a label.
+    """
     ids_BL = batch["input_ids"]
-    logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False).logits
+    more = {}
+    if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
+        more["question_mask"] = batch["labels"] == IGNORE
+    logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
 

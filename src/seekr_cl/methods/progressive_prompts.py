@@ -1,9 +1,6 @@
 """Progressive Prompts: one soft prompt a task before those of all earlier tasks; the model itself stays as it is."""
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,11 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.adapters import ADAPTER, attach
+from seekr_cl.methods.adapters import ADAPTER, attach, name_base, require_room
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.writing import context_length
-from seekr_cl.tasks import Encoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,13 +88,12 @@ class ProgressivePrompts(Method):
             earlier_MD = model.prompt_encoder[ADAPTER].embedding.weight.detach().clone()
             model = model.get_base_model()
         total = settings.prompt_length + len(earlier_MD)
-        _require_room(model, context.examples, total)
+        require_room(context, total, "method.prompt_length")
         config = PromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=total, prompt_tuning_init="SAMPLE_VOCAB", token_dim=size
         )
         context.model = attach(model, config, context.seed, "method.prompt_length")
-        place = model.name_or_path
-        config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
+        name_base(config, model)
         drawn_ND = self._encoder.embedding.weight.detach()[: settings.prompt_length].clone()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
@@ -127,7 +121,7 @@ class ProgressivePrompts(Method):
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one prompt of virtual tokens, as this method writes."""
         kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["PROMPT_TUNING"]
+        return kinds == ["PROMPT_TUNING"] and not getattr(model, "by_question", False)
 
     @property
     def _encoder(self) -> Any:
@@ -138,13 +132,3 @@ class ProgressivePrompts(Method):
         cast(Any, self.context.model).disable_input_require_grads()
         self._encoder.embedding = nn.Embedding.from_pretrained(self._encoder.embedding.weight.detach(), freeze=False)
         return self.context.model
-
-
-def _require_room(model: Any, examples: Sequence[Encoded], total: int) -> None:
-    longest = max((len(item.input_ids) for item in examples), default=0)
-    room = context_length(model)
-    if room is not None and longest + total > room:
-        raise ConfigError(
-            f"max_length: {longest} tokens and {total} virtual tokens of prompts are more than the model's context of "
-            f"{room}; set max_length to at most {max(room - total, 0)}, or a shorter method.prompt_length"
-        )

@@ -123,6 +123,12 @@ def adapted(model: Any, config: "SeekrConfig", source: str | os.PathLike[str]) -
                 f"--model: {source} is an adapter, and method {config.method_class.name} trains adapters of its own; "
                 "merge it first (seekr export --merge)"
             )
+        own = getattr(model, "method", None) if getattr(model, "by_question", False) else None
+        if own is not None:
+            raise ConfigError(
+                f"--model: {source} was written by method {own}, which chooses adapters by the question; go on with "
+                f"method {own}, or begin with the base model"
+            )
         check_same(model, given)
         return model
     if given is None and config.quantization is not None:
@@ -243,6 +249,10 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """
     from peft import PeftModel
 
+    from seekr_cl.methods import question_model
+    from seekr_cl.methods.question import read_question_config
+
+    content_of = read_question_config(folder)
     places = {DEFAULT: folder}
     active = [DEFAULT]
     try:
@@ -261,7 +271,11 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             warnings.simplefilter("always")
             # PEFT loads a prompt only as one that is not trained.
             prompt = _read_config(folder)["peft_type"] in PROMPTS
-            found: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
+            found: Any
+            if content_of is not None:
+                found = question_model(content_of, folder).load(model, folder)
+            else:
+                found = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
             if prompt:
                 found.peft_config[DEFAULT].inference_mode = False
                 found.prompt_encoder[DEFAULT].requires_grad_(True)
@@ -270,6 +284,8 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
                     found.load_adapter(str(place), name, is_trainable=name in active)
             if active != [DEFAULT]:
                 found.base_model.set_adapter(active)
+            if content_of is not None:
+                found.load_selector(folder, content_of)
         # PEFT leaves those as they were drawn, and only warns of it.
         if any("missing adapter keys" in str(one.message) for one in said):
             raise ModelError(f"{folder}: lacks weights for some of its layers; {_OTHER_BASE}")
@@ -330,6 +346,8 @@ def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor]
     (folder / "README.md").unlink(missing_ok=True)
     if others:
         write_json(folder / ACTIVE, {"active": list(model.active_adapters), "others": others})
+    if getattr(model, "by_question", False):
+        model.save_selector(folder)
 
 
 def merged(model: Any, source: str) -> Any:
@@ -340,6 +358,11 @@ def merged(model: Any, source: str) -> Any:
     """
     if not hasattr(model, "peft_config"):
         raise ModelError(f"{source}: holds no adapter, so there is nothing to merge; it is a plain model already")
+    if getattr(model, "by_question", False):
+        raise ModelError(
+            f"{source}: method {model.method} chooses adapters by the question, so no single change of weights is "
+            "equal to it and it cannot be merged; load it with seekr_cl.load_model"
+        )
     kind = str(getattr(model.peft_config[DEFAULT].peft_type, "value", "")).lower()
     if is_prompt_learning(model) or not hasattr(model, "merge_and_unload"):
         raise ModelError(f"{source}: an adapter of type {kind} is no change of weights, so it cannot be merged")

@@ -56,7 +56,8 @@ class Carry:
 
     def put_state(self, model: nn.Module, optimizer: Any) -> None:
         """Gives the state to a fresh optimizer of the same kind."""
-        parameters = dict(model.named_parameters())
+        # A method may train other adapters now than those the state is of.
+        parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         for full, tensor in self.tensors.items():
             kind, _, rest = full.partition("/")
             name, _, key = rest.rpartition("/")

@@ -79,6 +79,9 @@ _OWN_BUSINESS = {
 }
 
 
+_CADENCE = frozenset({"every", "share", "cadence", "step"})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplaySettings:
     """What is kept of each task and how often it comes back.
@@ -253,7 +256,14 @@ class SeekrConfig(TrainingArguments):
         self.method_settings = build_settings(
             self.method_class.Settings, _method_defaults(preset, self.method_class.name) | given, "method"
         )
-        replay_defaults = preset.get("replay", {}) | dict(self.method_class.replay_defaults)
+        said = preset.get("replay", {}) | given_replay
+        # Whoever says when replay comes says all of it: one way would contradict another.
+        paper = {
+            key: value
+            for key, value in self.method_class.replay_defaults.items()
+            if key not in _CADENCE or not said.keys() & _CADENCE
+        }
+        replay_defaults = preset.get("replay", {}) | paper
         self.replay_settings = build_settings(ReplaySettings, replay_defaults | given_replay, "replay")
         given_memory = _mapping(self.memory, "memory")
         self.peft = read_peft(self.peft)

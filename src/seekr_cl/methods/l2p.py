@@ -1,0 +1,251 @@
+"""L2P: a pool of prompts, of which each question picks those whose keys are nearest; the model itself stays as it is.
+
+Shapes: B batch, L padded length, D the model's width, M prompts in the pool, N prompts picked, P tokens of a prompt.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from peft import PromptTuningConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.generate import behind_prompts
+from seekr_cl.methods.adapters import ADAPTER, attach, name_base, require_room
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.question import QuestionModel, question_of, question_tokens, whole_number
+
+QUERIES = ("embeddings", "hidden")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class L2PSettings:
+    """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1).
+
+    Attributes:
+        pool_size: prompts in the pool (M).
+        prompt_length: virtual tokens of a prompt (L_p).
+        top: prompts picked for a question (N).
+        pull: weight of the keys' distance from the questions that picked them (lambda).
+        query: what a question is compared by: the mean of its tokens' ``embeddings``, as in TRACE's code for language
+            models, or of the frozen model's last ``hidden`` states, which is the paper's q(x) and costs a forward pass.
+    """
+
+    pool_size: int = 10
+    prompt_length: int = 5
+    top: int = 5
+    pull: float = 0.5
+    query: str = "embeddings"
+
+    def __post_init__(self) -> None:
+        for key in ("pool_size", "prompt_length", "top"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"method.{key}: {getattr(self, key)} must be at least 1")
+        if self.top > self.pool_size:
+            raise ConfigError(f"method.top: {self.top} is more than the pool holds; at most {self.pool_size}")
+        if self.pull < 0:
+            raise ConfigError(f"method.pull: {self.pull} is negative; 0 leaves the keys where they began")
+        if self.query not in QUERIES:
+            raise ConfigError(f"method.query: '{self.query}' is unknown; choose {' or '.join(QUERIES)}")
+
+
+class PromptKeys(nn.Module):
+    """The pool's keys.
+
+    Args:
+        keys_MD: where they begin.
+        top: how many a query picks.
+    """
+
+    def __init__(self, keys_MD: Tensor, top: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(keys_MD.detach().clone().float())
+        self.top = top
+
+    def forward(self, query_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers [B, N] of the nearest prompts, the nearest first, and their cosine distances [B, N] (eq. 3)."""
+        distance_BM = 1 - F.cosine_similarity(query_BD[:, None].float(), self.keys, dim=-1)
+        distance_BN, chosen_BN = distance_BM.topk(self.top, dim=1, largest=False)
+        return chosen_BN, distance_BN
+
+
+@dataclass
+class PromptedOutput(CausalLMOutputWithPast):
+    """A model's output behind the prompts that its questions picked.
+
+    Attributes:
+        distance: [B], the sum of the cosine distances of the picked keys.
+    """
+
+    distance: Tensor | None = None
+
+
+class PromptPoolModel(QuestionModel):
+    """The frozen model behind [P_s1; ...; P_sN; x], where s are the prompts picked for x (eq. 4)."""
+
+    method = "l2p"
+    selector: PromptKeys
+    query: str = QUERIES[0]
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes of pool and prompts, and how a question is compared."""
+        pool_size = len(self.selector.keys)
+        return {
+            "pool_size": pool_size,
+            "prompt_length": len(self.pool_XD) // pool_size,
+            "top": self.selector.top,
+            "query": self.query,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Keys for the pool that was loaded."""
+        pool_size, length, top = (whole_number(content, key) for key in ("pool_size", "prompt_length", "top"))
+        if top > pool_size or pool_size * length != len(self.pool_XD) or content.get("query") not in QUERIES:
+            raise ValueError(f"seekr_method.json tells of another pool than {len(self.pool_XD)} virtual tokens")
+        self.query = content["query"]
+        self.selector = PromptKeys(torch.zeros(pool_size, self.pool_XD.shape[1]), top)
+        self.prompt_encoder.requires_grad_(True)
+
+    @property
+    def pool_XD(self) -> Tensor:  # noqa: N802
+        """All prompts behind one another, [M P, D]."""
+        encoder: Any = self.prompt_encoder[ADAPTER]
+        return encoder.embedding.weight
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many stand before a text."""
+        return self.selector.top * (len(self.pool_XD) // len(self.selector.keys))
+
+    def pick(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prompts [B, N P, D] that the questions pick, the nearest first, and their distances [B]."""
+        asked_BL = question_tokens(input_ids, attention_mask, question_mask)
+        each_BLD = self.embed(input_ids) if self.query == "embeddings" else self._hidden(input_ids, attention_mask)
+        query_BD = (each_BLD * asked_BL[..., None]).sum(1) / asked_BL.sum(1, keepdim=True)
+        chosen_BN, distance_BN = self.selector(query_BD)
+        pool_MPD = self.pool_XD.view(len(self.selector.keys), -1, self.pool_XD.shape[1])
+        return pool_MPD[chosen_BN].flatten(1, 2), distance_BN.sum(1)
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        body = self.plain.base_model
+        training = body.training
+        body.eval()
+        try:
+            with torch.no_grad():
+                return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0].float()
+        finally:
+            body.train(training)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        **more: Any,
+    ) -> PromptedOutput:
+        """PEFT's arguments; logits [B, N P + L, V] include the prompts' places."""
+        prompt_BXD, distance_B = self.pick(input_ids, attention_mask, question_mask)
+        text_BLD = self.plain.get_input_embeddings()(input_ids)
+        embeds_BXD = torch.cat([prompt_BXD.to(text_BLD.dtype), text_BLD], dim=1)
+        real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        before_BX = real_BL.new_ones(prompt_BXD.shape[:2])
+        if labels is not None:
+            labels = torch.cat([before_BX * IGNORE, labels], dim=1)
+        mask_BX = torch.cat([before_BX, real_BL], dim=1)
+        out = self.plain(inputs_embeds=embeds_BXD, attention_mask=mask_BX, labels=labels, **more)
+        return PromptedOutput(**out, distance=distance_B)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Tensor:
+        """The base model's ``generate`` behind the picked prompts, for texts padded on the left: [B, L + new]."""
+        real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with torch.no_grad():
+            prompt_BXD, _ = self.pick(input_ids, real_BL)
+            text_BLD = self.plain.get_input_embeddings()(input_ids)
+            embeds_BXD, mask_BX = behind_prompts(text_BLD, real_BL, prompt_BXD)
+        settings, self.plain.generation_config = self.plain.generation_config, self.generation_config
+        try:
+            new_BL = self.plain.generate(inputs_embeds=embeds_BXD, attention_mask=mask_BX, **more)
+        finally:
+            self.plain.generation_config = settings
+        return torch.cat([input_ids, new_BL], dim=1)
+
+
+class L2P(Method):
+    """L = -log p(y | [P_s1; ...; P_sN; x]) + lambda sum_i (1 - cos(q(x), k_si)) over the pool and its keys (eq. 5).
+
+    Every question picks its own prompts, in training, in evaluation and in the next task. The question is what stands
+    before the answer: TRACE's code takes the mean over the answer too, which nobody has at test time. Prompts begin as
+    tokens of the vocabulary and keys as the mean of their prompt (TRACE's code). The paper's penalty on prompts that
+    earlier tasks used much is optional there and absent here.
+    """
+
+    name = "l2p"
+    paper = Paper("Learning to Prompt for Continual Learning", "Wang et al., 2022", "https://arxiv.org/abs/2112.08654")
+    Settings = L2PSettings
+    adapters = True
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        require_room(context, settings.top * settings.prompt_length, "method.prompt_length")
+        model: Any = context.model
+        if self.goes_on_from(model):
+            for key in ("pool_size", "prompt_length"):
+                if model.describe()[key] != getattr(settings, key):
+                    raise ConfigError(
+                        f"method.{key}: {getattr(settings, key)}, but the model comes with a pool of "
+                        f"{key} {model.describe()[key]}; keep that, or begin with the base model"
+                    )
+            model.enable_input_require_grads()
+            model.selector.top = settings.top
+        else:
+            total = settings.pool_size * settings.prompt_length
+            config = PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=total,
+                prompt_tuning_init="SAMPLE_VOCAB",
+                token_dim=model.get_input_embeddings().weight.shape[1],
+            )
+            model = attach(model, config, context.seed, "method.pool_size", PromptPoolModel)
+            name_base(config, model)
+            pool_MPD = model.pool_XD.view(settings.pool_size, settings.prompt_length, -1)
+            model.selector = PromptKeys(pool_MPD.mean(1), settings.top)
+        model.query = settings.query
+        # Without the pull nothing moves the keys, and processes would wait for their gradient.
+        model.selector.requires_grad_(settings.pull > 0)
+        context.model = model
+        context.layout = replace(context.layout, side="right")
+
+    @classmethod
+    def goes_on_from(cls, model: Any) -> bool:
+        """Whether a model comes with a pool of prompts."""
+        return isinstance(model, PromptPoolModel)
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The task's loss behind the picked prompts, and the distance of their keys."""
+        ids_BL, labels_BL = batch["input_ids"], batch["labels"]
+        out = model(
+            input_ids=ids_BL,
+            attention_mask=batch["attention_mask"],
+            question_mask=question_of(batch),
+            use_cache=False,
+        )
+        logits_BLV = out.logits[:, -ids_BL.shape[1] :]
+        terms = {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+        if self.settings.pull:
+            terms["pull"] = LossTerm(out.distance.mean(), self.settings.pull)
+        return terms
+
+    def finished_model(self) -> PreTrainedModel:
+        """The model with its pool, keys and prompts as one adapter."""
+        model: Any = self.context.model
+        model.disable_input_require_grads()
+        model.selector.requires_grad_(True)
+        return model
