@@ -99,6 +99,16 @@ def test_a_killed_process_is_as_if_it_had_not_been(
     assert fingerprint(killed) == fingerprint(whole)
 
 
+def test_weights_of_another_type_are_refused(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path
+) -> None:
+    case = {"method": SEEKR, "bf16": True}
+    answers = zero(2).ask(bases["llama"], tmp_path / "no", words_of("seekr"), settings_of(case, 2))
+    assert all("ConfigError: DeepSpeed: " in answer and "dtype: bfloat16" in answer for answer in answers)
+    case |= {"dtype": "bfloat16"}
+    assert zero(2).ask(bases["llama"], tmp_path / "yes", words_of("seekr"), settings_of(case, 2)) == ["", ""]
+
+
 def test_methods_on_single_weights_refuse_zero(
     bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ class SeekrTrainer(Trainer):
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
         self._network = model
+        self._dtypes = {parameter.dtype for parameter in model.parameters()}
         if args.n_gpu > 1:
             raise ModelError(
                 "several GPUs are visible without a launcher; set CUDA_VISIBLE_DEVICES=0 or use accelerate"
@@ -371,6 +372,19 @@ class SeekrTrainer(Trainer):
         if checkpoint is not None:
             put_rng_of_all(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
 
+    def check_dtypes(self) -> None:
+        """DeepSpeed's mixed precision makes the weights themselves another type; they would be written so.
+
+        Raises:
+            ConfigError: if it did.
+        """
+        found = {parameter.dtype for parameter in self._network.parameters()}
+        if self.is_deepspeed_enabled and not found <= self._dtypes:
+            name = str((found - self._dtypes).pop()).removeprefix("torch.")
+            raise ConfigError(
+                f"DeepSpeed: mixed precision makes the weights {name}; write 'dtype: {name}' too, or drop it"
+            )
+
     def load_sums(self) -> None:
         """Takes the averages that were being formed, after the Trainer has set its own to zero."""
         if self._begun is None:
@@ -431,7 +445,8 @@ class SaveWhenDue(TrainerCallback):
         self.trainer, self.every = trainer, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The latest moment at which the Trainer's sums can be set."""
+        """The latest moment at which the Trainer's sums can be set, and the model is wrapped."""
+        self.trainer.check_dtypes()
         self.trainer.load_sums()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
