@@ -102,10 +102,10 @@ def test_the_state_is_saved_as_often_as_asked(base: Path, tmp_path: Path, monkey
     steps: list[int] = []
     save = Checkpoints.save
 
-    def watched(self: Checkpoints, state: Any, parts: Any, files: Any = None) -> None:
+    def watched(self: Checkpoints, state: Any, parts: Any, *rest: Any) -> None:
         if state["phase"] == "training":
             steps.append(int(parts["optimizer"]["lm_head.weight/step"]))
-        save(self, state, parts, files)
+        save(self, state, parts, *rest)
 
     monkeypatch.setattr(Checkpoints, "save", watched)
     for every, expected in ((0, [6]), (2, [2, 4, 6]), (4, [4, 6])):
