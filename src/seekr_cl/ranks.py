@@ -117,12 +117,13 @@ def first(work: Callable[[], Result]) -> Result | None:
             result = work()
         except SeekrError as error:
             failure = error
-    told = from_first(None if failure is None else [type(failure).__name__, str(failure)])
-    if failure is not None:
-        raise failure
-    if told is not None:
-        raise getattr(errors, told[0], SeekrError)(told[1])
+    _raise_if_any([from_first(_described(failure))], failure)
     return result
+
+
+def once(work: Callable[[], Result]) -> Result:
+    """``first`` for something that all need: what ``work`` gave in process 0, in all processes; it must be JSON."""
+    return from_first(first(work))
 
 
 def each(work: Callable[[], Result]) -> list[Result]:
@@ -141,10 +142,8 @@ def each(work: Callable[[], Result]) -> list[Result]:
         failure = error
     if count() == 1 and failure is not None:
         raise failure
-    told = of_all([result, None if failure is None else [type(failure).__name__, str(failure)]])
-    for _, said in told:
-        if said is not None:
-            raise failure or getattr(errors, said[0], SeekrError)(said[1])
+    told = of_all([result, _described(failure)])
+    _raise_if_any([said for _, said in told], failure)
     return [found for found, _ in told]
 
 
@@ -238,6 +237,17 @@ def collect(parts: Mapping[int, Tensors], length: int) -> list[Tensors]:
             place, _, name = full.partition("/")
             whole[int(place)][name] = tensor
     return whole
+
+
+def _described(failure: SeekrError | None) -> list[str] | None:
+    return None if failure is None else [type(failure).__name__, str(failure)]
+
+
+def _raise_if_any(described: list[list[str] | None], own: SeekrError | None) -> None:
+    """Raises this process's own failure, or else the first of those that others have described."""
+    for told in described:
+        if told is not None:
+            raise own or getattr(errors, told[0], SeekrError)(told[1])
 
 
 def _failed() -> str:

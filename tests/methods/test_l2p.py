@@ -1,12 +1,12 @@
 """L2P against the base model alone, given the prompts that are picked by hand as embeddings."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import assert_scores_are_the_runs
 from safetensors.torch import load_file
 from tinylm import PLAIN_SGD, config_for, constant_task, reverse_task, teach
 from torch import Tensor
@@ -19,7 +19,7 @@ from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import upkeep
 from seekr_cl.methods.l2p import PromptPoolModel
 from seekr_cl.methods.writing import context_length
-from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks import Encoder
 from seekr_cl.training import learn
 from seekr_cl.training.run import run as run_stream
 
@@ -142,16 +142,7 @@ def test_a_run_is_separate_calls_and_its_folder_gives_the_runs_scores(base: Path
     run_stream(base, TASKS, tmp_path / "run", configured(tmp_path))
     for one, other in zip(pool_of(tmp_path / "run/models/02-reverse"), pool_of(run / "m2"), strict=True):
         assert torch.equal(one, other)
-    assert main([*evaluate_words(run / "m2", TASKS[0], tmp_path), "--output", str(tmp_path / "scores")]) == 0
-    found = json.loads((tmp_path / "scores/scores.json").read_text())["tasks"]["yes"]
-    stage = json.loads((tmp_path / "run/evaluations/02-reverse/scores.json").read_text())
-    assert found["score"] == stage["scores"]["yes"]
-
-
-def evaluate_words(model: Path, task: Task, folder: Path) -> list[str]:
-    file = folder / f"{task.name}.jsonl"
-    file.write_text("".join(json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in task.test))
-    return ["evaluate", "--model", str(model), "--task", str(file), "--max-new-tokens", "4"]
+    assert_scores_are_the_runs(run / "m2", TASKS[0], tmp_path)
 
 
 def test_only_the_picked_prompts_take_room_in_the_context(base: Path, run: Path, tmp_path: Path) -> None:

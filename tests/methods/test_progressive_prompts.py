@@ -1,18 +1,17 @@
 """Progressive Prompts against the base model alone, given [P_k; ...; P_1; x] as embeddings."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import assert_scores_are_the_runs
 from safetensors.torch import load_file
 from tinylm import PLAIN_SGD, config_for, constant_task, reverse_task, teach, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import upkeep
@@ -116,13 +115,7 @@ def test_answers_are_those_of_the_base_model_behind_the_prompts(base: Path, run:
 def test_a_run_is_separate_calls_and_its_folder_gives_the_runs_scores(base: Path, run: Path, tmp_path: Path) -> None:
     run_stream(base, TASKS[:2], tmp_path / "run", configured(tmp_path, bottleneck=8))
     assert torch.equal(prompts(tmp_path / "run/models/02-reverse"), prompts(run / "m2"))
-    file = tmp_path / "yes.jsonl"
-    file.write_text("".join(json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in TASKS[0].test))
-    words = ["--task", str(file), "--max-new-tokens", "4", "--output", str(tmp_path / "scores")]
-    assert main(["evaluate", "--model", str(run / "m2"), *words]) == 0
-    found = json.loads((tmp_path / "scores/scores.json").read_text())["tasks"]["yes"]
-    stage = json.loads((tmp_path / "run/evaluations/02-reverse/scores.json").read_text())
-    assert found["score"] == stage["scores"]["yes"]
+    assert_scores_are_the_runs(run / "m2", TASKS[0], tmp_path)
 
 
 def test_another_adapter_is_refused(base: Path, tmp_path: Path) -> None:

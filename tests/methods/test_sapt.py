@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import assert_scores_are_the_runs
 from safetensors.torch import load_file
 from tinylm import PLAIN_SGD, config_for, constant_task, reverse_task, teach
 from torch import Tensor
@@ -170,13 +171,7 @@ def test_a_run_is_separate_calls_and_its_folder_gives_the_runs_scores(base: Path
     for left, right in [(one.attention, other.attention), *zip(one.adapters, other.adapters, strict=True)]:
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
-    file = tmp_path / "yes.jsonl"
-    file.write_text("".join(json.dumps({"prompt": e.prompt, "completion": e.completion}) + "\n" for e in TASKS[0].test))
-    words = ["--task", str(file), "--max-new-tokens", "4", "--output", str(tmp_path / "scores")]
-    assert main(["evaluate", "--model", str(run / "m2"), *words]) == 0
-    found = json.loads((tmp_path / "scores/scores.json").read_text())["tasks"]["yes"]
-    stage = json.loads((tmp_path / "run/evaluations/02-reverse/scores.json").read_text())
-    assert found["score"] == stage["scores"]["yes"]
+    assert_scores_are_the_runs(run / "m2", TASKS[0], tmp_path)
 
 
 def test_the_reflection_keeps_old_questions_with_their_adapters(run: Path, tmp_path: Path) -> None:

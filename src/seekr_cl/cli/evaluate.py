@@ -89,7 +89,7 @@ def _score_tasks(
         "evaluation": settings_of(engine, encoder)
         | ({"quantization": given.quantization} if given.quantization else {}),
     }
-    scores = ranks.from_first(ranks.first(lambda: _begun(output, identity)))
+    scores = ranks.once(lambda: _begun(output, identity))
     place = Place(output, model_id, ranks.own(), ranks.count())
 
     def note(score: TaskScore) -> None:
@@ -197,7 +197,7 @@ def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
     """The engine, what tells its model from others, and the model's context."""
     if given.engine == "transformers":
         model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
-        model_id = ranks.from_first(ranks.first(lambda: model_hash(model)))
+        model_id = ranks.once(lambda: model_hash(model))
         model.to(device)  # type: ignore[arg-type]
         engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
         return engine, model_id, context_length(model)

@@ -68,10 +68,8 @@ class GradientShares:
         for name in terms:
             for parameter in trained:
                 parameter.grad = None
-            # The other terms enter with factor zero: the attention term's gradient flows through the same graph.
             taken = terms if again is None else again()
-            alone = _total([term.value * (1.0 if other == name else 0.0) for other, term in taken.items()])
-            alone.backward(retain_graph=taken is terms)
+            _only(name, taken).backward(retain_graph=taken is terms)
             average(model)
             self.note_gradient(name, terms[name].weight, 1.0, trained)
         for parameter, grad in zip(trained, kept):
@@ -86,8 +84,7 @@ class GradientShares:
         """
         terms = take()
         for number, name in enumerate(terms):
-            taken = take() if number else terms
-            alone = _total([term.value * (1.0 if other == name else 0.0) for other, term in taken.items()])
+            alone = _only(name, take() if number else terms)
             # Leaves that are not asked for are passed over with their hooks, which inject the attention term.
             others = [leaf for leaf in _leaves(alone) if not isinstance(leaf, nn.Parameter)]
             gradients = torch.autograd.grad(alone, [*trained, *others], allow_unused=True)[: len(trained)]
@@ -146,5 +143,7 @@ def _leaves(value: Tensor) -> list[Tensor]:
     return found
 
 
-def _total(parts: list[Tensor]) -> Tensor:
+def _only(name: str, terms: dict[str, LossTerm]) -> Tensor:
+    """One term; the others enter with factor zero, since the attention term's gradient flows through their graph."""
+    parts = [term.value * (1.0 if other == name else 0.0) for other, term in terms.items()]
     return torch.stack([part.reshape(()) for part in parts]).sum()

@@ -353,8 +353,8 @@ class SeekrTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        content, saved = self._saved().state["trainer"], self._saved()
-        whole, pieces = saved.tensors("optimizer"), saved.own_pieces("optimizer")
+        saved = self._saved()
+        content, whole, pieces = saved.state["trainer"], saved.tensors("optimizer"), saved.own_pieces("optimizer")
         if self.is_deepspeed_enabled:
             zero.put_optimizer(self, pieces, content["optimizer"][ranks.own()])
         else:

@@ -6,6 +6,7 @@ inverse on a Trainer that was set up in the same way.
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -93,13 +94,21 @@ def put_rng_of_all(tensors: Tensors, content: list[dict[str, Any]]) -> None:
 
 
 def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """``take_state`` by the model's names."""
+    return take_state(getattr(optimizer, "optimizer", optimizer), dict(model.named_parameters()))
+
+
+def take_state(inner: Any, parameters: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, Any]]:
     """Optimizer state by parameter name, sharded as it is, and its groups' settings.
+
+    Args:
+        inner: torch's optimizer.
+        parameters: what it steps, by name.
 
     Raises:
         ConfigError: if the optimizer keeps something that is neither a tensor nor JSON.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    inner = getattr(optimizer, "optimizer", optimizer)
+    names = {parameter: name for name, parameter in parameters.items()}
     tensors: Tensors = {}
     others: dict[str, dict[str, Any]] = {}
     for parameter, state in inner.state.items():
@@ -125,8 +134,17 @@ def put_optimizer(
     optimizer: Any, model: nn.Module, tensors: Tensors, content: dict[str, Any], pieces: Tensors | None = None
 ) -> None:
     """Gives saved state to an optimizer of the same kind over the same parameters; ``pieces`` as for weights."""
-    parameters = dict(model.named_parameters())
-    inner = getattr(optimizer, "optimizer", optimizer)
+    put_state(getattr(optimizer, "optimizer", optimizer), dict(model.named_parameters()), tensors, content, pieces)
+
+
+def put_state(
+    inner: Any,
+    parameters: Mapping[str, Tensor],
+    tensors: Tensors,
+    content: dict[str, Any],
+    pieces: Tensors | None = None,
+) -> None:
+    """Gives back what ``take_state`` took."""
     inner.state.clear()
     on_cpu = set(content["cpu"])
     for full, tensor in tensors.items():

@@ -13,6 +13,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers.integrations import deepspeed
 
+from seekr_cl.training.trainer_state import put_state, take_state
+
 _WEIGHT = "weight"
 
 
@@ -44,39 +46,22 @@ def held_back(trainer: Any, last: bool) -> Iterator[None]:
 def take_optimizer(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What this process holds of weights in full precision and of the optimizer's state, and the groups' settings."""
     outer = trainer.optimizer.optimizer
-    tensors: dict[str, Tensor] = {}
-    others: list[dict[str, Any]] = []
-    for number, flat in enumerate(_partitions(outer)):
-        state = outer.optimizer.state[flat]
-        tensors[f"{number}/{_WEIGHT}"] = flat.detach()
-        tensors |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-        others.append({key: value for key, value in state.items() if not isinstance(value, Tensor)})
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in outer.optimizer.param_groups]
-    return tensors, {"state": others, "groups": groups}
+    flats = _partitions(outer)
+    tensors, content = take_state(outer.optimizer, flats)
+    return tensors | {f"{number}/{_WEIGHT}": flat.detach() for number, flat in flats.items()}, content
 
 
 def put_optimizer(trainer: Any, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
     """Gives back what ``take_optimizer`` took."""
     outer = trainer.optimizer.optimizer
     flats = _partitions(outer)
-    outer.optimizer.state.clear()
-    for full, tensor in tensors.items():
-        number, _, key = full.partition("/")
-        flat = flats[int(number)]
-        if key == _WEIGHT:
-            with torch.no_grad():
-                flat.copy_(tensor)
-        else:
-            outer.optimizer.state[flat][key] = tensor.to(flat.device) if tensor.shape == flat.shape else tensor
-    for flat, state in zip(flats, content["state"], strict=True):
-        outer.optimizer.state[flat].update(state)
-    for group, saved in zip(outer.optimizer.param_groups, content["groups"], strict=True):
-        for key, value in saved.items():
-            # JSON knows no tuples.
-            group[key] = tuple(value) if isinstance(value, list) else value
+    with torch.no_grad():
+        for number, flat in flats.items():
+            flat.copy_(tensors.pop(f"{number}/{_WEIGHT}"))
+    put_state(outer.optimizer, flats, tensors, content)
 
 
-def _partitions(outer: Any) -> list[Tensor]:
-    """This process's weights in full precision, one tensor for each group of the optimizer, or part of one."""
+def _partitions(outer: Any) -> dict[str, Tensor]:
+    """This process's weights in full precision by number, one for each group of the optimizer, or part of one."""
     found = getattr(outer, "fp32_partitioned_groups_flat", None)  # stage 3
-    return list(outer.single_partition_of_fp32_groups if found is None else found)
+    return {str(n): flat for n, flat in enumerate(outer.single_partition_of_fp32_groups if found is None else found)}
