@@ -40,7 +40,7 @@ def test_many_tasks_are_counted_as_each_of_them_would_be() -> None:
     config = config_from({"use_cpu": True, "method": "replay", "replay": {"samples": 8}}, "trainer")
     alike = workload(40, 64)
     kept = [8] * 40
-    whole = count_steps(Workload([*alike.examples[:-1], 65], alike.epochs, 512, 32), config, [*kept[:-1], 8], False)
-    some = count_steps(alike, config, kept, False)
+    whole = count_steps(Workload([*alike.examples[:-1], 65], alike.epochs, 512, 32), config, [*kept[:-1], 8])
+    some = count_steps(alike, config, kept)
     assert abs(some.replayed - whole.replayed) <= 0.01 * whole.replayed
     assert abs(some.extra - whole.extra) <= 0.01 * whole.extra

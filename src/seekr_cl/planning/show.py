@@ -55,6 +55,7 @@ def show_plan(plan: Plan, out: Console) -> None:
         f"optimizer steps: {steps.steps} + {steps.extra} for replay; replay"
         f"{f', scoring and what {plan.method} does beside' if steps.own else ' and scoring'} are "
         f"{100 * steps.time_share:.1f}% of the time"
+        f"{f'; looking at a kept sample takes {steps.scoring:.2f} passes' if steps.scoring else ''}"
     )
     say(
         f"official code: a sample {size(official.logits + official.attention)} = logits {size(official.logits)} + "
@@ -102,6 +103,11 @@ def _beside(plan: Plan) -> list[str]:
     said = [f"{size(value)} {what}" for value, what in parts if value]
     if said:
         lines.append(f"{plan.method} itself takes {', '.join(said)}")
+    if own.texts:
+        lines.append(
+            f"the model itself writes {own.texts} texts, for which at most {own.positions} tokens go forward: "
+            f"{plan.steps.written:.0f} passes of an example"
+        )
     if own.virtual:
         lines.append(f"{own.virtual} virtual tokens stand before the {tokens} of an example of the last task")
         if context is not None and own.virtual + tokens > context:
