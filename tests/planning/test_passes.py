@@ -16,7 +16,7 @@ from seekr_cl.methods.lfpt5 import TRIES
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.scoring import Scorer
 from seekr_cl.methods.seekr import SeekrSettings
-from seekr_cl.planning import read_shape
+from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.passes import scoring_work, training_work
 from seekr_cl.training.adapters import put_adapter
 
@@ -87,9 +87,11 @@ def test_a_kept_sample_costs_a_pass_where_the_model_is_large_and_more_where_it_i
     (tmp_path / "config.json").write_text(json.dumps(large.to_dict()))
 
     def ratio(place, frozen):
-        shape = read_shape(place)
-        work = scoring_work(shape, SeekrSettings(), 1536, 128, frozen)
-        return work.total / training_work(shape, 1536, frozen).total
+        config = config_for("seekr", tmp_path, replay={"samples": 4}, peft=LORA if frozen else None)
+        work = Workload([50, 50], [1.0, 1.0], 1536, 128)
+        steps = make_plan(read_shape(place), config, work, 1000 if frozen else None).steps
+        assert steps.scored == pytest.approx(8 * steps.scoring)
+        return steps.scoring
 
     assert ratio(tmp_path, False) == pytest.approx(1.03, abs=0.02)
     assert ratio(tmp_path, True) == pytest.approx(1.48, abs=0.03)

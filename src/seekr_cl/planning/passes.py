@@ -18,8 +18,9 @@ from seekr_cl.planning.signals import num_queries
 from seekr_cl.planning.workload import Workload
 from seekr_cl.training.config import SeekrConfig
 
-_ELEMENT = 100
-"""FLOPs in the time of one number that is read, changed and written: 1 ns where a core does 84 GFLOP/s (measured)."""
+_ELEMENT = 150
+"""FLOPs in the time of one number that is read, changed and written: 1 to 2 ns where a core does 84 GFLOP/s (measured
+in models so small that it shows)."""
 _ELEMENTS = (32, 48)
 """Numbers so written in a layer for each component of a token, forward and backward (counted in a Llama)."""
 _ENTRY = (1700, 3700)
