@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     """Twelve layers, so that what the first one's backward pass lacks hardly counts."""
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=80, num_hidden_layers=12, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
     )  # fmt: skip
     place = tmp_path_factory.mktemp("deep")
     (place / "config.json").write_text(json.dumps(config.to_dict()))
@@ -79,7 +79,7 @@ def test_scoring_is_what_pytorch_counts(folder, settings, answer):
             scorer.after(sample, query_R, None, None, settings.gradient_leak)
 
         found = flops(score)
-    assert found == pytest.approx(scoring_work(shape, settings, LENGTH, answer, False).products, rel=0.01)
+    assert found == pytest.approx(scoring_work(shape, settings, LENGTH, answer, False).products, rel=0.004)
 
 
 def test_a_kept_sample_costs_a_pass_where_the_model_is_large_and_more_where_it_is_frozen_or_small(tmp_path, folder):
