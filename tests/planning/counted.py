@@ -20,14 +20,14 @@ EPOCHS = 2
 LORA = {"peft_type": "LORA", "r": 3, "target_modules": "all-linear"}
 
 
-def learnt(base: Any, folder: Any, config: Any) -> None:
+def learnt(base: Any, folder: Any, config: Any, letters: int = LETTERS) -> None:
     """The tasks, one after the other."""
-    teach(base, folder, [reverse_task(f"t{n}", count=n, length=LETTERS) for n in EXAMPLES], config)
+    teach(base, folder, [reverse_task(f"t{n}", count=n, length=letters) for n in EXAMPLES], config)
 
 
-def planned(base: Any, config: Any) -> Plan:
+def planned(base: Any, config: Any, letters: int = LETTERS) -> Plan:
     """What the plan says of the same."""
-    work = Workload(EXAMPLES, [float(EPOCHS)] * len(EXAMPLES), TOKENS, ANSWER)
+    work = Workload(EXAMPLES, [float(EPOCHS)] * len(EXAMPLES), 2 * letters + 2, letters + 1)
     return make_plan(read_shape(base), config, work, adapter_size(base, config.peft))
 
 

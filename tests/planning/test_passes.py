@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from counted import ANSWER, EXAMPLES, LORA, TOKENS, counted_positions, learnt, planned
+from counted import ANSWER, EPOCHS, EXAMPLES, LETTERS, LORA, TOKENS, counted_positions, learnt, planned
 from tinylm import config_for
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -110,17 +110,19 @@ def endless(base, tmp_path_factory):
     return place
 
 
+@pytest.mark.parametrize("letters", [LETTERS, 25])
 @pytest.mark.filterwarnings("ignore:.*the model ends none of its answers")
-def test_answers_to_old_prompts_are_counted(endless, tmp_path):
+def test_answers_to_old_prompts_are_counted(endless, tmp_path, letters):
+    """Twice as long as references at most, and never beyond the context of 64."""
     method = {"name": "onpolicy_replay", "temperature": 0.0, "keep": 1.0}
-    config = config_for(method, tmp_path, learning_rate=0, num_train_epochs=2, replay={"samples": 3, "every": 1})
-    made = planned(endless, config)
+    config = config_for(method, tmp_path, learning_rate=0, num_train_epochs=EPOCHS, replay={"samples": 3, "every": 1})
+    made = planned(endless, config, letters)
     with counted_positions() as found:
-        learnt(endless, tmp_path, config)
+        learnt(endless, tmp_path, config, letters)
     # Three kept samples of the first task, then of the first two.
     assert made.overhead.texts == 3 + 6
-    assert made.overhead.positions == 9 * (TOKENS + ANSWER - 1) == found.asked
-    assert made.steps.trained + made.steps.replayed + made.steps.written == pytest.approx(found.passes(1 / 3))
+    assert made.overhead.positions == 9 * min(3 * (letters + 1) - 1, 64 - 1) == found.asked
+    assert made.steps.written == pytest.approx(found.asked / 3 / (2 * letters + 2))
 
 
 def test_judging_answers_by_confidence_takes_a_pass_over_each(endless, tmp_path):
