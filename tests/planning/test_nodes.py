@@ -1,6 +1,8 @@
 """What grows with machines and tasks."""
 
-from seekr_cl.planning import Workload, make_plan
+from pathlib import Path
+
+from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.nodes import Cluster, crossing, terms
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.planning.workload import count_steps
@@ -34,6 +36,15 @@ def test_replay_overtakes_the_task_unless_a_cadence_bounds_it() -> None:
         assert (last.value > last.room) == overtakes
         # 4 samples of each of 100 tasks are as many as the 400 examples of the next.
         assert crossing(plan) == 101
+
+
+def test_what_runs_no_model_in_replay_never_overtakes_the_task(base: Path) -> None:
+    """GEM replays nothing, and SAPT looks at embeddings alone."""
+    for method in ("gem", "sapt"):
+        config = config_from({"use_cpu": True, "method": method, "replay": {"samples": 4}}, "trainer")
+        plan = make_plan(read_shape(base), config, workload(200, 40))
+        last = next(term for term in terms(plan, config, Cluster(1, 8, 80_000_000_000)) if "replay in" in term.name)
+        assert (last.value, crossing(plan)) == (0, None)
 
 
 def test_many_tasks_are_counted_as_each_of_them_would_be() -> None:

@@ -68,7 +68,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     settings = config.replay_settings
     by_volume = settings.every is None and settings.share is None
     replayed = last * epochs if by_volume else min(float(plan.steps.replayed), new)
-    if not config.method_class.replay_runs_model:
+    if not plan.steps.replayed:
         replayed = 0.0
     found = [
         Term("weights, gradients, optimizer of a process (GPU)", state, cluster.memory, "bytes", "sharded; more GPUs"),
