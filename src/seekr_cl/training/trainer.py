@@ -93,8 +93,8 @@ class SeekrTrainer(Trainer):
             raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
         if engine and blind:
             raise ConfigError(
-                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a way "
-                f"that it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
+                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
+                f"way it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
             )
         if args.torch_compile and ranks.count() > 1 and engine is None:
             # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
