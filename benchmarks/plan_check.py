@@ -171,6 +171,7 @@ def measure(base: Path, place: Path, rounds: int) -> dict[str, Any]:
             middle("seekr", "training") / plain - 1,
         ),
         "scoring": (steps.scored / steps.trained, scoring / plain),
+        "sample": (steps.scoring, scoring / plain * steps.trained / sum(made.kept)),
         "share": (steps.time_share, 1 - plain / middle("seekr", "seconds")),
         "seconds": {method: [one["seconds"] for one in found[method]] for method in METHODS},
     }
@@ -180,6 +181,7 @@ COLUMNS = (
     "model", "weights", "tokens, answer", "bytes of samples: plan / there", "files", "steps: plan / there",
     "rows held in RAM: plan / there", "peak RAM over plain replay, MB: plan / measured",
     "replay's part of plain training: plan / plain replay / SEEKR", "scoring's part of plain training: plan / measured",
+    "scoring a kept sample, in passes of an example: plan / measured",
     "share of all time: plan / measured", "seconds plain (rounds)", "seconds replay", "seconds SEEKR",
 )  # fmt: skip
 
@@ -197,6 +199,7 @@ def row(name: str, found: dict[str, Any]) -> str:
         "{:.1f} / {:.1f}".format(*(value / 1e6 for value in found["peak"])),
         "{:.3f} / {:.3f} / {:.3f}".format(*found["replay"]),
         "{:.3f} / {:.3f}".format(*found["scoring"]),
+        "{:.2f} / {:.2f}".format(*found["sample"]),
         "{:.3f} / {:.3f}".format(*found["share"]),
         *(" ".join(f"{value:.2f}" for value in found["seconds"][method]) for method in METHODS),
     ]

@@ -73,6 +73,18 @@ CASES = [
         replay={},
     ),
     stream(
+        "prompts picked from a pool that fill the context",
+        "first",
+        "train.json row 1",
+        "task 'first'",
+        "44 virtual tokens",
+        "context of 48",
+        "max_length to at most 4",
+        "method.top",
+        method={"name": "l2p", "prompt_length": 22, "top": 2},
+        replay={},
+    ),
+    stream(
         "a prompt of PEFT's and answers that fill the context",
         "max_length 6",
         "lower max_new_tokens",

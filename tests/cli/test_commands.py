@@ -212,6 +212,9 @@ def test_a_plan_needs_a_config_and_no_weights(world, seekr, tmp_path):
     numbers = json.loads(seekr(*asked, "--tokens", 20, "--answer-tokens", 5, "replay.samples=4").out)
     assert numbers["kept"] == [4, 4, 4]
     assert numbers["chosen"]["sample"]["attention"] == 0 < numbers["chosen"]["sample"]["logits"]
+    assert "texts" not in done.out
+    written = seekr("plan", "--model", config, "--tasks", 2, "--examples", 30, "--tokens", 20, "--method", "lfpt5").out
+    assert "the model itself writes 18 texts, for which at most 360 tokens go forward: 6 passes" in written
     assert numbers["chosen"]["total"] == 12 * numbers["chosen"]["sample"]["stored"]
     assert os.listdir(tmp_path) == ["config.json"]
 

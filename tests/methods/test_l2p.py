@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import seekr_cl
 from seekr_cl.cli.main import main
-from seekr_cl.errors import ConfigError, ModelError
+from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import upkeep
 from seekr_cl.methods.l2p import PromptPoolModel
@@ -149,7 +149,7 @@ def test_only_the_picked_prompts_take_room_in_the_context(base: Path, run: Path,
     model, _ = seekr_cl.load_model(run / "m2")
     assert isinstance(model, PromptPoolModel)
     assert context_length(model) == 64 - TOP * LENGTH
-    with pytest.raises(ConfigError, match=r"max_length: .* 60 virtual tokens"):
+    with pytest.raises(DataError, match=r"60 virtual tokens .* max_length to at most 4, .* fewer \(method\.top\)"):
         learn(base, TASKS[0], tmp_path / "m", tmp_path / "o", configured(tmp_path, {"prompt_length": 20}))
 
 

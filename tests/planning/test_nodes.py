@@ -1,6 +1,8 @@
 """What grows with machines and tasks."""
 
-from seekr_cl.planning import Workload, make_plan
+from pathlib import Path
+
+from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.nodes import Cluster, crossing, terms
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.planning.workload import count_steps
@@ -36,11 +38,20 @@ def test_replay_overtakes_the_task_unless_a_cadence_bounds_it() -> None:
         assert crossing(plan) == 101
 
 
+def test_what_runs_no_model_in_replay_never_overtakes_the_task(base: Path) -> None:
+    """GEM replays nothing, and SAPT looks at embeddings alone."""
+    for method in ("gem", "sapt"):
+        config = config_from({"use_cpu": True, "method": method, "replay": {"samples": 4}}, "trainer")
+        plan = make_plan(read_shape(base), config, workload(200, 40))
+        last = next(term for term in terms(plan, config, Cluster(1, 8, 80_000_000_000)) if "replay in" in term.name)
+        assert (last.value, crossing(plan)) == (0, None)
+
+
 def test_many_tasks_are_counted_as_each_of_them_would_be() -> None:
     config = config_from({"use_cpu": True, "method": "replay", "replay": {"samples": 8}}, "trainer")
     alike = workload(40, 64)
     kept = [8] * 40
-    whole = count_steps(Workload([*alike.examples[:-1], 65], alike.epochs, 512, 32), config, [*kept[:-1], 8], False)
-    some = count_steps(alike, config, kept, False)
+    whole = count_steps(Workload([*alike.examples[:-1], 65], alike.epochs, 512, 32), config, [*kept[:-1], 8])
+    some = count_steps(alike, config, kept)
     assert abs(some.replayed - whole.replayed) <= 0.01 * whole.replayed
     assert abs(some.extra - whole.extra) <= 0.01 * whole.extra

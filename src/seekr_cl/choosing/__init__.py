@@ -26,10 +26,14 @@ CHOICES: dict[str, Choose] = {
 UNRANKED = ("random",)
 """Choices whose result is in the data's order and says nothing of which sample is worth more."""
 
+BY_MODEL = ("herding", "loss")
+"""Choices that run the model over every example."""
+
 TASK_WEIGHTS = ("equal", "similarity")
 SAMPLE_WEIGHTS = ("equal", "information", "surprise")
 
 __all__ = [
+    "BY_MODEL",
     "CHOICES",
     "SAMPLE_WEIGHTS",
     "TASK_WEIGHTS",

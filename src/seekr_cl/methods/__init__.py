@@ -23,9 +23,10 @@ from seekr_cl.methods.progressive_prompts import ProgressivePrompts
 from seekr_cl.methods.question import QuestionModel
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.rwalk import RWalk
-from seekr_cl.methods.sapt import SAPT, SharedLoraModel
+from seekr_cl.methods.sapt import SAPT
 from seekr_cl.methods.seekr import Seekr
 from seekr_cl.methods.seqft import SeqFT
+from seekr_cl.methods.shared_lora import SharedLoraModel
 from seekr_cl.methods.tree_lora import TreeLora
 from seekr_cl.suggest import nearest
 

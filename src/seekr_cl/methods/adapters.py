@@ -17,8 +17,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.base import Context
-from seekr_cl.methods.writing import context_length
+from seekr_cl.methods.costs import FLOAT, num_bytes
 
 ADAPTER = "default"
 
@@ -103,27 +102,6 @@ def name_base(config: PeftConfig, model: Any) -> None:
     config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
 
 
-def require_room(context: Context, virtual: int, key: str) -> None:
-    """Makes sure that the longest example and the prompts before it fit into the model's context.
-
-    Args:
-        context: the task's examples and the model, without prompts or with them.
-        virtual: tokens of the prompts.
-        key: the setting that makes them shorter.
-
-    Raises:
-        ConfigError: if they do not.
-    """
-    model: Any = context.model
-    longest = max((len(item.input_ids) for item in context.examples), default=0)
-    room = context_length(model.get_base_model() if hasattr(model, "peft_config") else model)
-    if room is not None and longest + virtual > room:
-        raise ConfigError(
-            f"max_length: {longest} tokens and {virtual} virtual tokens of prompts are more than the model's context "
-            f"of {room}; set max_length to at most {max(room - virtual, 0)}, or a shorter {key}"
-        )
-
-
 def merged(wrapped: Any) -> PreTrainedModel:
     """The plain model with the adapters added into its weights; all of these can be trained again."""
     wrapped.disable_input_require_grads()
@@ -137,6 +115,20 @@ def lora_layers(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in wrapped.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name, module
+
+
+def lora_bytes(build: Callable[[], Any], settings: AdapterSettings) -> tuple[int, int, int]:
+    """What one adapter takes on a model: bytes in all, bytes of its down-projections, adapted layers.
+
+    Args:
+        build: makes the model without storage.
+        settings: the adapter's.
+    """
+    model = build()
+    base = num_bytes(model)
+    wrapped = attach(model, settings.lora(), seed=0)
+    down = [FLOAT * layer.lora_A[ADAPTER].weight.numel() for _, layer in lora_layers(wrapped)]  # type: ignore[operator]
+    return num_bytes(wrapped) - base, sum(down), len(down)
 
 
 def fraction(value: float, key: str) -> None:

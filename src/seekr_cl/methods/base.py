@@ -117,6 +117,7 @@ class Method(ABC):
         paper: its source.
         Settings: dataclass of its settings; an unknown key is refused.
         replays: whether batches of old samples come back on a schedule.
+        replay_runs_model: whether a replayed sample goes through the model, which takes time.
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
@@ -131,6 +132,7 @@ class Method(ABC):
     paper: ClassVar[Paper]
     Settings: ClassVar[type] = NoSettings
     replays: ClassVar[bool] = False
+    replay_runs_model: ClassVar[bool] = True
     keeps: ClassVar[bool] = False
     adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False

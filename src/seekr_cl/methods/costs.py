@@ -8,8 +8,9 @@ from torch import nn
 
 FLOAT = 4
 """Bytes of a float32 number, in which methods keep what they know of weights."""
-FORWARD = 1 / 3
-"""Of a pass forward and backward, what a pass forward takes."""
+FORWARD, FORWARD_FROZEN = 1 / 3, 1 / 2
+"""Of a pass forward and backward, what a pass forward takes: all weights trained; the model's frozen, whose gradients
+are not computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Scale:
         trained: passes over the examples of each.
         replayed: passes over replayed samples, in all tasks.
         tokens: of an example.
+        answer: tokens of it that are to be answered.
+        context: longest sequence of the model, if its config says so.
+        forward: of a pass forward and backward, what a pass forward takes.
         outputs: bytes of one sample's outputs over the whole vocabulary, as signals are kept.
         build: makes the model without storage.
     """
@@ -39,6 +43,9 @@ class Scale:
     trained: Sequence[int]
     replayed: int
     tokens: int
+    answer: int
+    context: int | None
+    forward: float
     outputs: int
     build: Callable[[], Any]
 
@@ -64,6 +71,8 @@ class Overhead:
         written: bytes of the adapter that is written after the last task in place of a model.
         virtual: tokens that stand before every example of the last task.
         passes: of an example, forward and backward, in all tasks, beside those of new examples, replay and scoring.
+        texts: at most, that the model writes in all tasks.
+        positions: tokens that go forward for these at most, prompts among them; not in ``passes``.
     """
 
     device: int = 0
@@ -72,6 +81,14 @@ class Overhead:
     written: int = 0
     virtual: int = 0
     passes: float = 0.0
+    texts: int = 0
+    positions: int = 0
+
+
+def written_positions(scale: Scale, prompt: int, new: int) -> int:
+    """Tokens that go forward, with a cache, for a text of at most so many new ones: the last of them no longer does."""
+    room = new if scale.context is None else min(new, scale.context - prompt)
+    return prompt + room - 1 if room > 0 else 0
 
 
 def num_bytes(model: nn.Module) -> int:

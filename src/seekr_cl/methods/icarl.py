@@ -10,7 +10,7 @@ from torch import nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.costs import FORWARD, Overhead, Scale
+from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.methods.parameters import frozen_copy
 
@@ -61,7 +61,7 @@ class ICaRL(Method):
         if not (settings.distillation and any(scale.kept[:-1])):
             return Overhead()
         new = sum(scale.trained[1:]) if settings.new_examples else 0
-        return Overhead(device=scale.width * scale.weights, passes=FORWARD * (new + scale.replayed))
+        return Overhead(device=scale.width * scale.weights, passes=scale.forward * (new + scale.replayed))
 
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Holds the model before the task, if there is anything old in it to keep."""

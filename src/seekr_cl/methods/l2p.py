@@ -15,8 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import behind_prompts
-from seekr_cl.methods.adapters import ADAPTER, attach, name_base, require_room
+from seekr_cl.methods.adapters import ADAPTER, attach, name_base
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
 from seekr_cl.methods.question import QuestionModel, question_of, question_tokens, whole_number
 
@@ -194,7 +195,6 @@ class L2P(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        require_room(context, settings.top * settings.prompt_length, "method.prompt_length")
         model: Any = context.model
         if self.goes_on_from(model):
             for key in ("pool_size", "prompt_length"):
@@ -222,6 +222,22 @@ class L2P(Method):
         model.selector.requires_grad_(settings.pull > 0)
         context.model = model
         context.layout = replace(context.layout, side="right")
+
+    @classmethod
+    def virtual_tokens(cls, settings: L2PSettings, model: PreTrainedModel, tasks: int) -> int:
+        """The picked prompts, in whichever task."""
+        return settings.top * settings.prompt_length - (
+            model.virtual_tokens if isinstance(model, PromptPoolModel) else 0
+        )
+
+    @classmethod
+    def overhead(cls, settings: L2PSettings, scale: Scale) -> Overhead:
+        """The pool with its keys, the room that picked prompts take, and the pass that asks for hidden states."""
+        held = FLOAT * scale.hidden * settings.pool_size * (settings.prompt_length + 1)
+        virtual = settings.top * settings.prompt_length
+        asked = scale.forward if settings.query == "hidden" else 0.0
+        passes = sum(scale.trained) * (virtual / scale.tokens + asked)
+        return Overhead(device=held, written=held, virtual=virtual, passes=passes)
 
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:

@@ -103,10 +103,20 @@ class LFPT5(Method):
 
     @classmethod
     def overhead(cls, settings: LFPT5Settings, scale: Scale) -> Overhead:
-        """The outputs of what is written, over the whole vocabulary, and a pass more over every text."""
-        samples = cls.num_replayed(settings, scale.kept[:-1], scale.examples[-1])
-        ram = samples * scale.outputs if settings.consistency else 0
-        return Overhead(ram=ram, passes=sum(scale.trained) + scale.replayed)
+        """A pass more over every text, the texts written, as long as examples, and their outputs over the vocabulary.
+
+        The prefix and the separator in a text are left out: nobody has said into how many tokens they go.
+        """
+        later = range(1, scale.number)
+        replayed = [cls.num_replayed(settings, scale.kept[:n], scale.examples[n]) for n in later]
+        texts = TRIES * sum(cls.num_replayed(settings, [0], scale.examples[n]) for n in later)
+        asked = sum(replayed) if settings.consistency else 0
+        return Overhead(
+            ram=replayed[-1] * scale.outputs if asked else 0,
+            passes=sum(scale.trained) + scale.replayed + scale.forward * asked,
+            texts=texts,
+            positions=texts * scale.tokens,
+        )
 
     # One step -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.costs import FORWARD, Overhead, Scale
+from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.methods.parameters import frozen_copy
 
@@ -56,7 +56,7 @@ class LwF(Method):
     @classmethod
     def overhead(cls, settings: LwFSettings, scale: Scale) -> Overhead:
         """A copy of the trained weights, and its forward pass over every example."""
-        return Overhead(device=scale.width * scale.weights, passes=FORWARD * sum(scale.trained))
+        return Overhead(device=scale.width * scale.weights, passes=scale.forward * sum(scale.trained))
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""

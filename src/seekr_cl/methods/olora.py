@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
-from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_layers, merged
+from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_bytes, lora_layers, merged
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale, num_bytes
+from seekr_cl.methods.costs import Overhead, Scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +69,9 @@ class OLora(Method):
     @classmethod
     def overhead(cls, settings: OLoraSettings, scale: Scale) -> Overhead:
         """The adapter, and the down-projections of those before it."""
-        model = scale.build()
-        base = num_bytes(model)
-        wrapped = attach(model, settings.lora(), seed=0)
-        down = sum(FLOAT * cast(Tensor, layer.lora_A[ADAPTER].weight).numel() for _, layer in lora_layers(wrapped))
+        adapter, down, _ = lora_bytes(scale.build, settings)
         earlier = (scale.number - 1) * down
-        return Overhead(device=num_bytes(wrapped) - base + earlier, ram=earlier, carried=scale.number * down)
+        return Overhead(device=adapter + earlier, ram=earlier, carried=scale.number * down)
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss, the orthogonality to earlier subspaces and the new adapter's norm."""

@@ -12,6 +12,7 @@ from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.records import pack, unpack
 from seekr_cl.methods.base import Context, Paper
+from seekr_cl.methods.costs import Overhead, Scale, written_positions
 from seekr_cl.methods.logits import answer_logits
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.writing import write
@@ -67,6 +68,15 @@ class OnPolicyReplay(Replay):
     def num_replayed(cls, settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
         """If the model ends enough of its answers."""
         return sum(_count(settings.keep, asked) for asked in kept)
+
+    @classmethod
+    def overhead(cls, settings: OnPolicySettings, scale: Scale) -> Overhead:
+        """Before each task an answer to every kept prompt; confidence takes a pass forward over each."""
+        texts = sum(sum(scale.kept[:number]) for number in range(scale.number))
+        prompt = scale.tokens - scale.answer
+        positions = texts * written_positions(scale, prompt, ROOM * scale.answer)
+        judged = positions + texts if settings.scorer == "confidence" and positions else 0
+        return Overhead(passes=scale.forward * judged / scale.tokens, texts=texts, positions=positions)
 
     def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Each old task with the model's best answers in place of the references."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.adapters import ADAPTER, attach, name_base, require_room
+from seekr_cl.methods.adapters import ADAPTER, attach, name_base
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 
@@ -88,7 +88,6 @@ class ProgressivePrompts(Method):
             earlier_MD = model.prompt_encoder[ADAPTER].embedding.weight.detach().clone()
             model = model.get_base_model()
         total = settings.prompt_length + len(earlier_MD)
-        require_room(context, total, "method.prompt_length")
         config = PromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=total, prompt_tuning_init="SAMPLE_VOCAB", token_dim=size
         )

@@ -31,7 +31,7 @@ from seekr_cl.methods.parameters import check_names, trained
 from seekr_cl.methods.row_targets import placed_rows, row_targets
 from seekr_cl.shards import borrowed, is_like, is_sharded, like, reshard, whole
 
-_HELD = 4
+HELD = 4
 """Adapters that stay on the device between batches."""
 
 
@@ -240,6 +240,6 @@ class Teachers:
             check_names(self.context.model, weights, "method.teacher")
             self._held[number] = {name: like(tensor, now[name]) for name, tensor in weights.items()}
         self._held.move_to_end(number)
-        while len(self._held) > _HELD:
+        while len(self._held) > HELD:
             self._held.popitem(last=False)
         return self._held[number]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
-from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_layers, name_base
+from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_bytes, lora_layers, name_base
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.costs import Overhead, Scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +118,20 @@ class TreeLora(Method):
         self._steps = 0
         self._root = build_tree(_changes(self._earlier)) if self._earlier else Node([])
         self._chosen = self._choose()
+
+    @classmethod
+    def overhead(cls, settings: TreeLoraSettings, scale: Scale) -> Overhead:
+        """The adapter, the means of its down-projections in every task, and what is known of their distances."""
+        adapter, down, layers = lora_bytes(scale.build, settings)
+        earlier = scale.number - 1
+        # A distance and a count for each layer and earlier task, in double precision.
+        tables = 2 * torch.finfo(torch.float64).bits // 8 * layers
+        return Overhead(
+            device=adapter + scale.number * down,
+            ram=earlier * (down + tables),
+            carried=scale.number * down,
+            written=adapter,
+        )
 
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:

@@ -68,6 +68,8 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     settings = config.replay_settings
     by_volume = settings.every is None and settings.share is None
     replayed = last * epochs if by_volume else min(float(plan.steps.replayed), new)
+    if not plan.steps.replayed:
+        replayed = 0.0
     found = [
         Term("weights, gradients, optimizer of a process (GPU)", state, cluster.memory, "bytes", "sharded; more GPUs"),
         Term(
@@ -93,7 +95,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
         ),
         Term(
             "scoring a task's kept samples, beside its training",
-            most / processes,
+            most * plan.steps.scoring / processes,
             new / processes,
             "passes",
             "shared by the processes",
@@ -123,6 +125,8 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
 
 def crossing(plan: Plan) -> int | None:
     """The first task in which replaying every kept sample once an epoch is as much work as the task itself."""
+    if not plan.steps.replayed:
+        return None
     before = 0
     for number, (kept, examples) in enumerate(zip(plan.kept, plan.work.examples), start=1):
         if before >= examples:

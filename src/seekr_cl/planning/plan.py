@@ -3,10 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.costs import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale
 from seekr_cl.methods.logits import TEACHERS, LogitSettings
 from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.teacher import HELD
 from seekr_cl.planning.official import OfficialCost, official_cost
+from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
 from seekr_cl.planning.workload import Steps, Workload, count_steps, steps_of_tasks
@@ -119,7 +121,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     replayed = sum(bool(count) for count in kept)
 
     def asked(settings: Any) -> int:
-        return (adapter or 0) * replayed if getattr(settings, "teacher", "stored") == "adapter" else 0
+        return (adapter or 0) * replayed if asks_adapters(settings) else 0
 
     def option(settings: Any, dtype: str) -> Option:
         made = _option(shape, settings, dtype, work, kept, config, official)
@@ -141,15 +143,29 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     limit = config.memory_settings.limit()
     each = chosen.sample.stored * replayed
     fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
-    steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
-    overhead = _overhead(shape, config, work, adapter, kept, steps)
-    steps = replace(steps, own=round(overhead.passes))
+    frozen = adapter is not None or config.method_class.adapters
+    steps = count_steps(work, config, kept)
+    forward = FORWARD_FROZEN if frozen else FORWARD
+    overhead = _overhead(shape, config, work, adapter, kept, steps, forward)
+    steps = replace(
+        steps,
+        scored=looking_passes(shape, config, work, kept, steps.replayed, frozen),
+        own=overhead.passes,
+        written=forward * overhead.positions / work.tokens,
+        scoring=sample_passes(shape, settings, work, frozen),
+    )
     name = config.method_class.name
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
 
 
 def _overhead(
-    shape: ModelShape, config: SeekrConfig, work: Workload, adapter: int | None, kept: list[int], steps: Steps
+    shape: ModelShape,
+    config: SeekrConfig,
+    work: Workload,
+    adapter: int | None,
+    kept: list[int],
+    steps: Steps,
+    forward: float,
 ) -> Overhead:
     dtype = config.signal_dtype or "int8"
     scale = Scale(
@@ -163,10 +179,16 @@ def _overhead(
         trained=[round(count * epochs) for count, epochs in zip(work.examples, work.epochs)],
         replayed=steps.replayed,
         tokens=work.tokens,
+        answer=work.answer,
+        context=shape.context,
+        forward=forward,
         outputs=sample_cost(shape, LogitSettings(logits_top_k=None), dtype, work.tokens, work.answer).logits,
         build=shape.build,
     )
-    return config.method_class.overhead(config.method_settings, scale)
+    own = config.method_class.overhead(config.method_settings, scale)
+    if asks_adapters(config.method_settings):
+        own = replace(own, device=own.device + (adapter or 0) * min(HELD, sum(map(bool, kept[:-1]))))
+    return own
 
 
 def _option(

@@ -52,9 +52,8 @@ def show_plan(plan: Plan, out: Console) -> None:
     say(f"RAM held while a task is trained (all heads' rows from before): {size(chosen.held)}")
     say(f"VRAM that a replay step adds (teachers, student logits, row tiles): {size(chosen.vram)}")
     say(
-        f"optimizer steps: {steps.steps} + {steps.extra} for replay; replay"
-        f"{f', scoring and what {plan.method} does beside' if steps.own else ' and scoring'} are "
-        f"{100 * steps.time_share:.1f}% of the time"
+        f"optimizer steps: {steps.steps} + {steps.extra} for replay; {_beside_training(plan)} of the time"
+        f"{f'; looking at a kept sample takes {steps.scoring:.2f} passes' if steps.scoring else ''}"
     )
     say(
         f"official code: a sample {size(official.logits + official.attention)} = logits {size(official.logits)} + "
@@ -102,12 +101,27 @@ def _beside(plan: Plan) -> list[str]:
     said = [f"{size(value)} {what}" for value, what in parts if value]
     if said:
         lines.append(f"{plan.method} itself takes {', '.join(said)}")
+    if own.texts:
+        lines.append(
+            f"the model itself writes {own.texts} texts, for which at most {own.positions} tokens go forward: "
+            f"{plan.steps.written:.0f} passes of an example"
+        )
     if own.virtual:
         lines.append(f"{own.virtual} virtual tokens stand before the {tokens} of an example of the last task")
         if context is not None and own.virtual + tokens > context:
             left = max(context - own.virtual, 0)
             lines.append(f"NO ROOM: the model's context is {context}, so that only {left} are left for an example")
     return lines
+
+
+def _beside_training(plan: Plan) -> str:
+    """What is done beside training on new examples, and its share."""
+    steps = plan.steps
+    parts = ["replay"]
+    parts += ["looking at samples"] * bool(steps.scored) + ["writing"] * bool(steps.written)
+    parts += [f"what {plan.method} does beside"] * bool(steps.own)
+    first, last = ", ".join(parts[:-1]), parts[-1]
+    return f"{f'{first} and ' if first else ''}{last} take{'s' * (not first)} {100 * steps.time_share:.1f}%"
 
 
 def _row(option: Option, chosen: bool) -> tuple[str, ...]:

@@ -37,22 +37,26 @@ class Steps:
         steps: optimizer steps without replay.
         extra: optimizer steps that replay adds.
         trained: passes of an example, forward and backward, without replay.
-        replayed: the same over replay samples.
-        scored: the same in scoring: about one for each kept sample, as measured.
+        replayed: the same over replay samples; none where replay does not run the model.
+        scored: the same in looking at samples: scoring them, choosing them, asking for the earlier model's outputs.
         own: the same for what a method does beside these, such as asking the earlier model.
+        written: the same for texts that the model itself writes.
+        scoring: passes that scoring one kept sample takes; they are in ``scored``.
     """
 
     steps: int
     extra: int
     trained: int
     replayed: int
-    scored: int
-    own: int = 0
+    scored: float = 0.0
+    own: float = 0.0
+    written: float = 0.0
+    scoring: float = 0.0
 
     @property
     def time_share(self) -> float:
         """What is not a new example's pass, as part of the whole time, samples being as long as examples."""
-        more = self.replayed + self.scored + self.own
+        more = self.replayed + self.scored + self.own + self.written
         return more / (self.trained + more) if self.trained + more else 0.0
 
 
@@ -68,14 +72,13 @@ def steps_of_tasks(work: Workload, config: SeekrConfig) -> list[int]:
     return found
 
 
-def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bool) -> Steps:
+def count_steps(work: Workload, config: SeekrConfig, kept: list[int]) -> Steps:
     """The schedule of every task, as training makes it, counted.
 
     Args:
         work: what is learnt.
         config: batch sizes and cadence.
         kept: samples kept of each task.
-        scores: whether the kept samples go through the model once more at each task's ends.
     """
     number, alike = len(kept), len(set(work.examples)) == 1 and len(set(work.epochs)) == 1
     # Of many tasks that are alike some are counted: replay grows in a straight line between them.
@@ -85,7 +88,7 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int], scores: bo
     ).reshape(-1, 4)
     sums = [float(np.interp(range(number), places, column).sum()) for column in counted.T]
     steps, extra, trained, replayed = (round(one) for one in sums)
-    return Steps(steps, extra, trained, replayed, sum(kept) if scores else 0)
+    return Steps(steps, extra, trained, replayed if config.method_class.replay_runs_model else 0)
 
 
 def _spread(number: int) -> list[int]:

@@ -42,7 +42,7 @@ def check_room(
             raise DataError(
                 f"{example.source or 'an example'}: task '{task.name}': its {length} tokens and {virtual} virtual "
                 f"tokens of prompts before them are more than the model's context of {context}; "
-                f"{_remedy(context, _virtual(model, config, last), last)}"
+                f"{_remedy(config, context, _virtual(model, config, last), last)}"
             )
 
 
@@ -69,8 +69,12 @@ def _virtual(model: PreTrainedModel, config: SeekrConfig, number: int) -> int:
     return config.method_class.virtual_tokens(config.method_settings, model, number)
 
 
-def _remedy(context: int, virtual: int, last: int) -> str:
+def _remedy(config: SeekrConfig, context: int, virtual: int, last: int) -> str:
+    shorter = "make prompts shorter (method.prompt_length)"
+    if hasattr(config.method_settings, "top"):
+        shorter += " or pick fewer (method.top)"
     if virtual >= context:
-        return f"make prompts shorter (method.prompt_length): those of {last} tasks leave nothing of the context"
+        those = "they" if last == 1 else f"those of {last} tasks"
+        return f"{shorter}: {those} leave nothing of the context"
     until = f", which leaves room until task {last}" if last > 1 else ""
-    return f"set max_length to at most {context - virtual}{until}, or make prompts shorter (method.prompt_length)"
+    return f"set max_length to at most {context - virtual}{until}, or {shorter}"
