@@ -43,6 +43,12 @@ CASES |= {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
+    # Matrices are learnt beside the model; batches are compared twice where they are measured.
+    "seekr-projected": {
+        "method": SEEKR | {"target": "hidden", "projection": "identity"},
+        "measure_every": 2,
+        "num_train_epochs": 2,
+    },
     # Steered by measured gradients, as it is by default.
     "seekr-auto": {"method": SEEKR | {"lambda2": "auto"}, "measure_every": 2},
     # The row leaves this out, since with a ratio of 0 it is more than fine-tuning.

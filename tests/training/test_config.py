@@ -87,6 +87,7 @@ WRONG: dict[str, Any] = {
     "method.attention_reduction": 3, "method.attention_signal": 1, "method.attention_top_k": 2.5,
     "method.attention_tail": 0, "method.attention_eps": "tiny", "method.query_replacement": 1,
     "method.gradient_leak": "no", "method.target": 1,
+    "method.projection": True, "method.projection_rate": "fast",
 }  # fmt: skip
 
 
@@ -120,6 +121,7 @@ OUT_OF_RANGE = [
     ("method.importance_rule", "sum"), ("method.measure", "all"), ("method.attention_reduction", "max"),
     ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.logits_tail", "cut"),
     ("method.attention_signal", "rows"), ("method.target", "logits"),
+    ("method.projection", "linear"), ("method.projection_rate", 0),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
     ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),

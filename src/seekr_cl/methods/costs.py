@@ -28,6 +28,8 @@ class Scale:
         tokens: of an example.
         outputs: bytes of one sample's outputs over the whole vocabulary, as signals are kept.
         build: makes the model without storage.
+        heads: attention heads that are chosen for a task.
+        size: components of a head's output.
     """
 
     weights: int
@@ -41,6 +43,8 @@ class Scale:
     tokens: int
     outputs: int
     build: Callable[[], Any]
+    heads: int = 0
+    size: int = 0
 
     @property
     def number(self) -> int:

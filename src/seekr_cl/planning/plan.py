@@ -151,7 +151,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
 def _overhead(
     shape: ModelShape, config: SeekrConfig, work: Workload, adapter: int | None, kept: list[int], steps: Steps
 ) -> Overhead:
-    dtype = config.signal_dtype or "int8"
+    dtype, settings = config.signal_dtype or "int8", config.method_settings
+    chosen = choose_heads(shape, settings) if isinstance(settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
         weights=shape.parameters if adapter is None else adapter // FLOAT,
@@ -165,8 +166,10 @@ def _overhead(
         tokens=work.tokens,
         outputs=sample_cost(shape, LogitSettings(logits_top_k=None), dtype, work.tokens, work.answer).logits,
         build=shape.build,
+        heads=chosen.heads if chosen else 0,
+        size=chosen.size if chosen else 0,
     )
-    return config.method_class.overhead(config.method_settings, scale)
+    return config.method_class.overhead(settings, scale)
 
 
 def _option(

@@ -276,6 +276,8 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
         if "logits_tail" in given and self.method_settings.logits_top_k is None:
             raise ConfigError("method.logits_tail: would be ignored; set method.logits_top_k, or remove it")
+        if "projection_rate" in given and self.method_settings.projection == "none":
+            raise ConfigError("method.projection_rate: would be ignored; set method.projection, or remove it")
         for key in ("attention_tail", "attention_eps"):
             if key in given and self.method_settings.target in ("hidden", "relations"):
                 raise ConfigError(

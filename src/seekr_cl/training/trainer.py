@@ -431,6 +431,7 @@ class TellAfterStep(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Right after the optimizer, before the gradients are dropped."""
         self._method.after_step(self._network)
+        self._method.own_step()
 
 
 class SaveWhenDue(TrainerCallback):
