@@ -78,6 +78,8 @@ REPLAY_ROWS = {
     "every": Row(2, "weights"),
     "share": Row(0.7, "weights", replay(samples=3)),
     "cadence": Row("official", "weights", replay(samples=3)),
+    "clock": Row("updates", "weights", replay(samples=3, cadence="forgetting_curve")),
+    "day_steps": Row(2, "weights", replay(samples=3, cadence="forgetting_curve", clock="updates", day_steps=1)),
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),

@@ -169,7 +169,11 @@ def _overhead(
         heads=chosen.heads if chosen else 0,
         size=chosen.size if chosen else 0,
     )
-    return config.method_class.overhead(settings, scale)
+    overhead = config.method_class.overhead(settings, scale)
+    if config.replay_settings.clock == "updates" and scale.later:
+        # The clock compares the weights with a copy from before the step.
+        overhead = replace(overhead, device=overhead.device + scale.weights * scale.width)
+    return overhead
 
 
 def _option(
