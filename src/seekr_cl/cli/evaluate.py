@@ -27,7 +27,7 @@ from seekr_cl.evaluation import (
     write_predictions,
 )
 from seekr_cl.evaluation.engines import VllmEngine
-from seekr_cl.evaluation.general import evaluate_general, with_drift
+from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash
@@ -169,6 +169,8 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
     if data is not None and not data.is_dir():
         raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
     former = _read(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
+    if former is not None:
+        require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
     result = _general_of(given.model, given, data, device)
     base = former or (_general_of(given.base, given, data, device) if given.base else None)
     if base is not None:
