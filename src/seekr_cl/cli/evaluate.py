@@ -35,6 +35,7 @@ from seekr_cl.memory.files import file_hash, write_json
 from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.training.adapters import is_adapter
 from seekr_cl.training.identity import scoring_hash
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.models import load_model, require_free
@@ -58,6 +59,12 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError("--limit: only cuts the tasks of general ability; add --general")
     if given.engine == "vllm" and given.general is not None:
         raise ConfigError("--general: goes through the harness with transformers; leave out --engine vllm")
+    if given.engine == "vllm" and given.quantization:
+        raise ConfigError("--quantization: is transformers' and bitsandbytes'; leave it out, or --engine vllm")
+    if given.engine == "vllm" and is_adapter(Path(given.model)):
+        raise ConfigError(
+            f"{given.model}: is an adapter, --engine vllm takes plain models; seekr export --merge it first"
+        )
     if given.engine == "vllm" and ranks.launched() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
     device = ranks.join()

@@ -68,9 +68,7 @@ def generate_answers(
             new = _continue(model, batch, greedy, watch)
             for row in watch.rows() if watch is not None else []:
                 new[row] = _continue(model, [batch[row]], greedy, None)[0]
-            # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
-            ended = [ids[: ids.index(eos)] if eos in ids else ids for ids in new]
-            texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
+            texts = answer_texts(tokenizer, new)
             for index, text in zip(indices, texts):
                 answers[index] = text
             if on_answers is not None:
@@ -81,6 +79,14 @@ def generate_answers(
         model.generation_config = settings
         model.train(training)
     return answers
+
+
+def answer_texts(tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]) -> list[str]:
+    """What new tokens say up to the end of text, without special tokens."""
+    eos = tokenizer.eos_token_id
+    # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
+    ended = [list(ids[: ids.index(eos)] if eos in ids else ids) for ids in written]
+    return tokenizer.batch_decode(ended, skip_special_tokens=True)
 
 
 def decides_alone(model: PreTrainedModel) -> bool:
