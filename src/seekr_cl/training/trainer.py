@@ -91,11 +91,10 @@ class SeekrTrainer(Trainer):
             raise
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-        if engine and (carry or args.carry_optimizer or looks_at_weights(type(method))):
-            raise ConfigError(
-                f"{engine}: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
-                "not know sharded weights; train with DDP, or drop them"
-            )
+        blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
+        if engine and (carry or args.carry_optimizer or blind):
+            what = f"method {method.name} works on single weights and does" if blind else "carry_optimizer does"
+            raise ConfigError(f"{engine}: {what} not know sharded ones; train with DDP, or drop it")
         if args.torch_compile and ranks.count() > 1 and engine is None:
             # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
             raise ConfigError("torch_compile: does not train under DDP here; use FSDP2, or remove the key")
@@ -265,7 +264,7 @@ class SeekrTrainer(Trainer):
         own *= not batch["filler"]
         factors = ranks.count() * own / ranks.total(own).clamp(min=1)
         for term, factor in zip(terms.values(), factors.tolist()):
-            term.value = term.value * factor
+            term.value = term.value * (1.0 if term.of_weights else factor)
 
     def _token_factor(self, batch: Any) -> float:
         """What turns the mean over a batch's tokens into its part of the mean over the whole step's tokens."""
@@ -433,7 +432,7 @@ class SeekrTrainer(Trainer):
 
 
 def looks_at_weights(method: type[Method]) -> bool:
-    """Whether a method works on weights or gradients themselves, which under FSDP2 are shards."""
+    """Whether a method works on weights or gradients themselves, of which a process may hold only shards."""
     hooks = ["before_step", "after_step", "finished_model", *(["carry_on"] if method.carries_weights else [])]
     return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
 
