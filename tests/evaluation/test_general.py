@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from generating import ROOT, random_model, stories_folder
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tinylm import config_for, constant_task, reverse_task, save_base, teach
 
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.evaluation import generate_answers
 from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift
 from seekr_cl.evaluation.general_tasks import LOCAL
-from seekr_cl.evaluation.harness import QuestionLM
+from seekr_cl.evaluation.harness import PromptLM, QuestionLM
 from seekr_cl.training import learn
 from seekr_cl.training.models import load_model
 
@@ -143,6 +145,28 @@ def test_a_question_is_the_context_alone(base_folder, tmp_path, name):
         last = max(text.index(common[0]) for text in written)
         assert short.shape[1] == width + last + 1
     assert torch.equal(full[:, :width], ids)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_prompt_stands_right_before_each_text(base_folder, tmp_path):
+    """A text's answer is the library's own, whatever longer text is beside it."""
+    method = {"name": "progressive_prompts", "prompt_length": 4, "bottleneck": 0}
+    config = config_for(method, tmp_path, learning_rate=0.5, num_train_epochs=2)
+    teach(base_folder, tmp_path, [reverse_task(count=8)], config)
+    model, tokenizer = load_model(str(tmp_path / "m1"), "float32")
+    texts = ["ab=", "abcdef=", "fe=", "u?"]
+    lm = PromptLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=4, max_length=40)
+    requests = [
+        Instance("generate_until", {}, (text, {"until": ["never"], "max_gen_toks": 6}), index)
+        for index, text in enumerate(texts)
+    ]
+    own = generate_answers(model, tokenizer, [tokenizer.encode(text) for text in texts], 6, 1)
+    assert any(own)
+    assert lm.generate_until(requests, disable_tqdm=True) == own
+    stop = next(text[1] for text in own if len(set(text)) > 1)
+    for request in requests:
+        request.arguments = (request.arguments[0], {"until": [stop], "max_gen_toks": 6})
+    assert lm.generate_until(requests, disable_tqdm=True) == [text.split(stop)[0] for text in own]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -5,6 +5,7 @@ The reference takes the heads' outputs from hooks, differentiates with autograd 
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tinylm import assert_same, config_for, constant_task, reverse_task, teach, 
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from seekr_cl.attention import RowIndex, RowTarget
+from seekr_cl.attention.features import DistillProjected, HeadMaps, OutputRows
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import Context, Layout
@@ -158,6 +161,21 @@ def test_accumulated_batches_are_one(learnt: Path, base: Path) -> None:
         finally:
             method.close()
     assert_same(*found, atol=1e-6)
+
+
+def test_mixed_precision_rounds_nothing_of_it() -> None:
+    draw = torch.Generator().manual_seed(1)
+    out_BLHD, then_PRD = torch.randn((2, 3, 2, 4), generator=draw), torch.randn((2, 3, 4), generator=draw)
+    index = RowIndex(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.arange(3).repeat(2, 1))
+    target = RowTarget(index, OutputRows(then_PRD), torch.full((2, 3), 0.2))
+    maps = {0: HeadMaps(torch.randn((2, 4, 4), generator=draw), torch.tensor([[0, 1]]))}
+    found = []
+    for enabled in (False, True):
+        distil = DistillProjected({0: [target]}, maps, torch.zeros(2, dtype=torch.long))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = distil.compare(SimpleNamespace(layer=0), out_BLHD, target)  # type: ignore[arg-type]
+        found.append({"value": value, "slope": distil.slopes()[0][0]})
+    assert_same(*found)
 
 
 class Killed(BaseException):

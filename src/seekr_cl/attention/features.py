@@ -103,6 +103,11 @@ class DistillProjected(DistillRows):
 
     def compare(self, call: AttentionCall, output_BLHD: Tensor, target: RowTarget) -> Tensor:
         """The layer's weighted distance."""
+        # Mixed precision would round the products, which are close to what they are compared with.
+        with torch.autocast(output_BLHD.device.type, enabled=False):
+            return self._distance(call, output_BLHD, target)
+
+    def _distance(self, call: AttentionCall, output_BLHD: Tensor, target: RowTarget) -> Tensor:
         now_PRD, then_PRD = _outputs(output_BLHD, target)
         index, maps = target.index, self.maps[call.layer]
         slot_P = maps.slot_TH[self.task_B[index.sample_P], index.head_P]

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
+from seekr_cl.evaluation.generate import has_prompt
 from seekr_cl.methods.writing import context_length
 
 
@@ -79,7 +80,7 @@ def evaluate_general(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from seekr_cl.evaluation.harness import QuestionLM
+        from seekr_cl.evaluation.harness import PromptLM, QuestionLM
     except ImportError as error:
         raise ConfigError(
             "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
@@ -91,7 +92,7 @@ def evaluate_general(
     model.eval()
     tasks = {}
     try:
-        kind = QuestionLM if getattr(model, "by_question", False) else HFLM
+        kind = QuestionLM if getattr(model, "by_question", False) else PromptLM if has_prompt(model) else HFLM
         # Virtual tokens of prompts take their part of the context.
         wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context_length(model))
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.

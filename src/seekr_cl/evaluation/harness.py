@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's model for what chooses its adapters by the question.
+"""lm-evaluation-harness's model for what chooses its adapters by the question, and for prompts.
 
 Shapes: B batch, L padded length, V vocabulary.
 """
@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
+from transformers import GenerationConfig
+
+from seekr_cl.evaluation.generate import after_prompt
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Texts, tokens of the context, tokens of what may follow it."""
@@ -51,6 +55,30 @@ class QuestionLM(HFLM):
         with torch.no_grad():
             logits = self.model(input_ids=inps, attention_mask=real_BL, question_mask=question_BL).logits
         return logits[:, -inps.shape[1] :]
+
+
+class PromptLM(HFLM):
+    """Has virtual tokens stand right before each text, as ``generate_answers`` does; PEFT has padding between."""
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """Texts and greedy answers [B, L + new]; none of the benchmarks samples."""
+        mask_BL = torch.ones_like(context) if attention_mask is None else attention_mask
+        greedy = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_length - context.shape[1],
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.eot_token_id,
+            use_cache=True,
+        )
+        # From embeddings only new tokens are seen by whoever looks for the stop.
+        criteria = stop_sequences_criteria(self.tokenizer, stop, 0, len(context))
+        with torch.no_grad():
+            new_BL = after_prompt(
+                self.model, context, mask_BL, {"generation_config": greedy, "stopping_criteria": criteria}
+            )
+        return torch.cat([context, new_BL], dim=1)
 
 
 def _longest_first(request: Request) -> tuple[int, tuple[int, ...]]:
