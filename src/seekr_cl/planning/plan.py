@@ -143,6 +143,10 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
     steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
     overhead = _overhead(shape, config, work, adapter, kept, steps)
+    if config.replay_settings.clock == "updates" and len(kept) > 1:
+        # The clock compares the weights with a copy from before the step.
+        trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
+        overhead = replace(overhead, device=overhead.device + trained)
     steps = replace(steps, own=round(overhead.passes))
     name = config.method_class.name
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
@@ -151,8 +155,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
 def _overhead(
     shape: ModelShape, config: SeekrConfig, work: Workload, adapter: int | None, kept: list[int], steps: Steps
 ) -> Overhead:
-    dtype, settings = config.signal_dtype or "int8", config.method_settings
-    chosen = choose_heads(shape, settings) if isinstance(settings, SeekrSettings) else None
+    dtype = config.signal_dtype or "int8"
+    chosen = choose_heads(shape, config.method_settings) if isinstance(config.method_settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
         weights=shape.parameters if adapter is None else adapter // FLOAT,
@@ -169,11 +173,7 @@ def _overhead(
         heads=chosen.heads if chosen else 0,
         size=chosen.size if chosen else 0,
     )
-    overhead = config.method_class.overhead(settings, scale)
-    if config.replay_settings.clock == "updates" and scale.later:
-        # The clock compares the weights with a copy from before the step.
-        overhead = replace(overhead, device=overhead.device + scale.weights * scale.width)
-    return overhead
+    return config.method_class.overhead(config.method_settings, scale)
 
 
 def _option(
