@@ -143,12 +143,12 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
     steps = count_steps(work, config, kept, scores=isinstance(settings, SeekrSettings))
     overhead = _overhead(shape, config, work, adapter, kept, steps)
+    steps = replace(steps, own=round(overhead.passes))
+    name = config.method_class.name
     if config.replay_settings.clock == "updates" and len(kept) > 1:
         # The clock compares the weights with a copy from before the step.
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
-    steps = replace(steps, own=round(overhead.passes))
-    name = config.method_class.name
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
 
 
