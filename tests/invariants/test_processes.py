@@ -78,6 +78,7 @@ def test_a_sharded_model_is_a_whole_one(
 def test_methods_on_whole_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
     answers = sharded.ask(bases["llama"], tmp_path, words_of("olora"), settings_of(CASES["olora"], 2))
     assert all("ConfigError: FSDP: method olora works on single weights" in answer for answer in answers)
+    assert all(answer.rstrip().endswith("train with DDP") for answer in answers)
     assert not (tmp_path / "m1").exists()
 
 

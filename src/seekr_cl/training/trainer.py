@@ -92,9 +92,13 @@ class SeekrTrainer(Trainer):
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
         blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
-        if engine and (carry or args.carry_optimizer or blind):
-            what = f"method {method.name} works on single weights and does" if blind else "carry_optimizer does"
-            raise ConfigError(f"{engine}: {what} not know sharded ones; train with DDP, or drop it")
+        if engine and (carry or args.carry_optimizer):
+            raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
+        if engine and blind:
+            raise ConfigError(
+                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a way "
+                f"that it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
+            )
         if args.torch_compile and ranks.count() > 1 and engine is None:
             # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
             raise ConfigError("torch_compile: does not train under DDP here; use FSDP2, or remove the key")
