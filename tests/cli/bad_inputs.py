@@ -128,6 +128,19 @@ CASES = [
     Case("batches of nothing", ("--batch-size", "at least 1"), evaluated("--task", "@first", "--batch-size", "0")),
     Case("nothing to evaluate on", ("--task", "--general"), evaluated()),
     Case("vLLM that is not installed", ("vllm is not installed",), evaluated("--task", "@first", "--engine", "vllm")),
+    Case(
+        "four bits for vLLM",
+        ("--quantization", "--engine vllm"),
+        evaluated("--task", "@first", "--engine", "vllm", "--quantization", "4bit"),
+    ),
+    Case(
+        "an adapter for vLLM",
+        ("is an adapter", "seekr export --merge"),
+        lambda w, f: [
+            *("evaluate", "--model", write(f / "a" / "adapter_config.json", {}).parent, "--task", w.first),
+            *("--output", f / "scores", "--engine", "vllm"),
+        ],
+    ),
     Case("a base without --general", ("--base", "add --general"), evaluated("--task", "@first", "--base", "@base")),
     Case("a limit without --general", ("--limit", "add --general"), evaluated("--task", "@first", "--limit", "3")),
     Case("general data nowhere", ("nowhere", "no folder"), evaluated("--general", "nowhere")),

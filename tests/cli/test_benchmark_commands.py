@@ -42,6 +42,9 @@ def test_lists(seekr):
 def test_listed_options_exist(option):
     block, key = option.setting.split(".")
     given = {"method": {"name": "seekr"}} | {block: {"name": "seekr"} if block == "method" else {}}
+    if option.on is not None:
+        where, _, value = option.on.partition("=")
+        given[where.split(".")[0]][where.split(".")[1]] = value
     given[block][key] = option.value
     SeekrConfig(**given)
     given[block][key] = option.value + "s"

@@ -41,8 +41,13 @@ def random_model(family: str) -> Pair:
     return AutoModelForCausalLM.from_config(config).float(), char_tokenizer(LETTERS)
 
 
-def stories() -> Pair:
+def stories_folder() -> Path:
     folder = Path(os.environ.get("SEEKR_SHARED", ROOT / ".." / "shared")) / "data" / "tiny_lm" / "stories260K"
     if not (folder / "config.json").is_file():
         pytest.skip(f"{folder} is absent; set SEEKR_SHARED to the folder with the real model")
+    return folder
+
+
+def stories() -> Pair:
+    folder = stories_folder()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)

@@ -6,17 +6,33 @@ import sys
 from pathlib import Path
 
 import pytest
-from generating import ROOT, random_model, stories
+import torch
+from generating import ROOT, random_model, stories_folder
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tinylm import config_for, constant_task, reverse_task, save_base, teach
 
+from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.evaluation import generate_answers
 from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift
 from seekr_cl.evaluation.general_tasks import LOCAL
+from seekr_cl.evaluation.harness import PromptLM, QuestionLM
+from seekr_cl.training import learn
+from seekr_cl.training.models import load_model
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
+    # The harness asks pip for its packages in each evaluation, which takes longer than all that is tested here.
+    monkeypatch.setattr("torch.utils.collect_env.get_pip_packages", lambda *_: ("pip", ""))
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 def write(folder: Path, name: str, rows: list) -> None:
@@ -44,18 +60,155 @@ def test_answers_are_scored_by_the_harness(tmp_path):
     assert first["mean"] == right["score"]
 
 
-def test_every_benchmark_on_real_rows():
+def test_shots_are_rows_of_the_training_split(tmp_path, monkeypatch):
+    """As many as the benchmark has, each with its answer, before every question; the same for every model."""
+    seen = {}
+
+    def note(kind):
+        own = getattr(HFLM, kind)
+
+        def watched(self, requests, **more):
+            seen[kind] = [request.args for request in requests]
+            return own(self, requests, **more)
+
+        return watched
+
+    for kind in ("loglikelihood", "generate_until"):
+        monkeypatch.setattr(HFLM, kind, note(kind))
+    model, tokenizer = random_model("llama")
+    letters = "abcdefghijkl"
+    for name, answers in (("mmlu", "ABCD"), ("bbh", "xyz")):
+        (tmp_path / name).mkdir()
+        for split, rows in (("train", letters), ("test", letters[:3].upper())):
+            content = [{"prompt": f"{a} =", "answer": answers[n % len(answers)]} for n, a in enumerate(rows)]
+            (tmp_path / name / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    found = evaluate_general(model, tokenizer, 2, tmp_path, names=["mmlu", "bbh"])
+    for name, kind, shots, answers in (("mmlu", "loglikelihood", 5, "ABCD"), ("bbh", "generate_until", 3, "xyz")):
+        assert found["tasks"][name]["shots"] == shots
+        contexts = {context for context, _ in seen[kind]}
+        assert len(contexts) == 3
+        for context in contexts:
+            *given, question = context.split("\n\n")
+            assert question in ("A =", "B =", "C =")
+            assert len(set(given)) == shots
+            assert set(given) <= {f"{a} = {answers[n % len(answers)]}" for n, a in enumerate(letters)}
+    continuations = {continuation for _, continuation in seen["loglikelihood"]}
+    assert continuations == {" A", " B", " C", " D"}
+
+
+@pytest.mark.parametrize("name", ["l2p", "sapt"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_question_is_the_context_alone(base_folder, tmp_path, name):
+    """What may follow chooses no adapter, and neither does padding; generated text stops where it is told."""
+    settings = {
+        "l2p": {"pool_size": 12, "prompt_length": 2, "top": 2},
+        "sapt": {"rank": 2, "alpha": 32.0, "query_size": 6, "temperature": 2.0},
+    }[name]
+    tasks = [constant_task("yes", "yes", 4), reverse_task(count=8)]
+    teach(base_folder, tmp_path, tasks, config_for({"name": name} | settings, tmp_path, learning_rate=0.05))
+    model, tokenizer = load_model(str(tmp_path / "m2"), "float32")
+    model.eval()
+    lm = QuestionLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=40)
+    texts = [
+        ("ab=", "fedcba"),
+        ("uvw?", "no"),
+        ("ab=", "x"),
+        ("abcdef" * 7, "fe"),
+        ("u?", "yes yes yes"),
+        ("ab=f", "edcba"),
+    ]
+    requests = [(pair, *map(tokenizer.encode, pair)) for pair in texts]
+    found = [value for value, _ in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
+    alone, whole = [], []
+    for _, context, continuation in requests:
+        ids = (context + continuation)[-41:][:-1]
+        question = torch.tensor([[1] * (len(ids) - len(continuation) + 1) + [0] * (len(continuation) - 1)])
+        for values, asked in ((alone, question), (whole, torch.ones_like(question))):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), question_mask=asked).logits[0, -len(continuation) :]
+            values.append(float(logits.log_softmax(-1).gather(1, torch.tensor(continuation)[:, None]).sum()))
+    assert found == pytest.approx(alone, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(alone, whole)) > 1e-3, "what follows chose nothing"
+
+    prompts = [tokenizer.encode(text) for text in ("ab=", "uvwxyz?")]
+    width, new = max(map(len, prompts)), 12
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts])
+    mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
+    words = {"attention_mask": mask, "eos_token_id": None, "do_sample": False}
+    full = lm._model_generate(ids, max_length=width + new, stop=["never"], **words)
+    assert full.shape == (2, width + new)
+    # Both have written what the later one writes sixth, wherever that is.
+    written = [tokenizer.decode(row) for row in full[:, width:].tolist()]
+    common = [letter for letter in written[0][:6] if letter in written[1][:6]]
+    if common:
+        short = lm._model_generate(ids, max_length=width + new, stop=[common[0]], **words)
+        last = max(text.index(common[0]) for text in written)
+        assert short.shape[1] == width + last + 1
+    assert torch.equal(full[:, :width], ids)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_prompt_stands_right_before_each_text(base_folder, tmp_path):
+    """A text's answer is the library's own, whatever longer text is beside it."""
+    method = {"name": "progressive_prompts", "prompt_length": 4, "bottleneck": 0}
+    config = config_for(method, tmp_path, learning_rate=0.5, num_train_epochs=2)
+    teach(base_folder, tmp_path, [reverse_task(count=8)], config)
+    model, tokenizer = load_model(str(tmp_path / "m1"), "float32")
+    texts = ["ab=", "abcdef=", "fe=", "u?"]
+    lm = PromptLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=4, max_length=40)
+    requests = [
+        Instance("generate_until", {}, (text, {"until": ["never"], "max_gen_toks": 6}), index)
+        for index, text in enumerate(texts)
+    ]
+    own = generate_answers(model, tokenizer, [tokenizer.encode(text) for text in texts], 6, 1)
+    assert any(own)
+    assert lm.generate_until(requests, disable_tqdm=True) == own
+    stop = next(text[1] for text in own if len(set(text)) > 1)
+    for request in requests:
+        request.arguments = (request.arguments[0], {"until": [stop], "max_gen_toks": 6})
+    assert lm.generate_until(requests, disable_tqdm=True) == [text.split(stop)[0] for text in own]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_the_command_says_how_every_benchmark_has_drifted(tmp_path, capsys):
+    """All six on real rows: a prompt pool on a real model, and that model as the base, itself and as it was scored."""
     folder = Path(os.environ.get("SEEKR_SHARED", ROOT / ".." / "shared")) / "data" / "general"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set SEEKR_SHARED to the folder with the real data")
     with pytest.raises(DataError, match=r"gsm8k cannot be evaluated .*256"):  # more than this model's whole context
         evaluate_general(*random_model("llama"), 2, folder, limit=1, names=["gsm8k"])
-    found = evaluate_general(*stories(), 2, folder, limit=2)
+    base = stories_folder()
+    method = {"name": "l2p", "pool_size": 6, "prompt_length": 4, "top": 3}
+    learn(
+        base,
+        reverse_task(count=4),
+        tmp_path / "memory",
+        tmp_path / "m1",
+        config_for(method, tmp_path, learning_rate=1.0),
+    )
+    words = ["evaluate", "--general", str(folder), "--limit", "1", "--batch-size", "4"]
+    given = [*words, "--model", str(tmp_path / "m1")]
+    assert main([*given, "--base", str(base), "--output", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "general.json").read_text("utf-8"))
     assert {name: task["shots"] for name, task in found["tasks"].items()} == {
         "mmlu": 5, "gsm8k": 8, "bbh": 3, "tydiqa": 1, "boolq": 0, "piqa": 0,
     }  # fmt: skip
-    assert all(task["examples"] == 2 and 0 <= task["score"] <= 100 for task in found["tasks"].values())
     assert {name: one.shots for name, one in BENCHMARKS.items()} == {name: one.shots for name, one in LOCAL.items()}
+    for name, task in found["tasks"].items():
+        assert name in table
+        assert task["examples"] == 1
+        assert 0 <= task["score"] <= 100
+        assert task["drift"] == task["score"] - task["base"]
+    assert found["base_model"] == str(base)
+    assert found["drift"] == pytest.approx(found["mean"] - found["base_mean"])
+    # A former evaluation stands for a model; made in another way it does not.
+    former = found | {"tasks": {n: t | {"score": t["base"]} for n, t in found["tasks"].items()}, "limit": 2}
+    (tmp_path / "former").mkdir()
+    (tmp_path / "former" / "general.json").write_text(json.dumps(former), encoding="utf-8")
+    assert main([*given, "--base", str(tmp_path / "former"), "--output", str(tmp_path / "no")]) == 2
+    assert "--base: evaluated with another 'limit' (2, now 1)" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "general.json").exists()
 
 
 RESULT = {

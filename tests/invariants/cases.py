@@ -43,11 +43,24 @@ CASES |= {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
+    # Matrices are learnt beside the model; batches are compared twice where they are measured.
+    "seekr-projected": {
+        "method": SEEKR | {"target": "hidden", "projection": "identity"},
+        "measure_every": 2,
+        "num_train_epochs": 2,
+    },
     # Steered by measured gradients, as it is by default.
     "seekr-auto": {"method": SEEKR | {"lambda2": "auto"}, "measure_every": 2},
     # The row leaves this out, since with a ratio of 0 it is more than fine-tuning.
     "icarl-new": {"method": {"name": "icarl", "new_examples": True}},
     "replay-by-batches": {"method": "replay", "loss_average": "micro_batches", "gradient_accumulation_steps": 2},
+    # Reviews come between steps, when the weights of all shards have moved so far.
+    "replay-by-updates": {
+        "method": "replay",
+        "replay": {"samples": 5, "cadence": "forgetting_curve", "clock": "updates", "day_steps": 2},
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 3,
+    },
     "seekr-lora": {"method": SEEKR, "peft": LORA},
     # Of two earlier adapters a process may have to ask one that the other does not.
     "seekr-adapter": {"method": SEEKR | {"teacher": "adapter"}, "peft": LORA, "general": str(GENERAL)},

@@ -30,7 +30,8 @@ SHARDS = FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
 SHARDED = [
     name
     for name in CASES
-    if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "derpp-prompt")
+    if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "seekr-projected")
+    or name in ("derpp-prompt", "replay-by-updates")
     or (name in ROWS and (get_method(name).knows_shards or not looks_at_weights(get_method(name))))
 ]
 

@@ -78,7 +78,7 @@ WRONG: dict[str, Any] = {
     "progress": None,
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,
     "replay.batch_size": "4x", "replay.choice": None, "replay.task_weights": 1, "replay.step": 2,
-    "replay.sample_weights": 1,
+    "replay.sample_weights": 1, "replay.clock": 1, "replay.day_steps": "many",
     "memory.max_bytes": 2.5,
     "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logits_tail": True,
     "method.logit_alignment": 1, "method.logit_form": None, "method.teacher": 1,
@@ -87,6 +87,7 @@ WRONG: dict[str, Any] = {
     "method.attention_reduction": 3, "method.attention_signal": 1, "method.attention_top_k": 2.5,
     "method.attention_tail": 0, "method.attention_eps": "tiny", "method.query_replacement": 1,
     "method.gradient_leak": "no", "method.target": 1,
+    "method.projection": True, "method.projection_rate": "fast",
 }  # fmt: skip
 
 
@@ -110,6 +111,7 @@ OUT_OF_RANGE = [
     ("replay.ratio", -0.1), ("replay.ratio", 1.5), ("replay.samples", -1), ("replay.every", 0), ("replay.share", 1.0),
     ("replay.share", 0), ("replay.batch_size", 0), ("replay.cadence", "sometimes"), ("replay.choice", "last"),
     ("replay.step", "both"), ("replay.task_weights", "most"), ("replay.sample_weights", "most"),
+    ("replay.clock", "sun"), ("replay.day_steps", 0),
     ("memory.max_bytes", 0), ("memory.max_bytes", -5),
     ("memory.max_bytes", "2 GBit"), ("memory.max_bytes", "much"), ("memory.max_bytes", True),
     ("method.lambda1", 1.1), ("method.lambda1", -0.1), ("method.lambda2", -1),
@@ -120,6 +122,7 @@ OUT_OF_RANGE = [
     ("method.importance_rule", "sum"), ("method.measure", "all"), ("method.attention_reduction", "max"),
     ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.logits_tail", "cut"),
     ("method.attention_signal", "rows"), ("method.target", "logits"),
+    ("method.projection", "linear"), ("method.projection_rate", 0),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
     ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),

@@ -61,6 +61,8 @@ METHOD_ROWS = {
     "importance_rule": Row("sum_of_products", "memory", method(head_budget=2)),
     "measure": Row("frobenius", "memory"),
     "target": Row("hidden", "memory"),
+    "projection": Row("identity", "weights", method(target="hidden")),
+    "projection_rate": Row(0.01, "weights", method(target="hidden", projection="identity")),
     "attention_reduction": Row("sum", "weights"),
     "attention_eps": Row(0.1, "weights"),
     "logits_tail": Row("bucket", "weights", method(logits_top_k=4)),
@@ -76,6 +78,8 @@ REPLAY_ROWS = {
     "every": Row(2, "weights"),
     "share": Row(0.7, "weights", replay(samples=3)),
     "cadence": Row("official", "weights", replay(samples=3)),
+    "clock": Row("updates", "weights", replay(samples=3, cadence="forgetting_curve")),
+    "day_steps": Row(2, "weights", replay(samples=3, cadence="forgetting_curve", clock="updates", day_steps=1)),
     "batch_size": Row(1, "weights"),
     "choice": Row("first", "memory"),
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
@@ -89,6 +93,7 @@ SCHEDULE_ROWS = {
 TARGET_ROWS = {
     "target values": Row("values", "memory"),
     "target relations": Row("relations", "weights", method(target="hidden")),
+    "projection random": Row("random", "weights", method(target="hidden", projection="identity")),
 }
 CHOICE_ROWS = {
     f"choice {name}": Row(name, "memory", replay(samples=3, every=1)) for name in CHOICES if name != "random"

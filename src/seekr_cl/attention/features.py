@@ -1,9 +1,10 @@
 """What else can be held at the heads and queries whose attention rows are: value relations, outputs, their distances.
 
 Shapes: B batch, H query heads, K key/value heads, L sequence length, D head size,
-P (sample, head) pairs, R query rows per pair.
+P (sample, head) pairs, R query rows per pair, T tasks, K (task, head) places of a layer that have a map.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +66,75 @@ class DistillOutputs(DistillRows):
         """The layer's weighted distance."""
         now_PRD, then_PRD = _outputs(output_BLHD, target)
         return (target.weight_PR * (now_PRD - then_PRD).square().mean(-1)).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMaps:
+    """One layer's linear maps from what heads give now to what they gave when a task had been learnt.
+
+    Attributes:
+        matrix_KDD: the maps.
+        slot_TH: which of them is a task's and a head's; -1 where there is none.
+    """
+
+    matrix_KDD: Tensor
+    slot_TH: Tensor
+
+
+class DistillProjected(DistillRows):
+    """Holds what a map makes of the heads' outputs, so that these may change linearly: ||A o - o'||_2 / sqrt(D).
+
+    Gu et al., "Preserving Linear Separability in Continual Learning by Backward Feature Projection", CVPR 2023, arXiv
+    2303.14595: the distance of the mapped new features to the old ones, in the norm and unit of their code. The maps
+    are not trained through the loss: ``slopes`` says how they should move.
+
+    Args:
+        targets: of each layer.
+        maps: of each layer that has targets.
+        task_B: whose map a sample takes.
+    """
+
+    def __init__(
+        self, targets: Mapping[int, Sequence[RowTarget]], maps: Mapping[int, HeadMaps], task_B: Tensor
+    ) -> None:
+        super().__init__(targets)
+        self.maps, self.task_B = maps, task_B
+        self._found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def compare(self, call: AttentionCall, output_BLHD: Tensor, target: RowTarget) -> Tensor:
+        """The layer's weighted distance."""
+        # Mixed precision would round the products, which are close to what they are compared with.
+        with torch.autocast(output_BLHD.device.type, enabled=False):
+            return self._distance(call, output_BLHD, target)
+
+    def _distance(self, call: AttentionCall, output_BLHD: Tensor, target: RowTarget) -> Tensor:
+        now_PRD, then_PRD = _outputs(output_BLHD, target)
+        index, maps = target.index, self.maps[call.layer]
+        slot_P = maps.slot_TH[self.task_B[index.sample_P], index.head_P]
+        off_PRD = now_PRD @ maps.matrix_KDD[slot_P].to(now_PRD.dtype).mT - then_PRD
+        distance_PR = torch.linalg.vector_norm(off_PRD, dim=-1)
+        unit = now_PRD.shape[-1] ** -0.5
+        with torch.no_grad():
+            real_PR1 = (target.weight_PR > 0)[..., None]
+            slope_PRD = unit * real_PR1 * off_PRD / distance_PR.clamp_min(torch.finfo(off_PRD.dtype).tiny)[..., None]
+            # A product and not a sum by index, whose order a GPU does not keep.
+            own_KP = (slot_P == torch.arange(len(maps.matrix_KDD), device=slot_P.device)[:, None]).to(slope_PRD.dtype)
+            sum_KDD = torch.einsum("kp,pdr,pre->kde", own_KP, slope_PRD.mT, now_PRD)
+            # Layers that checkpointing runs again say the same again.
+            self._found[call.layer, id(target)] = sum_KDD, own_KP @ real_PR1.sum((1, 2)).to(own_KP.dtype)
+        return unit * (target.weight_PR * distance_PR).sum()
+
+    def slopes(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """After a forward pass: each map's gradient of the distance, summed over its rows, and how many these are.
+
+        Returns:
+            ``{layer: [K, D, D], [K]}``.
+        """
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for (layer, _), (sum_KDD, count_K) in self._found.items():
+            former = found.get(layer)
+            found[layer] = (sum_KDD, count_K) if former is None else (former[0] + sum_KDD, former[1] + count_K)
+        return found
 
 
 class DistillRelations(DistillRows):

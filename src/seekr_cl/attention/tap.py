@@ -58,6 +58,7 @@ class AttentionTap:
     Attributes:
         heads: query heads of each layer that can be tapped, ``{layer: H}``, found by running two tokens through the
             model; layers without softmax attention (the recurrent ones of hybrid models) are simply not in it.
+        sizes: components of each layer's head outputs, ``{layer: D}``.
         action: who looks on now; ``None`` is nobody. It has to stay until after the backward pass where gradient
             checkpointing recomputes the forward.
 
@@ -68,6 +69,7 @@ class AttentionTap:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.heads: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
         self._slot = _Slot()
         if getattr(model.config, "is_encoder_decoder", False):
             raise ModelError(f"{_named(model)} is an encoder-decoder; only decoder-only models can be distilled")
@@ -101,6 +103,7 @@ class AttentionTap:
                     "recurrent in depth), so that a layer's head has no one attention map to distil"
                 )
             heads[call.layer] = call.q_BHLD.shape[1]
+            self.sizes[call.layer] = output_BLHD.shape[-1]
             return output_BLHD
 
         training = self.model.training

@@ -27,7 +27,7 @@ from seekr_cl.evaluation import (
     write_predictions,
 )
 from seekr_cl.evaluation.engines import VllmEngine
-from seekr_cl.evaluation.general import evaluate_general, with_drift
+from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.locks import hold
 from seekr_cl.memory import model_hash
@@ -35,6 +35,7 @@ from seekr_cl.memory.files import file_hash, write_json
 from seekr_cl.methods.writing import context_length
 from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.training.adapters import is_adapter
 from seekr_cl.training.identity import scoring_hash
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.models import load_model, require_free
@@ -58,6 +59,12 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError("--limit: only cuts the tasks of general ability; add --general")
     if given.engine == "vllm" and given.general is not None:
         raise ConfigError("--general: goes through the harness with transformers; leave out --engine vllm")
+    if given.engine == "vllm" and given.quantization:
+        raise ConfigError("--quantization: is transformers' and bitsandbytes'; leave it out, or --engine vllm")
+    if given.engine == "vllm" and is_adapter(Path(given.model)):
+        raise ConfigError(
+            f"{given.model}: is an adapter, --engine vllm takes plain models; seekr export --merge it first"
+        )
     if given.engine == "vllm" and ranks.launched() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
     device = ranks.join()
@@ -169,6 +176,8 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
     if data is not None and not data.is_dir():
         raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
     former = _read(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
+    if former is not None:
+        require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
     result = _general_of(given.model, given, data, device)
     base = former or (_general_of(given.base, given, data, device) if given.base else None)
     if base is not None:

@@ -53,7 +53,8 @@ def methods_command(given: Any) -> None:
     out().print(table)
     more = Table("setting", "what it does", "paper")
     for option in OPTIONS:
-        more.add_row(f"{option.setting}={option.value}", option.about, _cite(option.paper))
+        on = f"\nwith {option.on}" if option.on else ""
+        more.add_row(f"{option.setting}={option.value}{on}", option.about, _cite(option.paper))
     out().print("With any method that has the setting (replay: all that replay):", more)
 
 

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.errors import ConfigError, ModelError
-from seekr_cl.evaluation.generate import decides_alone, generate_answers
+from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers
 
 ENGINES = ("transformers", "vllm")
 Answers = Callable[[Sequence[int], Sequence[str]], None]
@@ -89,7 +89,10 @@ class VllmEngine:
         self._version = vllm.__version__
         try:
             # The seed of vLLM's engine matters only where it samples, and greedy decoding does not.
-            self._llm = vllm.LLM(model=self.model, dtype=self.dtype, max_model_len=self.max_length, seed=0)
+            # The model's own generation settings would add ends of text of their own to the tokenizer's.
+            self._llm = vllm.LLM(
+                model=self.model, dtype=self.dtype, max_model_len=self.max_length, seed=0, generation_config="vllm"
+            )
         except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{self.model}: vllm cannot load it ({first_line})") from error
@@ -111,15 +114,20 @@ class VllmEngine:
         """Answers all prompts."""
         import vllm
 
+        eos = self.tokenizer.eos_token_id
+        # Tokens are made text here, as the other engine's are.
         settings = vllm.SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[self.tokenizer.eos_token_id]
+            temperature=0.0,
+            max_tokens=max_new_tokens,
+            stop_token_ids=[] if eos is None else [eos],
+            detokenize=False,
         )
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            asked = [{"prompt_token_ids": list(prompts[index]) or [self.tokenizer.eos_token_id]} for index in indices]
+            asked = [{"prompt_token_ids": list(prompts[index]) or [eos]} for index in indices]
             done = self._llm.generate(asked, settings, use_tqdm=False)
-            on_answers(indices, [one.outputs[0].text for one in done])
+            on_answers(indices, answer_texts(self.tokenizer, [list(one.outputs[0].token_ids) for one in done]))
 
 
 def _greedy(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

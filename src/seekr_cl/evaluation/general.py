@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
+from seekr_cl.evaluation.generate import has_prompt
+from seekr_cl.methods.writing import context_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ BENCHMARKS = {
 }
 SEED = 1234
 """Which examples are shown as shots."""
+_ALIKE = ("harness", "data", "limit", "seed")
+"""What two evaluations must have in common."""
 
 
 def evaluate_general(
@@ -75,6 +79,8 @@ def evaluate_general(
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
+
+        from seekr_cl.evaluation.harness import PromptLM, QuestionLM
     except ImportError as error:
         raise ConfigError(
             "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
@@ -86,7 +92,9 @@ def evaluate_general(
     model.eval()
     tasks = {}
     try:
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        kind = QuestionLM if getattr(model, "by_question", False) else PromptLM if has_prompt(model) else HFLM
+        # Virtual tokens of prompts take their part of the context.
+        wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context_length(model))
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.
         manager = TaskManager(include_defaults=data is None)
         # Not shares of a benchmark: the harness draws shots as it goes, so a share's would be others.
@@ -129,18 +137,30 @@ def evaluate_general(
     }
 
 
+def require_alike(base: dict[str, Any], **now: Any) -> None:
+    """Refuses a former evaluation that was made in another way, which can be said before hours of a new one.
+
+    Args:
+        base: the former evaluation.
+        now: of ``harness``, ``data``, ``limit`` and ``seed`` those that are known.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    for key, value in now.items():
+        if base.get(key) != value:
+            raise ConfigError(
+                f"--base: evaluated with another '{key}' ({base.get(key)!r}, now {value!r}); name the base model itself"
+            )
+
+
 def with_drift(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """The result with the base model's scores and the change since, in points, of each task and of the mean.
 
     Raises:
         ConfigError: if the two were made by other harnesses, data, limits or shots, so that a change says nothing.
     """
-    for key in ("harness", "data", "limit", "seed"):
-        if result.get(key) != base.get(key):
-            raise ConfigError(
-                f"--base: evaluated with another '{key}' ({base.get(key)!r}, now {result.get(key)!r}); name the base "
-                "model itself"
-            )
+    require_alike(base, **{key: result.get(key) for key in _ALIKE})
     tasks = {}
     for name, task in result["tasks"].items():
         former = base["tasks"].get(name)

@@ -68,9 +68,7 @@ def generate_answers(
             new = _continue(model, batch, greedy, watch)
             for row in watch.rows() if watch is not None else []:
                 new[row] = _continue(model, [batch[row]], greedy, None)[0]
-            # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
-            ended = [ids[: ids.index(eos)] if eos in ids else ids for ids in new]
-            texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
+            texts = answer_texts(tokenizer, new)
             for index, text in zip(indices, texts):
                 answers[index] = text
             if on_answers is not None:
@@ -81,6 +79,14 @@ def generate_answers(
         model.generation_config = settings
         model.train(training)
     return answers
+
+
+def answer_texts(tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]) -> list[str]:
+    """What new tokens say up to the end of text, without special tokens."""
+    eos = tokenizer.eos_token_id
+    # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
+    ended = [list(ids[: ids.index(eos)] if eos in ids else ids) for ids in written]
+    return tokenizer.batch_decode(ended, skip_special_tokens=True)
 
 
 def decides_alone(model: PreTrainedModel) -> bool:
@@ -101,7 +107,7 @@ def _continue(
     asked = {"generation_config": greedy, "logits_processor": processors}
     with torch.inference_mode():
         if has_prompt(model):
-            new_BL = _after_prompt(model, ids_BL.to(model.device), mask_BL.to(model.device), asked)
+            new_BL = after_prompt(model, ids_BL.to(model.device), mask_BL.to(model.device), asked)
         else:
             out_BL = model.generate(  # type: ignore[operator]
                 input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), **asked
@@ -116,7 +122,15 @@ def has_prompt(model: Any) -> bool:
     return "PROMPT_TUNING" in kinds and not getattr(model, "by_question", False)
 
 
-def _after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
+def after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
+    """New tokens [B, new] of a model that ``has_prompt``, for texts padded on the left.
+
+    Args:
+        model: PEFT's.
+        ids_BL: the texts.
+        mask_BL: which tokens are real.
+        asked: of the base model's ``generate``, ``generation_config`` among it.
+    """
     base = model.get_base_model()
     text_BLD = base.get_input_embeddings()(ids_BL)
     embeds_BLD, mask_BL = behind_prompts(text_BLD, mask_BL, model.get_prompt(batch_size=len(ids_BL)))

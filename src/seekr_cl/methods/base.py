@@ -237,6 +237,9 @@ class Method(ABC):
     def after_step(self, model: nn.Module) -> None:
         """Called after the optimizer has changed the weights; the gradients are still there."""
 
+    def own_step(self) -> None:
+        """Called after ``after_step``, for a step of what the method trains beside the model."""
+
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Called after training; returns what the memory keeps of the task, with this model's signals as teacher."""
         return MemoryTask(name, samples)

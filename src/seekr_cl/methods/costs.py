@@ -32,6 +32,8 @@ class Scale:
         forward: of a pass forward and backward, what a pass forward takes.
         outputs: bytes of one sample's outputs over the whole vocabulary, as signals are kept.
         build: makes the model without storage.
+        heads: attention heads that are chosen for a task.
+        size: components of a head's output.
     """
 
     weights: int
@@ -48,6 +50,8 @@ class Scale:
     forward: float
     outputs: int
     build: Callable[[], Any]
+    heads: int = 0
+    size: int = 0
 
     @property
     def number(self) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PromptTuningConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from seekr_cl.errors import ConfigError
@@ -166,6 +166,13 @@ class PromptPoolModel(QuestionModel):
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Tensor:
         """The base model's ``generate`` behind the picked prompts, for texts padded on the left: [B, L + new]."""
+        # The base model counts the prompts and shows criteria the new tokens alone.
+        if more.get("max_length") is not None:
+            more["max_new_tokens"] = more.pop("max_length") - input_ids.shape[1]
+        if more.get("stopping_criteria"):
+            more["stopping_criteria"] = StoppingCriteriaList(
+                [_Behind(input_ids, one) for one in more["stopping_criteria"]]
+            )
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with torch.no_grad():
             prompt_BXD, _ = self.pick(input_ids, real_BL)
@@ -177,6 +184,16 @@ class PromptPoolModel(QuestionModel):
         finally:
             self.plain.generation_config = settings
         return torch.cat([input_ids, new_BL], dim=1)
+
+
+class _Behind(StoppingCriteria):
+    """A criterion that sees new tokens behind the text they go on from, as without prompts."""
+
+    def __init__(self, text_BL: Tensor, criterion: StoppingCriteria) -> None:
+        self.text_BL, self.criterion = text_BL, criterion
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more: Any) -> Any:
+        return self.criterion(torch.cat([self.text_BL, input_ids], dim=1), scores, **more)
 
 
 class L2P(Method):

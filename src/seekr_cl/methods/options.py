@@ -9,6 +9,16 @@ _INSCL = Paper(
     "Wang et al., NAACL 2024",
     "https://arxiv.org/abs/2403.11435",
 )
+_FOREVER = Paper(
+    "FOREVER: Forgetting Curve-Inspired Memory Replay for Language Model Continual Learning",
+    "Feng et al., ACL 2026",
+    "https://arxiv.org/abs/2601.03938",
+)
+_BFP = Paper(
+    "Preserving Linear Separability in Continual Learning by Backward Feature Projection",
+    "Gu et al., CVPR 2023",
+    "https://arxiv.org/abs/2303.14595",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +30,14 @@ class Option:
         value: the value.
         about: what it does.
         paper: where it comes from.
+        on: another setting that it needs, ``block.key=value``.
     """
 
     setting: str
     value: str
     about: str
     paper: Paper
+    on: str | None = None
 
     def suits(self, method: type[Method]) -> bool:
         """Whether the method has this setting."""
@@ -40,11 +52,14 @@ OPTIONS = (
         "replay.cadence",
         "forgetting_curve",
         "replays the memory on the days of the forgetting curve",
-        Paper(
-            "FOREVER: Forgetting Curve-Inspired Memory Replay for Language Model Continual Learning",
-            "Feng et al., ACL 2026",
-            "https://arxiv.org/abs/2601.03938",
-        ),
+        _FOREVER,
+    ),
+    Option(
+        "replay.clock",
+        "updates",
+        "measures these days by how far the weights have moved",
+        _FOREVER,
+        "replay.cadence=forgetting_curve",
     ),
     Option(
         "replay.sample_weights",
@@ -103,5 +118,12 @@ OPTIONS = (
         "relations",
         "holds the distances between the chosen heads' outputs",
         Paper("Relational Knowledge Distillation", "Park et al., CVPR 2019", "https://arxiv.org/abs/1904.05068"),
+    ),
+    Option(
+        "method.projection",
+        "random",
+        "holds outputs up to a matrix that is learnt meanwhile; identity begins where nothing changes",
+        _BFP,
+        "method.target=hidden",
     ),
 )

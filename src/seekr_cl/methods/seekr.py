@@ -17,7 +17,13 @@ from torch import Tensor
 
 from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
-from seekr_cl.attention.features import DistillOutputs, DistillRelations, DistillValues, value_call
+from seekr_cl.attention.features import (
+    DistillOutputs,
+    DistillProjected,
+    DistillRelations,
+    DistillValues,
+    value_call,
+)
 from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.stored import (
     StoredDense,
@@ -36,7 +42,9 @@ from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
 from seekr_cl.methods.collecting import collect_samples
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.logits import TAILS, LogitSettings, require_all_logits, take_logits
+from seekr_cl.methods.projections import STARTS, Projections
 from seekr_cl.methods.row_targets import REDUCTIONS
 from seekr_cl.methods.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
 from seekr_cl.methods.teacher import Teachers
@@ -65,6 +73,10 @@ class SeekrSettings(LogitSettings):
         target: what is held at the chosen heads and queries: their ``attention`` rows (eq. 5), rows of ``values``
             relations (MiniLMv2), the heads' outputs as ``hidden`` states (AFC), or the ``relations`` between a sample's
             outputs by their distances (RKD). The choice of heads looks at attention whatever the target.
+        projection: under ``target: hidden``, outputs are held up to a matrix for each old task and head that is
+            learnt meanwhile (BFP) and begins as the ``identity`` or ``random`` (official code); ``none`` holds them as
+            they were.
+        projection_rate: learning rate of these matrices.
         layer_budget: B_L.
         head_budget: B_H, over all layers together.
         query_budget: B_T for each sample.
@@ -85,6 +97,8 @@ class SeekrSettings(LogitSettings):
     attention_share: float = 0.3
     heads: str = "importance"
     target: str = "attention"
+    projection: str = "none"
+    projection_rate: float = 0.1
     layer_budget: Budget = 0.75
     head_budget: Budget = 0.5
     query_budget: Budget = 100
@@ -115,6 +129,7 @@ class SeekrSettings(LogitSettings):
         for key, known in (
             ("heads", CHOICES),
             ("target", tuple(TARGETS)),
+            ("projection", STARTS),
             ("importance_rule", RULES),
             ("measure", MEASURES),
             ("attention_reduction", REDUCTIONS),
@@ -129,6 +144,10 @@ class SeekrSettings(LogitSettings):
             raise ConfigError(
                 "method.teacher: adapters are asked for attention alone; use target: attention, or stored"
             )
+        if self.projection != "none" and self.target != "hidden":
+            raise ConfigError("method.projection: would be ignored: it maps outputs; set target: hidden, or remove it")
+        if not self.projection_rate > 0:
+            raise ConfigError(f"method.projection_rate: {self.projection_rate} must be above 0")
         if self.query_budget == 0:
             raise ConfigError("method.query_budget: 0 leaves nothing to measure; give a count, a fraction or null")
 
@@ -163,6 +182,15 @@ class Seekr(Method):
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
         self._queries: list[Tensor] = []
         self._before: dict[int, dict[int, StoredRows]] = {}
+        self._old: list[MemoryTask] = []
+        self._projections: Projections | None = None
+        self._saved_projections: dict[str, Tensor] = {}
+
+    @classmethod
+    def overhead(cls, settings: SeekrSettings, scale: Scale) -> Overhead:
+        """BFP's matrices with momentum and gradient, for each chosen head of each old task."""
+        old = sum(bool(kept) for kept in scale.kept[:-1]) if settings.projection != "none" else 0
+        return Overhead(device=3 * FLOAT * old * scale.heads * scale.size**2)
 
     @property
     def importance(self) -> HeadImportance:
@@ -180,7 +208,11 @@ class Seekr(Method):
         """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
         answers = self.teachers.ask(batch)
         targets = self.teachers.targets(batch, answers)
-        distil = TARGETS[self.settings.target][0](targets, self.settings.attention_eps)
+        if self._projections is None:
+            distil = TARGETS[self.settings.target][0](targets, self.settings.attention_eps)
+        else:
+            distil = DistillProjected(targets, self._projections.maps, batch["task_B"])
+            self._projections.note(batch, distil)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
         logits_BLV = forward(model, batch)
@@ -213,10 +245,28 @@ class Seekr(Method):
                 f"{without} of {samples} samples in the memory have no {self._stored} rows (they were kept by another "
                 "method or for another target), so the attention term leaves them out"
             )
+        if self.settings.projection != "none":
+            self._old = list(tasks)
+            heads = [task.heads if _kind(task) == self._stored else {} for task in tasks]
+            settings, device = self.settings, self.context.model.device
+            self._projections = Projections(
+                heads, self.tap.sizes, settings.projection, settings.projection_rate, self.context.seed + 2, device
+            )
+            if self._saved_projections:
+                self._projections.load_state(self._saved_projections)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Logits, and for each layer the rows with their places and weights in this batch, or what is asked."""
-        return self.teachers.extras(picked, padded)
+        extras = self.teachers.extras(picked, padded)
+        if self._projections is not None:
+            numbers = {id(task): number for number, task in enumerate(self._old)}
+            extras["task_B"] = torch.tensor([numbers[id(task)] for task, _ in picked])
+        return extras
+
+    def own_step(self) -> None:
+        """A step of the matrices that are learnt beside the model."""
+        if self._projections is not None:
+            self._projections.step()
 
     @property
     def _stored(self) -> str:
@@ -238,6 +288,7 @@ class Seekr(Method):
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
+        self._projections = None
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
@@ -270,7 +321,7 @@ class Seekr(Method):
         return MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The drawn queries, the rows from before the task, and the importance, which general data has added to."""
+        """The drawn queries, rows from before the task, BFP's matrices, and the importance, of general data too."""
         tensors = {f"query/{number}": query_R for number, query_R in enumerate(self._queries)}
         before = {
             place: {
@@ -283,6 +334,8 @@ class Seekr(Method):
             tensors |= {f"before/{place}/{name}": tensor for name, tensor in layers.items()}
         for name in _SUMS:
             tensors[f"importance/{name}"] = getattr(self._importance, name)
+        if self._projections is not None:
+            tensors |= {f"projection/{name}": tensor for name, tensor in self._projections.state().items()}
         return tensors, {"queries": len(self._queries), "before": count, "layers": list(self.tap.heads)}
 
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
@@ -299,6 +352,8 @@ class Seekr(Method):
         }
         sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
         self._importance = HeadImportance(self._importance.layers, **sums)
+        prefix = "projection/"
+        self._saved_projections = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
     def _encode_former(self, call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
         """What is held of all heads' rows while a task is trained: enough to see how far each head moves."""

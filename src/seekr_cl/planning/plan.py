@@ -155,6 +155,10 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         scoring=sample_passes(shape, settings, work, frozen),
     )
     name = config.method_class.name
+    if config.replay_settings.clock == "updates" and len(kept) > 1:
+        # The clock compares the weights with a copy from before the step.
+        trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
+        overhead = replace(overhead, device=overhead.device + trained)
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
 
 
@@ -168,6 +172,7 @@ def _overhead(
     forward: float,
 ) -> Overhead:
     dtype = config.signal_dtype or "int8"
+    chosen = choose_heads(shape, config.method_settings) if isinstance(config.method_settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
         weights=shape.parameters if adapter is None else adapter // FLOAT,
@@ -184,6 +189,8 @@ def _overhead(
         forward=forward,
         outputs=sample_cost(shape, LogitSettings(logits_top_k=None), dtype, work.tokens, work.answer).logits,
         build=shape.build,
+        heads=chosen.heads if chosen else 0,
+        size=chosen.size if chosen else 0,
     )
     own = config.method_class.overhead(config.method_settings, scale)
     if asks_adapters(config.method_settings):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.schedule import build_schedule
+from seekr_cl.training.schedule import DAYS, build_schedule
 
 COUNTED = 16
 """Tasks whose schedules are made where there are more of the same kind."""
@@ -111,6 +111,12 @@ def _count_task(examples: int, epochs: float, old: list[int], config: SeekrConfi
         reshuffle=False,
     )
     alone = math.ceil(sum(bool(micro.new) for micro in schedule) / config.gradient_accumulation_steps)
+    if settings.clock == "updates":
+        # As if all updates were of one size.
+        reviews = sum(day * settings.day_steps <= alone for day in DAYS) if num_replay else 0
+        batches = math.ceil(num_replay / (settings.batch_size or batch))
+        extra = reviews * math.ceil(batches / config.gradient_accumulation_steps)
+        return alone, extra, sum(len(micro.new) for micro in schedule), reviews * num_replay
     return (
         alone,
         math.ceil(len(schedule) / config.gradient_accumulation_steps) - alone,

@@ -45,7 +45,10 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         return len(self.schedule)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        micro = self.schedule[index]
+        return self.made(self.schedule[index])
+
+    def made(self, micro: MicroBatch) -> dict[str, Any]:
+        """The tensors of a micro-batch, in the schedule or not."""
         parts: dict[str, Any] = {}
         if micro.new:
             tokens = sum(_answer_tokens(self.new[i]) for i in micro.new)

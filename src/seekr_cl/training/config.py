@@ -79,7 +79,7 @@ _OWN_BUSINESS = {
 }
 
 
-_CADENCE = frozenset({"every", "share", "cadence", "step"})
+_CADENCE = frozenset({"every", "share", "cadence", "clock", "day_steps", "step"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +94,9 @@ class ReplaySettings:
         cadence: without ``every`` and ``share``: ``volume`` interleaves by the ratio of the volumes; ``official`` uses
             the official code's quotient of batch counts; ``forgetting_curve`` replays the whole memory after 1, 2, 4,
             7, 15 and 30 thirtieths of the new batches (FOREVER).
+        clock: under ``forgetting_curve``: ``steps`` divides the new batches into 30 days; ``updates`` measures days by
+            how far the weights have moved (FOREVER).
+        day_steps: optimizer steps that make the first day by ``clock: updates``.
         batch_size: samples in a replay batch; default the training batch size.
         choice: which examples are kept: ``random`` (seeded), ``first`` (official code), ``balanced`` over classes or
             completion lengths, ``herding`` on the model's features (iCaRL), the highest ``loss`` before the task.
@@ -109,6 +112,8 @@ class ReplaySettings:
     every: int | None = None
     share: float | None = None
     cadence: str = "volume"
+    clock: str = "steps"
+    day_steps: int = 24
     batch_size: int | None = None
     choice: str = "random"
     task_weights: str = "equal"
@@ -126,6 +131,7 @@ class ReplaySettings:
             raise ConfigError(f"replay.batch_size: {self.batch_size} must be at least 1")
         for key, known in (
             ("cadence", ("volume", "official", "forgetting_curve")),
+            ("clock", ("steps", "updates")),
             ("choice", tuple(CHOICES)),
             ("task_weights", TASK_WEIGHTS),
             ("sample_weights", SAMPLE_WEIGHTS),
@@ -137,11 +143,16 @@ class ReplaySettings:
             raise ConfigError(
                 f"replay.cadence: '{self.cadence}' fixes when replay comes; drop every, share and step: joint"
             )
+        if self.clock != "steps" and self.cadence != "forgetting_curve":
+            raise ConfigError("replay.clock: would be ignored; set replay.cadence: forgetting_curve, or remove it")
+        if self.day_steps < 1:
+            raise ConfigError(f"replay.day_steps: {self.day_steps} must be at least 1")
         self.schedule_cadence()
 
     def schedule_cadence(self) -> Cadence:
         """The schedule's view of ``every``, ``share`` and ``cadence``."""
         named = {"official": self.cadence == "official", "reviews": self.cadence == "forgetting_curve"}
+        named["by_updates"] = self.clock == "updates"
         return Cadence(every=self.every, share=self.share, **named)
 
     def count(self, num_examples: int) -> int:
@@ -272,10 +283,14 @@ class SeekrConfig(TrainingArguments):
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
+        if "day_steps" in given_replay and self.replay_settings.clock != "updates":
+            raise ConfigError("replay.day_steps: would be ignored; set replay.clock: updates, or remove it")
         if "attention_share" in given and self.method_settings.lambda2 != "auto":
             raise ConfigError("method.attention_share: would be ignored; set method.lambda2: auto, or remove it")
         if "logits_tail" in given and self.method_settings.logits_top_k is None:
             raise ConfigError("method.logits_tail: would be ignored; set method.logits_top_k, or remove it")
+        if "projection_rate" in given and self.method_settings.projection == "none":
+            raise ConfigError("method.projection_rate: would be ignored; set method.projection, or remove it")
         for key in ("attention_tail", "attention_eps"):
             if key in given and self.method_settings.target in ("hidden", "relations"):
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from seekr_cl.training.adapters import adapted, is_prompt_learning
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.clock import Reviews, UpdateClock
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.keeping import (
@@ -49,7 +51,7 @@ from seekr_cl.training.models import (
 )
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.room import check_room
-from seekr_cl.training.schedule import build_schedule
+from seekr_cl.training.schedule import build_schedule, review_rounds
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
@@ -369,18 +371,25 @@ def _train(
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
     settings = config.replay_settings
     official = config.order == "official"
+    order: dict[str, Any] = {
+        "num_replay": len(replay),
+        "replay_batch_size": (settings.batch_size or config.per_device_train_batch_size) * ranks.count(),
+        "seed": 0 if official else context.seed,
+        "reshuffle": not official,
+        "replay_weights": replay_weights(config, replay, encoded[0], context),
+    }
     schedule = build_schedule(
         epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
-        num_replay=len(replay),
         batch_size=config.per_device_train_batch_size * ranks.count(),
-        replay_batch_size=(settings.batch_size or config.per_device_train_batch_size) * ranks.count(),
         cadence=settings.schedule_cadence(),
-        seed=0 if official else context.seed,
         joint=settings.step == "joint",
-        reshuffle=not official,
-        replay_weights=replay_weights(config, replay, encoded[0], context),
+        **order,
     )
-    _warn_if_inert(method, store, replay, any(micro.replay for micro in schedule), kept, context)
+    reviews = Reviews(UpdateClock(settings.day_steps), review_rounds(**order)) if settings.clock == "updates" else None
+    comes = any(micro.replay for micro in schedule)
+    if reviews is not None:
+        comes = math.ceil(len(schedule) / config.gradient_accumulation_steps) >= settings.day_steps
+    _warn_if_inert(method, store, replay, comes, kept, context)
     if not stand.reached("prepared"):
         method.before_task(kept)
         stand.save("prepared")
@@ -397,6 +406,7 @@ def _train(
         Carry.load(source) if config.carry_optimizer else None,
         stand.save_training,
         stand.begun if stand.reached("training") else None,
+        reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
     _drop_printers(trainer)
@@ -424,7 +434,10 @@ def _warn_if_inert(
     if method.replays and store.generation and not replay:
         context.warn(f"the memory holds no samples, so {method.name} is plain fine-tuning on this task")
     elif method.replays and replay and not scheduled:
-        context.warn(f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every")
+        context.warn(
+            f"replay never comes: {len(replay)} samples, but the cadence gives no batch; set replay.every "
+            "(or fewer replay.day_steps)"
+        )
     if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
 

@@ -18,6 +18,8 @@ from seekr_cl.errors import ConfigError
 REVIEWS = (1, 2, 4, 7, 15, 30)
 """Days on which what was learnt is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv
 2601.03938."""
+DAYS = (*REVIEWS, 60, 90, 120)
+"""The same going on, for a clock that does not end on a certain day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Cadence:
         every: one replay batch after every so many new batches.
         share: replay batches as a share of all batches, in (0, 1).
         reviews: the whole memory at ``REVIEWS`` instead of evenly.
+        by_updates: reviews come by a clock that runs while training does, so the schedule has none.
         official: the official code's arithmetic: before every ``len(new) // len(replay)``-th new batch of an epoch,
             which is never when the quotient is zero.
     """
@@ -47,6 +50,7 @@ class Cadence:
     share: float | None = None
     official: bool = False
     reviews: bool = False
+    by_updates: bool = False
 
     def __post_init__(self) -> None:
         if self.every is not None and self.share is not None:
@@ -101,7 +105,8 @@ def build_schedule(
     epochs = [
         _epoch(epochs_of, number, batch_size, seed, reshuffle) for number in range(math.ceil(max(epochs_of, default=0)))
     ]
-    reviews = review_batches(sum(map(len, epochs))) if cadence.reviews else frozenset()
+    in_advance = cadence.reviews and not cadence.by_updates
+    reviews = review_batches(sum(map(len, epochs))) if in_advance else frozenset()
     for batches in epochs:
         if cadence.official:
             quotient = len(batches) // batches_per_replay_epoch if num_replay else 0
@@ -126,10 +131,24 @@ def build_schedule(
 def review_batches(num_batches: int) -> frozenset[int]:
     """After which new batches, counted from 1, the memory is reviewed: the last batch ends the last day.
 
-    The paper measures its days in the size of the optimizer's updates, which nobody knows before training; here all
-    batches count alike. Reviews that fall on one batch are one.
+    All batches count alike; the paper's own clock, which goes by updates, is in ``clock``. Reviews that fall on one
+    batch are one.
     """
     return frozenset(math.ceil(day * num_batches / REVIEWS[-1]) for day in REVIEWS if num_batches)
+
+
+def review_rounds(
+    *,
+    num_replay: int,
+    replay_batch_size: int,
+    seed: int,
+    reshuffle: bool = True,
+    replay_weights: Sequence[float] | None = None,
+) -> Iterator[list[MicroBatch]]:
+    """The whole memory in micro-batches, round after round without end; arguments as for ``build_schedule``."""
+    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights)
+    while num_replay:
+        yield [MicroBatch(replay=next(replay)) for _ in range(math.ceil(num_replay / replay_batch_size))]
 
 
 def _epoch(

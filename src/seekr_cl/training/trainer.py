@@ -24,6 +24,7 @@ from seekr_cl.training import zero
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint
+from seekr_cl.training.clock import Reviews
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.gradients import GradientShares
 from seekr_cl.training.kernels import check_liger
@@ -53,6 +54,7 @@ class SeekrTrainer(Trainer):
         carry: optimizer state and gradients from the former task, if they are to be carried over.
         save_state: takes the state whenever it is due; None saves none.
         begun: the checkpoint that ``train`` goes on from.
+        reviews: replay that comes by a clock of its own, beside what the schedule has.
 
     Attributes:
         shares: gradient norms of the loss terms.
@@ -70,6 +72,7 @@ class SeekrTrainer(Trainer):
         carry: Carry | None = None,
         save_state: SaveState | None = None,
         begun: Checkpoint | None = None,
+        reviews: Reviews | None = None,
         **kwargs: Any,
     ) -> None:
         if args.use_liger_kernel:
@@ -100,6 +103,15 @@ class SeekrTrainer(Trainer):
             # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
             raise ConfigError("torch_compile: does not train under DDP here; use FSDP2, or remove the key")
         self._save_state, self._begun = save_state, begun
+        self.reviews = reviews
+        if reviews is not None:
+            if self.is_deepspeed_enabled:
+                raise ConfigError(
+                    "DeepSpeed: makes its steps where replay.clock: updates cannot measure them; train with DDP or "
+                    "FSDP2, or set clock: steps"
+                )
+            reviews.trainer = self
+            self.add_callback(reviews)
         self.add_callback(TellAfterStep(method, model))
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
@@ -290,6 +302,7 @@ class SeekrTrainer(Trainer):
             logs |= {f"loss_{name}": mean / self._counts[name] for name, mean in zip(self._sums, means)}
             logs |= {f"share_{name}": share for name, share in self.shares.shares().items()}
             logs |= {f"weight_{name}": weight for name, weight in self.weights.items()}
+            logs |= self.reviews.log() if self.reviews else {}
             self._sums.clear()
             self._counts.clear()
         super().log(logs, start_time)
@@ -335,6 +348,7 @@ class SeekrTrainer(Trainer):
             "flos": self.current_flos,
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
+            "reviews": self.reviews.state() if self.reviews else None,
         }
         sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
         # Of what each process has summed up, process 0 keeps the sum, the others nothing.
@@ -395,6 +409,8 @@ class SeekrTrainer(Trainer):
         content, tensors = self._saved().state["trainer"], self._saved().tensors("trainer")
         self.shares.load_state(content["shares"])
         self.weights = dict(content["weights"])
+        if self.reviews is not None:
+            self.reviews.load_state(content["reviews"])
         self._counts.update(content["counts"])
         device = self.args.device
         tensors = {
@@ -434,6 +450,7 @@ class TellAfterStep(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Right after the optimizer, before the gradients are dropped."""
         self._method.after_step(self._network)
+        self._method.own_step()
 
 
 class SaveWhenDue(TrainerCallback):
