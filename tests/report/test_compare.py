@@ -52,6 +52,20 @@ def test_other_settings_are_another_row(runs, tmp_path):
     assert [row["method"] for row in content["methods"]] == ["seqft", "seekr (lambda2=1)", "seekr (lambda2=2)"]
 
 
+def test_other_training_is_another_row(runs, tmp_path):
+    trained = {"num_train_epochs": 3.0, "learning_rate": 0.1, "general_samples": 8}
+    more = [
+        make_run(tmp_path / f"{place}{s}", "seekr", s, 0.5, training=trained | {"general": f"/{place}/{s}.json"})
+        for place in "xy"
+        for s in (2, 3)
+    ]
+    found = compare([*runs, *more[:2]])["methods"]
+    assert [row["method"] for row in found[:2]] == ["seqft", "seekr"]
+    assert found[2]["method"] == "seekr (general=True, general_samples=8, learning_rate=0.1)"
+    # Where general data lies says nothing of what it is.
+    assert [row["seeds"] for row in compare([more[0], more[3]])["methods"]] == [[2, 3]]
+
+
 @pytest.mark.parametrize(
     ("made", "file", "new", "said"),
     [

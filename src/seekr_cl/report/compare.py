@@ -80,8 +80,8 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         # A run that is not done is no further seed of those that are.
-        groups.setdefault(json.dumps([run.scores["method"], _missing(run)], sort_keys=True), []).append(run)
-    labels = _labels([members[0].scores["method"] for members in groups.values()])
+        groups.setdefault(json.dumps([_setup(run), _missing(run)], sort_keys=True), []).append(run)
+    labels = _labels([_setup(members[0]) for members in groups.values()])
     labels = [label + _missing(members[0]) for label, members in zip(labels, groups.values())]
     named = dict(zip(labels, groups.values()))
     not_comparable, notes = differences(
@@ -102,6 +102,12 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         "not_comparable": not_comparable,
         "notes": notes,
     }
+
+
+def _setup(run: RunRecord) -> dict[str, Any]:
+    """The method and its settings, and those of the training; of general data only that there is some."""
+    training = {key: value for key, value in run.ledger.get("training", {}).items() if value is not None}
+    return run.scores["method"] | {"training": training | ({"general": True} if "general" in training else {})}
 
 
 def _missing(run: RunRecord) -> str:
@@ -193,7 +199,10 @@ def _labels(methods: list[dict[str, Any]]) -> list[str]:
         if counts[method["name"]] > 1:
             peers = [other for other, one in zip(flat, methods) if one["name"] == method["name"]]
             keys = sorted({key for peer in peers for key in peer | own if peer.get(key) != own.get(key)})
-            told = ", ".join(f"{key.removeprefix('settings.')}={own.get(key)}" for key in keys)
+            set_here = [(key, own[key]) for key in keys if own.get(key) is not None]
+            told = ", ".join(
+                f"{key.removeprefix('settings.').removeprefix('training.')}={is_}" for key, is_ in set_here
+            )
             label += f" ({told})" if told else ""
         labels.append(label)
     return labels
