@@ -2,7 +2,7 @@
 
 Run as a script it is one of them: it reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of
 the tasks) and ``settings``, teaches two tasks, and answers with a JSON line. A ``fault`` kills the
-process of that ``rank``.
+process of that ``rank``; ``base_of`` gives a process a base model of its own.
 """
 
 import json
@@ -111,7 +111,8 @@ def serve() -> None:
         failure = ""
         try:
             place = Path(request["folder"])
-            learn_two(Path(request["base"]), place, request["words"], request["settings"], request.get("resume", False))
+            base = request.get("base_of", {}).get(os.environ["RANK"], request["base"])
+            learn_two(Path(base), place, request["words"], request["settings"], request.get("resume", False))
         except BaseException:
             failure = traceback.format_exc()
         os.write(answers, (json.dumps(failure) + "\n").encode())

@@ -20,7 +20,10 @@ pytestmark = [
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 3}
 # The default makes whole steps of gradients that are rounding.
 ADAM |= {"adam_epsilon": 1e-3}
-CASES_HERE = {name: CASES[name] for name in ("seqft", "icarl", "onpolicy_replay", "seekr-measured", "seekr-joint", "seekr-adapter")}
+CASES_HERE = {
+    name: CASES[name]
+    for name in ("seqft", "icarl", "onpolicy_replay", "seekr-measured", "seekr-joint", "seekr-adapter")
+}
 CASES_HERE |= {"seekr-adam": {"method": SEEKR | {"lambda2": "auto"}} | ADAM}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from seekr_cl.methods.logits import answer_logits
+from seekr_cl.shards import is_sharded
 from seekr_cl.tasks import Encoded
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -57,7 +58,7 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     features = []
     for one in ids:
         ids_1L = torch.tensor([list(one)], device=model.device)
-        hidden_1LD = bare.base_model(input_ids=ids_1L, use_cache=False).last_hidden_state
+        hidden_1LD = _last_hidden(model, bare.base_model, ids_1L)
         features.append(hidden_1LD[0].float().mean(0).cpu())
         advance(1)
     return torch.stack(features)
@@ -75,3 +76,16 @@ def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Cal
         losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())
         advance(1)
     return torch.stack(losses)
+
+
+def _last_hidden(model: PreTrainedModel, body: Any, ids_1L: Tensor) -> Tensor:
+    if not any(map(is_sharded, model.parameters())):
+        return body(input_ids=ids_1L, use_cache=False).last_hidden_state
+    # What is gathered for a pass is let go at the end of the whole model's.
+    seen: list[Tensor] = []
+    handle = body.register_forward_hook(lambda _module, _given, output: seen.append(output.last_hidden_state))
+    try:
+        answer_logits(model, ids_1L, ids_1L.shape[1] - 1)
+    finally:
+        handle.remove()
+    return seen[0]

@@ -19,6 +19,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
+from seekr_cl.shards import is_sharded
 from seekr_cl.stopping import wish
 from seekr_cl.training import zero
 from seekr_cl.training.batches import ScheduledBatches
@@ -101,6 +102,7 @@ class SeekrTrainer(Trainer):
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
         self._network = model
+        self._is_sharded_before = any(map(is_sharded, model.parameters()))
         self._dtypes = {parameter.dtype for parameter in model.parameters()}
         if args.n_gpu > 1:
             raise ModelError(
@@ -296,7 +298,18 @@ class SeekrTrainer(Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
             self.carry.put_state(self._network, optimizer)
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler; what accelerate has just done to the optimizer of a model sharded before is undone.
+
+        It tells parameters apart by where their rows lie, which those without a row in this process do not.
+        """
+        if self._is_sharded_before:
+            for group, parameters in zip(self.optimizer.param_groups, self._groups):  # type: ignore[union-attr]
+                group["params"] = parameters
+        return super().create_scheduler(*args, **kwargs)
 
     # Going on in another process --------------------------------------------------------------------------------
 
