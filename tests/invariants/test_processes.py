@@ -6,7 +6,6 @@ The cases are those of ``cases.py``.
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
