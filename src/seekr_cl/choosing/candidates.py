@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from seekr_cl.methods.logits import answer_logits
-from seekr_cl.shards import is_sharded
 from seekr_cl.tasks import Encoded
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -50,17 +49,24 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     One example at a time, so that no feature depends on padding.
 
     Args:
-        model: a causal language model; its vocabulary product is not computed.
+        model: a causal language model; its vocabulary product is computed for one position, where it allows that.
         ids: the examples' tokens, at least one each.
         advance: told after each example.
     """
     bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    features = []
-    for one in ids:
-        ids_1L = torch.tensor([list(one)], device=model.device)
-        hidden_1LD = _last_hidden(model, bare.base_model, ids_1L)
-        features.append(hidden_1LD[0].float().mean(0).cpu())
-        advance(1)
+    features: list[Tensor] = []
+
+    def take(_module: Any, _given: Any, output: Any) -> None:
+        features.append(output.last_hidden_state[0].float().mean(0).cpu())
+
+    # Not its body alone: what a sharded model gathers for a pass, it lets go at the end of the whole.
+    handle = bare.base_model.register_forward_hook(take)
+    try:
+        for one in ids:
+            answer_logits(bare, torch.tensor([list(one)], device=model.device), len(one) - 1)
+            advance(1)
+    finally:
+        handle.remove()
     return torch.stack(features)
 
 
@@ -76,16 +82,3 @@ def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Cal
         losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())
         advance(1)
     return torch.stack(losses)
-
-
-def _last_hidden(model: PreTrainedModel, body: Any, ids_1L: Tensor) -> Tensor:
-    if not any(map(is_sharded, model.parameters())):
-        return body(input_ids=ids_1L, use_cache=False).last_hidden_state
-    # What is gathered for a pass is let go at the end of the whole model's.
-    seen: list[Tensor] = []
-    handle = body.register_forward_hook(lambda _module, _given, output: seen.append(output.last_hidden_state))
-    try:
-        answer_logits(model, ids_1L, ids_1L.shape[1] - 1)
-    finally:
-        handle.remove()
-    return seen[0]
