@@ -12,7 +12,7 @@ import torch
 from cases import CASES, LORA, SEEKR, settings_of, tolerance_of, words_of
 from killing import fingerprint
 from matrix import ROWS
-from pair import Pair, pair
+from pair import Pair, learn_two, pair
 from recorded import assert_same_curves, curves
 from safetensors.torch import load_file, save_file
 from tinylm import assert_same, config_for, differs, memory_tensors, weights
@@ -127,11 +127,16 @@ def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded
     assert not (tmp_path / "m1").exists()
 
 
-def test_compiling_is_refused_under_ddp(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
-    answers = two.ask(
-        bases["llama"], tmp_path, words_of("seqft"), settings_of(CASES["seqft"] | {"torch_compile": True}, 2)
-    )
-    assert all("ConfigError: torch_compile: does not train under DDP" in answer for answer in answers)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
+    """DDP's module is inside the compiled one then. Both take long to begin, and each waits for the other."""
+    case = CASES["derpp"] | {"measure_every": 1}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    learn_two(bases["llama"], alone, {"count": 6}, settings_of(case, 4))
+    answers = two.ask(bases["llama"], together, {"count": 6}, settings_of(case | compiled, 2), patience=300)
+    assert answers == ["", ""]
+    assert_same_outcome(alone, together, "derpp")
 
 
 @pytest.mark.parametrize(

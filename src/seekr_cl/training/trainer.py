@@ -94,9 +94,6 @@ class SeekrTrainer(Trainer):
                 f"{engine}: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
                 "not know sharded weights; train with DDP, or drop them"
             )
-        if args.torch_compile and ranks.count() > 1 and engine is None:
-            # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
-            raise ConfigError("torch_compile: does not train under DDP here; use FSDP2, or remove the key")
         self._save_state, self._begun = save_state, begun
         self.add_callback(TellAfterStep(method, model))
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))

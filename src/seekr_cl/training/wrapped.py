@@ -29,7 +29,8 @@ def alone(model: nn.Module) -> AbstractContextManager[None]:
 
     It gets ready for one backward pass; a batch whose terms are measured has several.
     """
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    wrapper = _ddp(model)
+    return nullcontext() if wrapper is None else wrapper.no_sync()
 
 
 def average_next(model: nn.Module, loss: Tensor) -> None:
@@ -39,17 +40,24 @@ def average_next(model: nn.Module, loss: Tensor) -> None:
         model: the wrapped model.
         loss: what ``backward`` will be called on.
     """
-    if isinstance(model, DistributedDataParallel):
-        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
+    wrapper = _ddp(model)
+    if wrapper is not None:
+        wrapper.reducer.prepare_for_backward([loss] if wrapper.find_unused_parameters else [])
 
 
 def average(model: nn.Module) -> None:
     """Averages over the processes what a backward pass ``alone`` has left in ``.grad``."""
-    if isinstance(model, DistributedDataParallel):
+    if _ddp(model) is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = ranks.total(own) / ranks.count()
+
+
+def _ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """DDP's module, which a compiled model has inside."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
 
 
 def norm_of(gradients: Iterable[Tensor]) -> float:
