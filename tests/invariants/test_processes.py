@@ -130,7 +130,7 @@ def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
     """DDP's module is inside the compiled one then. Both take long to begin, and each waits for the other."""
-    case = CASES["derpp"] | {"measure_every": 1}
+    case = CASES["derpp"] | {"measure_every": 1, "gradient_accumulation_steps": 2}
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     alone, together = tmp_path / "alone", tmp_path / "together"
     learn_two(bases["llama"], alone, {"count": 6}, settings_of(case, 4))
