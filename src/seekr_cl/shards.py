@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -32,11 +32,31 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, place: Tensor) -> Tensor:
-    """A whole tensor, cut as ``place`` is if that is a DTensor, on its device; every process has to ask."""
+def like(tensor: Tensor, place: Tensor, lead: int = 0) -> Tensor:
+    """A whole tensor, cut as ``place`` is if that is a DTensor, on its device; every process has to ask.
+
+    Args:
+        tensor: whole.
+        place: what it is like.
+        lead: how many dimensions the tensor has before those of ``place``.
+    """
     if isinstance(place, DTensor):
-        return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+        return distribute_tensor(tensor.to(place.device), place.device_mesh, _after(place, lead))
     return tensor.to(place.device)
+
+
+def joined(piece: Tensor, place: Tensor, lead: int = 0) -> Tensor:
+    """What this process holds, as its part of a tensor that is ``like`` the place; itself where nothing is cut."""
+    if not isinstance(place, DTensor):
+        return piece
+    shape = torch.Size((*piece.shape[:lead], *place.shape))
+    return DTensor.from_local(
+        piece.to(place.device),
+        place.device_mesh,
+        _after(place, lead),
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
+    )
 
 
 def is_like(tensor: Tensor, place: Tensor) -> bool:
@@ -97,6 +117,10 @@ def borrowed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
         reshard(model)
         for name, place in places.items():
             put(own[name], place)
+
+
+def _after(place: DTensor, lead: int) -> list[Placement]:
+    return [Shard(one.dim + lead) if isinstance(one, Shard) else one for one in place.placements]
 
 
 def _is_cut(tensor: Tensor) -> bool:

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
 from cli_world import write_stream
 
+from seekr_cl import SeekrConfig
+from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
+from seekr_cl.methods.options import OPTIONS
 from seekr_cl.tasks.benchmarks import BENCHMARKS
 
 TASKS = ("C-STANCE", "FOMC")
@@ -28,6 +32,21 @@ def test_lists(seekr):
         assert methods[name]["needs"]["earlier_model"] == method.frozen_copy
     table = seekr("methods").out
     assert all(name in table for name in METHODS)
+    assert all(f"{option.setting}={option.value}" in table for option in OPTIONS)
+    assert {one["value"] for one in methods["seekr"]["options"]} == {option.value for option in OPTIONS}
+    assert {one["setting"].split(".")[0] for one in methods["derpp"]["options"]} == {"replay"}
+    assert methods["ewc"]["options"] == []
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: f"{option.setting}={option.value}")
+def test_listed_options_exist(option):
+    block, key = option.setting.split(".")
+    given = {"method": {"name": "seekr"}} | {block: {"name": "seekr"} if block == "method" else {}}
+    given[block][key] = option.value
+    SeekrConfig(**given)
+    given[block][key] = option.value + "s"
+    with pytest.raises(ConfigError, match=option.setting):
+        SeekrConfig(**given)
 
 
 def test_a_run_says_what_it_deviates_in(seekr, world, tmp_path):

@@ -36,7 +36,7 @@ SHARDED = [
     name
     for name in CASES
     if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "derpp-prompt")
-    or (name in ROWS and not looks_at_weights(get_method(name)))
+    or (name in ROWS and (get_method(name).knows_shards or not looks_at_weights(get_method(name))))
 ]
 
 
@@ -111,7 +111,7 @@ def test_another_model_in_another_process_is_refused(bases: dict[str, Path], onc
 
 
 def test_settings_that_need_all_of_a_model_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, needs in (("lwf", "method lwf"), ("ewc", "method ewc"), ("seekr", None)):
+    for name, needs in (("lwf", "method lwf"), ("olora", "method olora"), ("ewc", None), ("seekr", None)):
         assert hindrance(config_for(name, tmp_path)) == needs
     config = config_for("seqft", tmp_path, peft="lora")
     # Not given as a setting, since bitsandbytes may be missing here.
@@ -121,9 +121,10 @@ def test_settings_that_need_all_of_a_model_everywhere(tmp_path: Path, monkeypatc
     assert hindrance(config_for("seqft", tmp_path)) == "fsdp_offload_params"
 
 
-def test_methods_on_single_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
-    answers = sharded.ask(bases["llama"], tmp_path, words_of("ewc"), settings_of(CASES["ewc"], 2))
-    assert all("ConfigError: FSDP: " in answer and "ewc" in answer for answer in answers)
+def test_methods_on_whole_weights_refuse_shards(bases: dict[str, Path], sharded: Pair, tmp_path: Path) -> None:
+    answers = sharded.ask(bases["llama"], tmp_path, words_of("olora"), settings_of(CASES["olora"], 2))
+    assert all("ConfigError: FSDP: method olora works on single weights" in answer for answer in answers)
+    assert all(answer.rstrip().endswith("train with DDP") for answer in answers)
     assert not (tmp_path / "m1").exists()
 
 
@@ -140,21 +141,28 @@ def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("environment", "fault"),
-    [({}, "learn.step:16"), (FSDP2, "learn.step:16"), (SHARDS | ONCE, "learn.step:16"), (SHARDS, "learn.scored:2")],
+    ("name", "environment", "fault"),
+    [
+        ("seekr", {}, "learn.step:16"),
+        # What it gathers between steps, and from task to task, is sharded too.
+        ("rwalk", FSDP2, "learn.step:16"),
+        ("seekr", SHARDS | ONCE, "learn.step:16"),
+        ("seekr", SHARDS, "learn.scored:2"),
+    ],
     ids=["ddp", "fsdp2", "fsdp2-once", "fsdp2-shards-scored"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_killed_process_is_as_if_it_had_not_been(
-    bases: dict[str, Path], two: Pair, sharded: Pair, tmp_path: Path, environment: dict[str, str], fault: str
+    bases: dict[str, Path], two: Pair, sharded: Pair, tmp_path: Path, name: str, environment: dict[str, str], fault: str
 ) -> None:
     """SIGKILL to the second process in the second task, in its middle or after it; both start again and go on."""
-    settings = settings_of({"method": SEEKR | {"lambda2": "auto"}, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
+    method = SEEKR | {"lambda2": "auto"} if name == "seekr" else CASES[name]["method"]
+    settings = settings_of({"method": method, "optim": "adamw_torch", "checkpoint_every": 2}, 2)
     settings |= {"num_train_epochs": 2, "learning_rate": 1e-3}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert (sharded if environment else two).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
+    assert (sharded if environment else two).ask(bases["llama"], whole, words_of(name), settings) == ["", ""]
     with pair(**environment) as first:
-        answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
+        answers = first.ask(bases["llama"], killed, words_of(name), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"
     checkpoint = max(killed.glob("m2.checkpoints/0*"))
@@ -165,5 +173,5 @@ def test_a_killed_process_is_as_if_it_had_not_been(
         sizes = [sum(tensor.numel() for tensor in piece.values()) for piece in pieces]
         assert not pieces or max(sizes) < 0.6 * sum(sizes), "a process wrote more than its share"
     with pair(**environment) as second:
-        assert second.ask(bases["llama"], killed, words_of("seekr"), settings, resume=True) == ["", ""]
+        assert second.ask(bases["llama"], killed, words_of(name), settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)

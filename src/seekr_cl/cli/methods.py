@@ -1,12 +1,14 @@
 """``seekr methods``."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from seekr_cl.cli.output import out
-from seekr_cl.methods import METHODS, Method
+from seekr_cl.methods import METHODS, Method, Paper
+from seekr_cl.methods.options import OPTIONS
 
 
 def needs(method: type[Method]) -> dict[str, bool]:
@@ -29,15 +31,16 @@ def needs(method: type[Method]) -> dict[str, bool]:
 
 
 def methods_command(given: Any) -> None:
-    """Every registered method with its paper and needs."""
+    """Every registered method with its paper and needs, and the settings that have a paper of their own."""
     if given.json:
         found = [
             {
                 "name": name,
                 "about": _about(method),
-                "paper": {key: getattr(method.paper, key) for key in ("title", "authors", "url")},
+                "paper": asdict(method.paper),
                 "replays": method.replays,
                 "needs": needs(method),
+                "options": [asdict(option) for option in OPTIONS if option.suits(method)],
             }
             for name, method in METHODS.items()
         ]
@@ -46,8 +49,16 @@ def methods_command(given: Any) -> None:
     table = Table("method", "needs", "paper")
     for name, method in METHODS.items():
         wanted = ", ".join(need.replace("_", " ") for need, needed in needs(method).items() if needed)
-        table.add_row(name, wanted or "-", f"{method.paper.authors}: {method.paper.title}\n{method.paper.url}")
+        table.add_row(name, wanted or "-", _cite(method.paper))
     out().print(table)
+    more = Table("setting", "what it does", "paper")
+    for option in OPTIONS:
+        more.add_row(f"{option.setting}={option.value}", option.about, _cite(option.paper))
+    out().print("With any method that has the setting (replay: all that replay):", more)
+
+
+def _cite(paper: Paper) -> str:
+    return f"{paper.authors}: {paper.title}\n{paper.url}"
 
 
 def _about(method: type[Method]) -> str:

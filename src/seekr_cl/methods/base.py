@@ -42,13 +42,14 @@ class LossTerm:
         value: a scalar.
         weight: its weight.
         count: how many things ``value`` is a mean of, such as answer tokens; ``None``: the batch's samples. Where
-            several processes share a batch, it makes their values one mean. For what does not come from the batch (a
-            penalty on weights) ``None`` is right too.
+            several processes share a batch, it makes their values one mean.
+        of_weights: whether it is a penalty on the weights, the same in all processes whatever their batches.
     """
 
     value: Tensor
     weight: float = 1.0
     count: Tensor | int | None = None
+    of_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Method(ABC):
         joint: whether it needs all tasks at once (the multi-task upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
         carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
+        knows_shards: whether what it does with single weights and gradients also goes for sharded ones (FSDP2).
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
     """
 
@@ -135,6 +137,7 @@ class Method(ABC):
     joint: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     carries_weights: ClassVar[bool] = True
+    knows_shards: ClassVar[bool] = False
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -11,7 +11,8 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.parameters import check_names, drawn, example_gradients, sampled_loss, trained
+from seekr_cl.methods.parameters import across, check_names, drawn, example_gradients, placed, sampled_loss, trained
+from seekr_cl.shards import local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,7 @@ class EWC(Method):
         "https://arxiv.org/abs/1612.00796",
     )
     Settings = EWCSettings
+    knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
@@ -71,9 +73,8 @@ class EWC(Method):
         self._rest = 0.0
         if context.carried is not None:
             tensors, content = context.carried
-            device = context.model.device
             for kind, place in (("fisher/", self._fisher), ("anchor/", self._anchor)):
-                place |= {n.removeprefix(kind): t.to(device) for n, t in tensors.items() if n.startswith(kind)}
+                place |= {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
                 check_names(context.model, place, self.name)
             self._rest = float(content["rest"])
         self._next: Carried | None = None
@@ -88,15 +89,17 @@ class EWC(Method):
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""
+        if not self._fisher:
+            return super().task_terms(model, batch)
+        weights = trained(self.context.model)
+        self._fisher, self._anchor = placed(self._fisher, weights), placed(self._anchor, weights)
+        pulls = [
+            local(self._fisher[name] * (weight.float() - self._anchor[name]).square()).sum()
+            for name, weight in weights.items()
+        ]
+        penalty = across(torch.stack(pulls).sum(), weights) + self._rest
         terms = super().task_terms(model, batch)
-        if self._fisher:
-            weights = trained(self.context.model)
-            pulls = [
-                (self._fisher[name] * (weight.float() - self._anchor[name]).square()).sum()
-                for name, weight in weights.items()
-            ]
-            terms["penalty"] = LossTerm(torch.stack(pulls).sum() + self._rest, self.settings.strength / 2)
-        return terms
+        return terms | {"penalty": LossTerm(penalty, self.settings.strength / 2, of_weights=True)}
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Measures the Fisher information at the weights that the task ended with."""
@@ -107,6 +110,7 @@ class EWC(Method):
         for gradients in example_gradients(self.context, examples, labels or causal_lm_loss):
             for weight, gradient in gradients.items():
                 fresh[weight] += gradient.float().square() / len(examples)
+        self._fisher, self._anchor = placed(self._fisher, weights), placed(self._anchor, weights)
         self._next = self._merged(fresh, {name: weight.detach().float() for name, weight in weights.items()})
         return super().after_task(name, samples)
 
@@ -124,9 +128,10 @@ class EWC(Method):
             else:
                 total = old + fisher
                 # Where nothing is known of a weight it is not held, wherever the middle lies.
-                share = torch.where(total > 0, fisher / total.clamp(min=torch.finfo(total.dtype).tiny), 1.0)
+                known = fisher / total.clamp(min=torch.finfo(total.dtype).tiny)
+                share = torch.where(total > 0, known, torch.ones_like(known))
                 middle = torch.lerp(anchor, now[name], share)
-                rest += float((old * share * (now[name] - anchor).square()).sum())
+                rest += float(across(local(old * share * (now[name] - anchor).square()).sum(), fresh))
             tensors |= {f"fisher/{name}": total, f"anchor/{name}": middle.clone()}
         return tensors, {"rest": rest}
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.parameters import put_gradients, step_gradients
+from seekr_cl.methods.parameters import across, put_gradients, step_gradients
 from seekr_cl.methods.references import ReferenceMethod
+from seekr_cl.shards import local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +89,9 @@ def gram(gradients: Sequence[dict[str, Tensor]]) -> Tensor:
     """Inner products [K, K] of K gradients, in float64 on the CPU."""
     total_KK = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for name in gradients[0]:
-        part_KP = torch.stack([one[name].flatten() for one in gradients])
+        part_KP = torch.stack([local(one[name]).flatten() for one in gradients])
         total_KK += (part_KP @ part_KP.T).double().cpu()
-    return total_KK
+    return across(total_KK, gradients[0])
 
 
 def dual_solution(gram_KK: Tensor, margin: float, form: str) -> Tensor:

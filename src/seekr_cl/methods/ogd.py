@@ -1,5 +1,6 @@
 """OGD: steps are orthogonal to the directions in which old tasks' outputs change; no sample is kept."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,16 @@ from seekr_cl.methods.base import Carried, Context, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import IGNORE
 from seekr_cl.methods.parameters import (
+    across,
     check_names,
     drawn,
     example_gradients,
+    inner,
     put_gradients,
     step_gradients,
     trained,
 )
+from seekr_cl.shards import joined, like, local
 
 DEPENDENT = 1e-4
 """A direction of which the kept ones leave less than this part is in their span, up to rounding."""
@@ -60,12 +64,13 @@ class OGD(Method):
         "https://arxiv.org/abs/1910.07104",
     )
     Settings = OGDSettings
+    knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._basis: dict[str, Tensor] = {}
         if context.carried is not None:
-            self._basis = {name: tensor.to(context.model.device) for name, tensor in context.carried[0].items()}
+            self._basis = dict(context.carried[0])
             check_names(context.model, {name: tensor[0] for name, tensor in self._basis.items()}, self.name)
         self._next: Carried | None = None
 
@@ -80,15 +85,25 @@ class OGD(Method):
     def before_step(self, model: nn.Module) -> None:
         """Takes the old tasks' directions out of the gradient."""
         if self._basis:
+            self._place()
             put_gradients(model, without_span(step_gradients(model), self._basis))
+
+    def _place(self) -> dict[str, nn.Parameter]:
+        """The trained weights; of the directions this process keeps what it holds of them."""
+        weights = trained(self.context.model)
+        for name, basis in self._basis.items():
+            if basis.shape[1:] != local(weights[name]).shape or basis.device != weights[name].device:
+                self._basis[name] = local(like(basis, weights[name], lead=1))
+        return weights
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Adds directions of the task at the weights that it ended with, by Gram-Schmidt."""
         examples = drawn(self.context, self.settings.directions)
+        weights = self._place()
         old = len(next(iter(self._basis.values()))) if self._basis else 0
         basis = {
-            weight: tensor.new_zeros(old + len(examples), *tensor.shape, dtype=torch.float32)
-            for weight, tensor in trained(self.context.model).items()
+            weight: torch.zeros(old + len(examples), *local(tensor).shape, device=tensor.device)
+            for weight, tensor in weights.items()
         }
         for weight, tensor in self._basis.items():
             basis[weight][:old] = tensor
@@ -102,10 +117,11 @@ class OGD(Method):
             left = _norm(direction)
             if left > DEPENDENT * whole:
                 for weight, part in direction.items():
-                    basis[weight][count] = part / left
+                    basis[weight][count] = local(part) / left
                 count += 1
         if count:
-            self._next = {weight: tensor[:count].clone() for weight, tensor in basis.items()}, {"directions": count}
+            kept = {weight: joined(tensor[:count].clone(), weights[weight], lead=1) for weight, tensor in basis.items()}
+            self._next = kept, {"directions": count}
         return super().after_task(name, samples)
 
     def carry_on(self) -> Carried | None:
@@ -114,13 +130,21 @@ class OGD(Method):
 
 
 def without_span(gradient: dict[str, Tensor], basis: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What an orthonormal basis, [K, ...] for each weight, leaves of a gradient."""
-    along_K = torch.stack([basis[name].flatten(1) @ part.flatten() for name, part in gradient.items()]).sum(0)
-    return {name: part - torch.tensordot(along_K, basis[name], 1) for name, part in gradient.items()}
+    """What an orthonormal basis leaves of a gradient.
+
+    Args:
+        gradient: by weight.
+        basis: [K, ...] of each weight, or of what this process holds of it.
+    """
+    own_K = torch.stack([basis[name].flatten(1) @ local(part).flatten() for name, part in gradient.items()]).sum(0)
+    along_K = across(own_K, gradient)
+    return {
+        name: joined(local(part) - torch.tensordot(along_K, basis[name], 1), part) for name, part in gradient.items()
+    }
 
 
 def _norm(direction: dict[str, Tensor]) -> float:
-    return float(torch.stack([part.square().sum() for part in direction.values()]).sum().sqrt())
+    return math.sqrt(inner(direction, direction))
 
 
 def _ground_truth(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:

@@ -82,12 +82,11 @@ class OLora(Method):
         if self._earlier:
             size = Tensor.square if self.settings.orthogonality == "squared" else Tensor.abs
             overlaps = [size(self._earlier[name] @ down.float().mT).sum() for name, down in self._down.items()]
-            terms["orthogonality"] = LossTerm(torch.stack(overlaps).sum(), self.settings.lambda1)
+            terms["orthogonality"] = LossTerm(torch.stack(overlaps).sum(), self.settings.lambda1, of_weights=True)
         if self.settings.lambda2:
             trained = [weight for weight in self.context.model.parameters() if weight.requires_grad]
-            terms["norm"] = LossTerm(
-                torch.stack([weight.float().square().sum() for weight in trained]).sum(), self.settings.lambda2
-            )
+            norm = torch.stack([weight.float().square().sum() for weight in trained]).sum()
+            terms["norm"] = LossTerm(norm, self.settings.lambda2, of_weights=True)
         return terms
 
     def carry_on(self) -> Carried | None:

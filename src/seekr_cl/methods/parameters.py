@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.methods.base import Batch, Context, forward, task_generator
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss
+from seekr_cl.shards import is_like, is_sharded, like, local, reshard
 from seekr_cl.tasks import Encoded, collate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -17,7 +19,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that training changes, by name."""
+    """The weights that training changes, by name.
+
+    Not to be called between a forward pass and its backward pass: a sharded model has whole parameters in their place
+    then, and is brought back to its shards here.
+    """
+    reshard(model)
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -25,6 +32,31 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """The model as it is now, to be asked later; it shares the weights that are not trained, as under adapters."""
     shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def placed(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that belong to weights, on their device, and cut as they are if they are sharded (FSDP2).
+
+    Args:
+        tensors: by name, whole, as a memory or a checkpoint holds them; or what this has given before.
+        weights: by name; every process has to ask.
+    """
+    return {
+        name: tensor if is_like(tensor, weights[name]) else like(tensor, weights[name])
+        for name, tensor in tensors.items()
+    }
+
+
+def across(own: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The sum over all processes' shards, given that over this one's; a gradient goes to its own shard.
+
+    Args:
+        own: formed of the ``local`` parts of ``tensors``.
+        tensors: where they are whole, ``own`` is the sum already.
+    """
+    if not any(map(is_sharded, tensors.values())):
+        return own
+    return own + (ranks.total(own) - own.detach())
 
 
 def check_names(model: nn.Module, tensors: Mapping[str, Tensor], method: str) -> None:
@@ -61,12 +93,13 @@ def example_gradients(
 
     The model is in evaluation mode meanwhile, so that dropout does not disturb it.
     """
+    weights = trained(context.model)
     with _evaluating(context.model):
         for example in examples:
             batch = example_batch(context, [example])
             with torch.enable_grad():
                 value = loss(forward(context.model, batch), batch["labels"])
-            yield _gradients(value, trained(context.model))
+            yield _gradients(value, weights)
 
 
 def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> dict[str, Tensor]:
@@ -111,7 +144,8 @@ def put_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
 
 def inner(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """The inner product of two gradients."""
-    return float(torch.stack([torch.dot(one[name].flatten(), other[name].flatten()) for name in one]).sum())
+    parts = [torch.dot(local(one[name]).flatten(), local(other[name]).flatten()) for name in one]
+    return float(across(torch.stack(parts).sum(), one))
 
 
 @contextmanager
@@ -125,11 +159,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _gradients(value: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    found: Sequence[Tensor | None]
+    if any(map(is_sharded, weights.values())):
+        found = _left_by_backward(value, list(weights.values()))
+    else:
+        found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else gradient
         for (name, weight), gradient in zip(weights.items(), found)
     }
+
+
+def _left_by_backward(value: Tensor, weights: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """For sharded weights, which autograd does not know: their gradients come about in hooks of the backward pass.
+
+    They are means over the processes, all of which have the same value.
+    """
+    kept = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    value.backward()
+    found = [weight.grad for weight in weights]
+    for weight, gradient in zip(weights, kept):
+        weight.grad = gradient
+    return found
 
 
 def sampled_loss(generator: torch.Generator) -> Loss:

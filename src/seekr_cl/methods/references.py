@@ -17,6 +17,7 @@ class ReferenceMethod(Method):
     """Keeps samples, and takes gradients of them before each step."""
 
     keeps: ClassVar[bool] = True
+    knows_shards: ClassVar[bool] = True
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)

@@ -10,7 +10,8 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.parameters import check_names, step_gradients, trained
+from seekr_cl.methods.parameters import across, check_names, placed, step_gradients, trained
+from seekr_cl.shards import local
 
 KINDS = ("fisher", "score", "anchor")
 
@@ -62,18 +63,18 @@ class RWalk(Method):
         "https://arxiv.org/abs/1801.10112",
     )
     Settings = RWalkSettings
+    knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._old: dict[str, dict[str, Tensor]] = {}
         self._hold: dict[str, Tensor] = {}
         if context.carried is not None:
-            device = context.model.device
             for kind in KINDS:
                 mark = f"{kind}/"
                 found = {n.removeprefix(mark): t for n, t in context.carried[0].items() if n.startswith(mark)}
                 check_names(context.model, found, self.name)
-                self._old[kind] = {name: tensor.to(device) for name, tensor in found.items()}
+                self._old[kind] = found
             fisher, score = unit_range(self._old["fisher"]), unit_range(self._old["score"])
             self._hold = {name: fisher[name] + score[name] for name in fisher}
         self._fisher = dict(self._old.get("fisher", {}))
@@ -92,14 +93,26 @@ class RWalk(Method):
 
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""
+        weights = self._place()
+        if not self._hold:
+            return super().task_terms(model, batch)
+        pulls = [
+            local(self._hold[name] * (weight.float() - self._old["anchor"][name]).square()).sum()
+            for name, weight in weights.items()
+        ]
+        penalty = across(torch.stack(pulls).sum(), weights)
         terms = super().task_terms(model, batch)
-        if self._hold:
-            pulls = [
-                (self._hold[name] * (weight.float() - self._old["anchor"][name]).square()).sum()
-                for name, weight in trained(self.context.model).items()
-            ]
-            terms["penalty"] = LossTerm(torch.stack(pulls).sum(), self.settings.strength)
-        return terms
+        return terms | {"penalty": LossTerm(penalty, self.settings.strength, of_weights=True)}
+
+    def _place(self) -> dict[str, nn.Parameter]:
+        """The trained weights; all that belongs to them is brought to where and how they lie."""
+        weights = trained(self.context.model)
+        for held in (self._old, self._interval):
+            held |= {kind: placed(tensors, weights) for kind, tensors in held.items()}
+        self._hold, self._fisher, self._path = (
+            placed(tensors, weights) for tensors in (self._hold, self._fisher, self._path)
+        )
+        return weights
 
     def before_step(self, model: nn.Module) -> None:
         """Notes the weights and the gradient of the task's loss."""
@@ -116,7 +129,8 @@ class RWalk(Method):
             return
         (before, gradients), self._before = self._before, None
         # Under float16 a scaler leaves out steps whose gradients are no numbers.
-        if not bool(torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all()):
+        wrong = torch.stack([(~local(gradient).isfinite()).sum() for gradient in gradients.values()]).sum()
+        if bool(across(wrong, gradients)):
             return
         if self._steps == 0:
             zeros = {name: torch.zeros_like(weight) for name, weight in before.items()}
@@ -170,7 +184,7 @@ class RWalk(Method):
         found: dict[str, dict[str, Tensor]] = {}
         for full, tensor in tensors.items():
             kind, _, name = full.partition("/")
-            found.setdefault(kind, {})[name] = tensor.to(self.context.model.device)
+            found.setdefault(kind, {})[name] = tensor
         self._fisher, self._path = found.pop("fisher", {}), found.pop("path", {})
         self._interval, self._steps = found, content["steps"]
 

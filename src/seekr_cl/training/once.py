@@ -31,7 +31,7 @@ def hindrance(config: SeekrConfig) -> str | None:
     method = config.method_class
     if config.quantization is not None:
         return f"quantization: {config.quantization}"
-    if method.frozen_copy or looks_at_weights(method):
+    if method.frozen_copy or (looks_at_weights(method) and not method.knows_shards):
         return f"method {method.name}"
     return "fsdp_offload_params" if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") else None
 

@@ -23,7 +23,7 @@ from seekr_cl.training.carry import Carry
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.models import require_free
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
-from seekr_cl.training.wrapped import split
+from seekr_cl.training.wrapped import plain, split
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
@@ -127,7 +127,7 @@ class Standing:
         }
         tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
         tasks |= {f"teacher-{number}": dict(task.teacher or {}) for number, task in enumerate(self.new_tasks)}
-        shared = {"method": tensors, "kept": pack(self.kept), "rng": rng}
+        shared = {"method": plain(tensors), "kept": pack(self.kept), "rng": rng}
         whole, own = {}, dict(pieces or {})
         for part, tensors in (parts or {}).items():
             whole[part], kept = split(tensors, keep_shards)

@@ -89,10 +89,13 @@ class SeekrTrainer(Trainer):
             raise
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-        if engine and (carry or args.carry_optimizer or looks_at_weights(type(method))):
+        blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
+        if engine and (carry or args.carry_optimizer):
+            raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
+        if engine and blind:
             raise ConfigError(
-                f"{engine}: carry_optimizer and methods that look at single weights (this one: {method.name}) do "
-                "not know sharded weights; train with DDP, or drop them"
+                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a way "
+                f"that it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
             )
         self._save_state, self._begun = save_state, begun
         self.add_callback(TellAfterStep(method, model))
@@ -252,7 +255,7 @@ class SeekrTrainer(Trainer):
         own *= not batch["filler"]
         factors = ranks.count() * own / ranks.total(own).clamp(min=1)
         for term, factor in zip(terms.values(), factors.tolist()):
-            term.value = term.value * factor
+            term.value = term.value * (1.0 if term.of_weights else factor)
 
     def _token_factor(self, batch: Any) -> float:
         """What turns the mean over a batch's tokens into its part of the mean over the whole step's tokens."""
@@ -427,7 +430,7 @@ class SeekrTrainer(Trainer):
 
 
 def looks_at_weights(method: type[Method]) -> bool:
-    """Whether a method works on weights or gradients themselves, which under FSDP2 are shards."""
+    """Whether a method works on weights or gradients themselves, of which a process may hold only shards."""
     hooks = ["before_step", "after_step", "finished_model", *(["carry_on"] if method.carries_weights else [])]
     return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
-from seekr_cl.shards import is_sharded, like, local, put
-from seekr_cl.training.wrapped import joined
+from seekr_cl.shards import is_sharded, joined, like, local, put
 
 Tensors = dict[str, Tensor]
 

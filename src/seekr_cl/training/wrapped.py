@@ -98,14 +98,6 @@ def split(tensors: Mapping[str, Tensor], keep_shards: bool) -> tuple[dict[str, T
     return plain({name: tensor for name, tensor in tensors.items() if name not in own}), own
 
 
-def joined(piece: Tensor, place: Tensor) -> Tensor:
-    """A sharded tensor like ``place``, of which this process holds ``piece``."""
-    assert isinstance(place, DTensor)
-    return DTensor.from_local(
-        piece.to(place.device), place.device_mesh, place.placements, shape=place.shape, stride=place.stride()
-    )
-
-
 def keeps_shards(trainer: Any) -> bool:
     """Whether the accelerate config asks for checkpoints of shards, which is FSDP2's default."""
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None

@@ -1,0 +1,107 @@
+"""Settings that are a paper's own idea, on top of the methods that take them; ``seekr methods`` lists them."""
+
+from dataclasses import dataclass, fields
+
+from seekr_cl.methods.base import Method, Paper
+
+_INSCL = Paper(
+    "InsCL: A Data-efficient Continual Learning Paradigm for Fine-tuning Large Language Models with Instructions",
+    "Wang et al., NAACL 2024",
+    "https://arxiv.org/abs/2403.11435",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One value of a setting.
+
+    Attributes:
+        setting: its name in a configuration, with a dot.
+        value: the value.
+        about: what it does.
+        paper: where it comes from.
+    """
+
+    setting: str
+    value: str
+    about: str
+    paper: Paper
+
+    def suits(self, method: type[Method]) -> bool:
+        """Whether the method has this setting."""
+        block, key = self.setting.split(".")
+        if block == "replay":
+            return method.replays
+        return key in {field.name for field in fields(method.Settings)}
+
+
+OPTIONS = (
+    Option(
+        "replay.cadence",
+        "forgetting_curve",
+        "replays the memory on the days of the forgetting curve",
+        Paper(
+            "FOREVER: Forgetting Curve-Inspired Memory Replay for Language Model Continual Learning",
+            "Feng et al., ACL 2026",
+            "https://arxiv.org/abs/2601.03938",
+        ),
+    ),
+    Option(
+        "replay.sample_weights",
+        "surprise",
+        "replays more of what the model before the task finds unlikely",
+        Paper(
+            "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning",
+            "Hazard et al., 2025",
+            "https://arxiv.org/abs/2511.22367",
+        ),
+    ),
+    Option("replay.sample_weights", "information", "replays more of prompts with rare words", _INSCL),
+    Option("replay.task_weights", "similarity", "replays more of old tasks unlike the new one", _INSCL),
+    Option(
+        "replay.choice",
+        "herding",
+        "keeps the examples whose mean feature is nearest to the task's",
+        Paper(
+            "iCaRL: Incremental Classifier and Representation Learning",
+            "Rebuffi et al., CVPR 2017",
+            "https://arxiv.org/abs/1611.07725",
+        ),
+    ),
+    Option(
+        "replay.choice",
+        "loss",
+        "keeps the examples with the highest loss",
+        Paper(
+            "Information-theoretic Online Memory Selection for Continual Learning",
+            "Sun et al., ICLR 2022",
+            "https://arxiv.org/abs/2204.04763",
+        ),
+    ),
+    Option(
+        "method.target",
+        "values",
+        "holds the chosen heads' value relations",
+        Paper(
+            "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
+            "Wang et al., Findings of ACL 2021",
+            "https://arxiv.org/abs/2012.15828",
+        ),
+    ),
+    Option(
+        "method.target",
+        "hidden",
+        "holds the chosen heads' outputs",
+        Paper(
+            "Class-Incremental Learning by Knowledge Distillation with Adaptive Feature Consolidation",
+            "Kang et al., CVPR 2022",
+            "https://arxiv.org/abs/2204.00895",
+        ),
+    ),
+    Option(
+        "method.target",
+        "relations",
+        "holds the distances between the chosen heads' outputs",
+        Paper("Relational Knowledge Distillation", "Park et al., CVPR 2019", "https://arxiv.org/abs/1904.05068"),
+    ),
+)
