@@ -145,11 +145,11 @@ def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path:
     [
         ("seekr", {}, "learn.step:16"),
         # What it gathers between steps, and from task to task, is sharded too.
-        ("rwalk", FSDP2, "learn.step:16"),
-        ("seekr", SHARDS | ONCE, "learn.step:16"),
+        ("rwalk", SHARDS, "learn.step:16"),
+        ("seekr", FSDP2 | ONCE, "learn.step:16"),
         ("seekr", SHARDS, "learn.scored:2"),
     ],
-    ids=["ddp", "fsdp2", "fsdp2-once", "fsdp2-shards-scored"],
+    ids=["ddp", "fsdp2-shards", "fsdp2-once", "fsdp2-shards-scored"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_killed_process_is_as_if_it_had_not_been(
