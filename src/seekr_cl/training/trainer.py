@@ -94,8 +94,8 @@ class SeekrTrainer(Trainer):
             raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
         if engine and blind:
             raise ConfigError(
-                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a way "
-                f"that it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
+                f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
+                f"way it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
             )
         self._save_state, self._begun = save_state, begun
         self.add_callback(TellAfterStep(method, model))
