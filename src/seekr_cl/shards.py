@@ -78,10 +78,16 @@ def put(tensor: Tensor, place: Tensor) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """After passes without a backward pass, in which a sharded model leaves some modules whole."""
+    """After passes without a backward pass, in which a sharded model leaves some modules whole.
+
+    ZeRO-3 also leaves those whole whose input needed no gradient, until the step's end.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    engine = next((weight._z3_optimizer for weight in model.parameters() if hasattr(weight, "_z3_optimizer")), None)
+    if engine is not None:
+        engine.empty_partition_cache()
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
+import yaml
+from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
 from tinylm import assert_same, differs, memory_tensors
 
@@ -24,6 +26,7 @@ TWO = {
     "num_processes": 2,
     "main_process_port": 0,
 }
+OF_THIS_MACHINE = ("use_cpu", "num_processes", "main_process_port")
 SAVED = "stopped, and the state is saved; go on with the same command and --resume"
 BROKEN_DISK = """
 import io, os
@@ -39,6 +42,16 @@ if os.environ.get("RANK") == "1":
     io.open = failing
 """
 """A ``sitecustomize`` for a process whose node cannot read the memory."""
+NOTHING_COMPILED = """
+import os
+
+if "RANK" in os.environ:
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+"""
+"""A ``sitecustomize``: DeepSpeed would compile an operator for sums over shared memory, for a minute on two CPUs."""
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "accelerate"
 
 
 def words_of(world: World, folder: Path, batch: int) -> list[str]:
@@ -61,10 +74,12 @@ def words_of(world: World, folder: Path, batch: int) -> list[str]:
 class Launched:
     """``seekr run --launch`` in two processes, read as it goes."""
 
-    def __init__(self, words: list[str], output: Path, *more: str, **environment: str) -> None:
-        config = write(output.parent / "two.yaml", TWO)
+    def __init__(
+        self, words: list[str], output: Path, *more: str, config: dict[str, object] = TWO, **environment: str
+    ) -> None:
+        file = write(output.parent / "two.yaml", config)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "seekr_cl", *words, "--output", str(output), "--launch", str(config), *more],
+            [sys.executable, "-m", "seekr_cl", *words, "--output", str(output), "--launch", str(file), *more],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -128,6 +143,20 @@ def test_two_processes_are_one(world: World, seekr, whole: Path, tmp_path: Path)
     scores = [json.loads((run / "scores.json").read_text()) for run in (tmp_path / "run", whole)]
     assert scores[0]["matrix"] == scores[1]["matrix"]
     assert scores[0]["op"] > 0, "nothing was learnt"
+
+
+@needs_deepspeed
+def test_two_processes_of_zero_are_one(world: World, whole: Path, tmp_path: Path) -> None:
+    """The example's config, but for what is of this machine; evaluation is not sharded, and so starts the same way."""
+    config = yaml.safe_load((EXAMPLES / "zero3.yaml").read_text()) | {key: TWO[key] for key in OF_THIS_MACHINE}
+    write(tmp_path / "site" / "sitecustomize.py", NOTHING_COMPILED)
+    run, paths = tmp_path / "run", with_deepspeed(tmp_path / "site")
+    lines = Launched(words_of(world, tmp_path, 1), run, config=config, PYTHONPATH=paths).end(0)
+    assert [line for line in lines if "untested optimizer" not in line] == []
+    for model in ("models/01-first", "models/02-second"):
+        assert_same(*(load_file(each / model / "model.safetensors") for each in (run, whole)), 5e-6)
+    assert_same(memory_tensors(run / "memory"), memory_tensors(whole / "memory"), 2e-5)
+    assert len({json.dumps(json.loads((each / "scores.json").read_text())["matrix"]) for each in (run, whole)}) == 1
 
 
 def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

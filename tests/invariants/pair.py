@@ -2,7 +2,7 @@
 
 Run as a script it is one of them: it reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of
 the tasks) and ``settings``, teaches two tasks, and answers with a JSON line. A ``fault`` kills the
-process of that ``rank``.
+process of that ``rank``; ``base_of`` gives a process a base model of its own.
 """
 
 import json
@@ -58,16 +58,24 @@ class Pair:
     def __init__(self, processes: list[Any]) -> None:
         self.processes = processes
 
-    def ask(self, base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], **more: Any) -> list[str]:
+    def ask(
+        self,
+        base: Path,
+        folder: Path,
+        words: dict[str, Any],
+        settings: dict[str, Any],
+        patience: float = PATIENCE,
+        **more: Any,
+    ) -> list[str]:
         """One case; what went wrong in each process, or nothing."""
         request = {"base": str(base), "folder": str(folder), "words": words, "settings": settings} | more
         for process in self.processes:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-        return [json.loads(self._answer(process)) for process in self.processes]
+        return [json.loads(self._answer(process, patience)) for process in self.processes]
 
-    def _answer(self, process: Any) -> str:
-        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
+    def _answer(self, process: Any, patience: float) -> str:
+        ready, _, _ = select.select([process.stdout], [], [], patience)
         return (process.stdout.readline() if ready else "") or '"no answer"'
 
 
@@ -111,7 +119,8 @@ def serve() -> None:
         failure = ""
         try:
             place = Path(request["folder"])
-            learn_two(Path(request["base"]), place, request["words"], request["settings"], request.get("resume", False))
+            base = request.get("base_of", {}).get(os.environ["RANK"], request["base"])
+            learn_two(Path(base), place, request["words"], request["settings"], request.get("resume", False))
         except BaseException:
             failure = traceback.format_exc()
         os.write(answers, (json.dumps(failure) + "\n").encode())

@@ -1,36 +1,29 @@
-"""DeepSpeed's ZeRO on two processes is one process, and a killed training goes on to the last bit.
+"""DeepSpeed's ZeRO on two processes is one process, and a killed training goes on to the last bit."""
 
-DeepSpeed lies in a folder of its own (`make test` installs it there): where it is importable, transformers and
-accelerate import it in every process, which costs seconds each time.
-"""
-
-import importlib.util
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cases import CASES, SEEKR, settings_of, words_of
+from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
 from pair import Pair, learn_two, pair
 from test_processes import assert_same_outcome
 from tinylm import differs, weights
 
-FOLDER = Path(os.environ.get("SEEKR_DEEPSPEED", f"{sys.prefix}/deepspeed"))
 pytestmark = [
-    pytest.mark.skipif(
-        not (FOLDER / "deepspeed").is_dir() and importlib.util.find_spec("deepspeed") is None,
-        reason=f"deepspeed is not installed, neither in {FOLDER} nor for this Python",
-    ),
+    needs_deepspeed,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
 ]
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 3}
 # The default makes whole steps of gradients that are rounding.
 ADAM |= {"adam_epsilon": 1e-3}
-CASES_HERE = {name: CASES[name] for name in ("seqft", "icarl", "onpolicy_replay", "seekr-measured", "seekr-joint")}
+CASES_HERE = {
+    name: CASES[name]
+    for name in ("seqft", "icarl", "onpolicy_replay", "seekr-measured", "seekr-joint", "seekr-adapter")
+}
 CASES_HERE |= {"seekr-adam": {"method": SEEKR | {"lambda2": "auto"}} | ADAM}
 
 
@@ -44,7 +37,7 @@ def environment(stage: int, folder: Path) -> dict[str, str]:
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
         "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(FOLDER)])),
+        "PYTHONPATH": with_deepspeed(),
     }
 
 

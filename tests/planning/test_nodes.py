@@ -15,7 +15,7 @@ def workload(tasks: int, examples: int = 400) -> Workload:
     return Workload([examples] * tasks, [1.0] * tasks, 512, 32)
 
 
-def test_seventy_billion_weights_do_not_fit_before_they_are_sharded() -> None:
+def test_seventy_billion_weights_fit_only_in_shards() -> None:
     config = config_from({"use_cpu": True, "dtype": "bfloat16", "replay": {"samples": 4}}, "trainer")
     plan = make_plan(LARGE, config, workload(3))
     found = {term.name: term for term in terms(plan, config, Cluster(1, 8, 80_000_000_000))}

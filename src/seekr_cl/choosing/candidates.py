@@ -49,17 +49,24 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     One example at a time, so that no feature depends on padding.
 
     Args:
-        model: a causal language model; its vocabulary product is not computed.
+        model: a causal language model; its vocabulary product is computed for one position, where it allows that.
         ids: the examples' tokens, at least one each.
         advance: told after each example.
     """
     bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    features = []
-    for one in ids:
-        ids_1L = torch.tensor([list(one)], device=model.device)
-        hidden_1LD = bare.base_model(input_ids=ids_1L, use_cache=False).last_hidden_state
-        features.append(hidden_1LD[0].float().mean(0).cpu())
-        advance(1)
+    features: list[Tensor] = []
+
+    def take(_module: Any, _given: Any, output: Any) -> None:
+        features.append(output.last_hidden_state[0].float().mean(0).cpu())
+
+    # Not its body alone: what a sharded model gathers for a pass, it lets go at the end of the whole.
+    handle = bare.base_model.register_forward_hook(take)
+    try:
+        for one in ids:
+            answer_logits(bare, torch.tensor([list(one)], device=model.device), len(one) - 1)
+            advance(1)
+    finally:
+        handle.remove()
     return torch.stack(features)
 
 

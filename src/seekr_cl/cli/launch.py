@@ -54,6 +54,9 @@ def launch(config: str, words: Sequence[str]) -> int:
     import_module("torch.distributed.launcher.api")
     _silence("torch.distributed.elastic")
     os.environ[ranks.LAUNCHER] = "1"
+    if content.get("use_cpu") is True:
+        # With DeepSpeed accelerate does not pass it on, and DeepSpeed looks for a GPU by itself.
+        os.environ |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
     try:
         given: argparse.Namespace = launch_command_parser().parse_args(

@@ -73,11 +73,11 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     found = [
         Term("weights, gradients, optimizer of a process (GPU)", state, cluster.memory, "bytes", "sharded; more GPUs"),
         Term(
-            "the whole model before it is sharded (GPU)",
+            "the whole model of a process that generates (GPU)",
             weights,
             cluster.memory,
             "bytes",
-            "every process loads it whole to look at the kept samples before training",
+            "in seekr run and evaluate; seekr learn can load it once, sharded from the beginning",
         ),
         Term(
             "a replay step's teachers and tiles (GPU)",

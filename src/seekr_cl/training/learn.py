@@ -26,6 +26,7 @@ from seekr_cl.methods.writing import context_length
 from seekr_cl.shards import is_sharded, reshard, whole
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training import once
 from seekr_cl.training.adapters import adapted, is_prompt_learning
 from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.carry import Carry
@@ -73,7 +74,7 @@ class Learnt:
     """What learning a task gave.
 
     Attributes:
-        model: the model, in memory.
+        model: the model, in memory; ``None`` where each process has only its rows of it.
         tokenizer: its tokenizer.
         seconds: training and scoring, without loading.
         steps: optimizer steps.
@@ -81,7 +82,7 @@ class Learnt:
         cut: how many prompts lost tokens on their left.
     """
 
-    model: PreTrainedModel
+    model: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
     seconds: float
     steps: int
@@ -162,14 +163,27 @@ def _learn(
     begun: Checkpoint | None,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing."""
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
-    model_sha, tokens_sha = model_hash(network), tokenizer_hash(tokenizer)
+    loads_once = once.is_asked()
+    if loads_once and (hindrance := once.hindrance(config)):
+        warnings.warn(
+            f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
+            InertWarning,
+            stacklevel=2,
+        )
+        loads_once = False
+    empty = loads_once and not ranks.is_first()
+    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
+    tokens_sha = tokenizer_hash(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
     network = adapted(network, config, model)
-    network.to(config.device)
+    if loads_once:
+        once.shard(network, config)
+    else:
+        network.to(config.device)
 
     number = sum(not kept.info.get(GENERAL) for kept in store.tasks) + 1
     context = Context(
@@ -266,6 +280,8 @@ def _learn(
         store.reload()
     ranks.first(saves.clear)
     fault_point("learn.cleared")
+    if loads_once:
+        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
@@ -397,6 +413,7 @@ def _train(
     args = copy.copy(config)
     args.num_train_epochs = 1
     args.seed = context.seed % (1 << 32)
+    reshard(context.model)
     share = (ranks.own(), ranks.count())
     trainer = SeekrTrainer(
         context.model,

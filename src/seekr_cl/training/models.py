@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,7 @@ def load_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     quantization: str | None = None,
+    empty: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a folder or from the Hub.
 
@@ -34,6 +36,7 @@ def load_model(
         dtype: of the weights; those of adapters stay as they were saved.
         trust_remote_code: run code that comes with the model.
         quantization: of the base model's weights, a key of ``quantised.FORMS``; ``None`` leaves them as they are.
+        empty: without its weights, on the meta device.
 
     Raises:
         ModelError: if it is not there or cannot be loaded.
@@ -43,7 +46,7 @@ def load_model(
     path = Path(name)
     refuse_mixed(path)
     if is_adapter(path):
-        model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization)
+        model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization, empty)
         return load_adapter(model, path), _own_tokenizer(path, tokenizer, trust_remote_code)  # type: ignore[return-value]
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: holds no config.json; name a Hugging Face model folder")
@@ -51,14 +54,16 @@ def load_model(
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
         raise ModelError(f"{name}: no such model folder")
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-    quantised = loading_options(quantization, dtype)
+    options = loading_options(quantization, dtype) | ({"device_map": "meta"} if empty else {})
     transformers_logging.disable_progress_bar()
     load_whole()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch_dtype, trust_remote_code=trust_remote_code, **quantised
-        )
+        # What transformers would leave out in all processes but one is for this library to say.
+        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options
+            )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error

@@ -242,7 +242,7 @@ class Run:
     def _evaluate(
         self, name: str, folder: str, learnt: Learnt | None, place: Place
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        if learnt is not None:
+        if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
             model, tokenizer = load_model(

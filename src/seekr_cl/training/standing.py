@@ -130,7 +130,8 @@ class Standing:
         shared = {"method": plain(tensors), "kept": pack(self.kept), "rng": rng}
         whole, own = {}, dict(pieces or {})
         for part, tensors in (parts or {}).items():
-            whole[part], kept = split(tensors, keep_shards)
+            # What the memory or the next task will get is needed whole.
+            whole[part], kept = split(tensors, keep_shards and part not in ("carry", "carried"))
             own |= {part: kept} if kept else {}
         self.saves.save(state | (content or {}), shared | tasks | whole, files, own)
         self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}

@@ -19,6 +19,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
+from seekr_cl.shards import is_sharded
 from seekr_cl.stopping import wish
 from seekr_cl.training import zero
 from seekr_cl.training.batches import ScheduledBatches
@@ -99,9 +100,6 @@ class SeekrTrainer(Trainer):
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
                 f"way it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
             )
-        if args.torch_compile and ranks.count() > 1 and engine is None:
-            # Two CPU processes wait for ever, and terms could not be measured: what is compiled hides the DDP model.
-            raise ConfigError("torch_compile: does not train under DDP here; use FSDP2, or remove the key")
         self._save_state, self._begun = save_state, begun
         self.reviews = reviews
         if reviews is not None:
@@ -116,6 +114,7 @@ class SeekrTrainer(Trainer):
         self.add_callback(SaveWhenDue(self, args.checkpoint_every if save_state else None))
         self._batches = train_dataset
         self._network = model
+        self._is_sharded_before = any(map(is_sharded, model.parameters()))
         self._dtypes = {parameter.dtype for parameter in model.parameters()}
         if args.n_gpu > 1:
             raise ModelError(
@@ -312,7 +311,18 @@ class SeekrTrainer(Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
             self.carry.put_state(self._network, optimizer)
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler; what accelerate has just done to the optimizer of a model sharded before is undone.
+
+        It tells parameters apart by where their rows lie, which those without a row in this process do not.
+        """
+        if self._is_sharded_before:
+            for group, parameters in zip(self.optimizer.param_groups, self._groups):  # type: ignore[union-attr]
+                group["params"] = parameters
+        return super().create_scheduler(*args, **kwargs)
 
     # Going on in another process --------------------------------------------------------------------------------
 

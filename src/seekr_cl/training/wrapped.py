@@ -3,13 +3,17 @@
 Accelerate does the wrapping; here is what the library needs to know of it beyond that.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    parse_flag_from_env,
+    patch_environment,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
@@ -25,7 +29,8 @@ def alone(model: nn.Module) -> AbstractContextManager[None]:
 
     It gets ready for one backward pass; a batch whose terms are measured has several.
     """
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    wrapper = _ddp(model)
+    return nullcontext() if wrapper is None else wrapper.no_sync()
 
 
 def average_next(model: nn.Module, loss: Tensor) -> None:
@@ -35,17 +40,24 @@ def average_next(model: nn.Module, loss: Tensor) -> None:
         model: the wrapped model.
         loss: what ``backward`` will be called on.
     """
-    if isinstance(model, DistributedDataParallel):
-        model.reducer.prepare_for_backward([loss] if model.find_unused_parameters else [])
+    wrapper = _ddp(model)
+    if wrapper is not None:
+        wrapper.reducer.prepare_for_backward([loss] if wrapper.find_unused_parameters else [])
 
 
 def average(model: nn.Module) -> None:
     """Averages over the processes what a backward pass ``alone`` has left in ``.grad``."""
-    if isinstance(model, DistributedDataParallel):
+    if _ddp(model) is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = ranks.total(own) / ranks.count()
+
+
+def _ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """DDP's module, which a compiled model has inside."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
 
 
 def norm_of(gradients: Iterable[Tensor]) -> float:
@@ -102,17 +114,30 @@ def shard_on_cpu(trainer: Any) -> None:
     Raises:
         ConfigError: for FSDP1.
     """
-    state = trainer.accelerator.state
-    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not wanted:
-        return
-    if state.distributed_type is DistributedType.MULTI_CPU:
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
-        state.distributed_type = DistributedType.FSDP
+    if by_fsdp2(trainer.accelerator):
         trainer.is_fsdp_enabled = True
+        # Sums of gradients that are not reduced yet would stand in the way of measuring a term's own.
+        trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+
+
+def by_fsdp2(accelerator: Any) -> bool:
+    """Whether an accelerator shards models by FSDP2, as it is told here to do on CPUs too.
+
+    Raises:
+        ConfigError: for FSDP1.
+    """
+    state = accelerator.state
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return False
+    if state.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        # Every further accelerator of a process takes back what the first had said, on GPUs too; the plugin stays.
+        if getattr(state, "fsdp_plugin", None) is None:
+            # It would write what it is given into the environment, where the next task looks for what was asked.
+            with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+                state.fsdp_plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
+        state.distributed_type = DistributedType.FSDP
     if state.distributed_type is not DistributedType.FSDP:
-        return
+        return False
     if state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError("accelerate: fsdp_version is 1; write 'fsdp_version: 2' into the accelerate config")
-    # Sums of gradients that are not reduced yet would stand in the way of measuring a term's own.
-    trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+    return True
