@@ -102,10 +102,13 @@ def test_weights_of_another_type_are_refused(
     assert zero(2).ask(bases["llama"], tmp_path / "yes", words_of("seekr"), settings_of(case, 2)) == ["", ""]
 
 
-def test_methods_on_single_weights_refuse_zero(
+def test_what_looks_at_single_weights_refuses_zero(
     bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path
 ) -> None:
     answers = zero(3).ask(bases["llama"], tmp_path, words_of("ewc"), settings_of(CASES["ewc"], 2))
     assert all("ConfigError: DeepSpeed: method ewc works on single weights" in answer for answer in answers)
     assert all("train with DDP or FSDP2" in answer for answer in answers)
+    clock = CASES["replay-by-updates"]
+    answers = zero(3).ask(bases["llama"], tmp_path, words_of("replay"), settings_of(clock, 2))
+    assert all("ConfigError: DeepSpeed: " in answer and "replay.clock: updates" in answer for answer in answers)
     assert not (tmp_path / "m1").exists()

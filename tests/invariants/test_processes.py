@@ -141,6 +141,13 @@ def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path:
     assert_same_outcome(alone, together, "derpp")
 
 
+def test_weights_of_another_type_are_refused(bases: dict[str, Path], sharded: Pair, once: Pair, tmp_path: Path) -> None:
+    settings = settings_of({"method": "seqft", "dtype": "bfloat16", "bf16": True}, 2)
+    for processes in (sharded, once):
+        answers = processes.ask(bases["llama"], tmp_path, words_of("seqft"), settings)
+        assert all("ConfigError: FSDP: mixed precision makes the weights float32" in answer for answer in answers)
+
+
 @pytest.mark.parametrize(
     ("name", "environment", "fault"),
     [

@@ -4,7 +4,8 @@ Feng et al., "FOREVER: Forgetting Curve-Inspired Memory Replay for Language Mode
 2601.03938: the size of a step's update is Delta_t = ||theta_t - theta_{t-1}||_2 over the trained weights, a task's
 time tau_t the sum of these since it began, a day the time that its first S = 24 steps take; the memory is replayed when
 tau_t reaches d days, for each d of ``DAYS``. When that is nobody knows before training, so reviews stand in no
-schedule: they come between two steps of the Trainer's.
+schedule: they come between two steps of the Trainer's. The formulas and S are from public notes on the paper, which
+could not be opened itself.
 """
 
 from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ModelError
 from seekr_cl.training.config import SeekrConfig
 from seekr_cl.training.trainer import looks_at_weights
-from seekr_cl.training.wrapped import by_fsdp2
+from seekr_cl.training.wrapped import by_fsdp2, dtypes_of, require_dtypes
 
 
 def is_asked() -> bool:
@@ -46,6 +46,7 @@ def shard(model: Any, config: SeekrConfig) -> None:
 
     Raises:
         ModelError: if the processes' models are not the same.
+        ConfigError: if mixed precision would make the weights another type.
     """
     first, device = ranks.is_first(), config.device
     accelerator: Any = Accelerator(mixed_precision=config.mixed_precision)
@@ -53,11 +54,13 @@ def shard(model: Any, config: SeekrConfig) -> None:
     # Accelerate's own way of doing it fails for buffers that are saved, and takes the others from each process.
     accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
     _require_same(model)
+    dtypes = dtypes_of(model)
     whole: dict[str, Tensor] = dict(model.named_parameters()) if first else {}
     buffers = ranks.tensors_of_all({name: buffer.clone() for name, buffer in model.named_buffers()} if first else {})[0]
     model.to("meta")
     model.tie_weights()
     fsdp2_prepare_model(accelerator, model)
+    require_dtypes(model, dtypes, "FSDP")
     pieces = {}
     for name, place in model.named_parameters():
         # Elsewhere only the shape is looked at, and nothing ever written into it.

@@ -37,7 +37,7 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import alone, average_next, keeps_shards, shard_on_cpu
+from seekr_cl.training.wrapped import alone, average_next, dtypes_of, keeps_shards, require_dtypes, shard_on_cpu
 
 Parts = dict[str, dict[str, Tensor]]
 SaveState = Callable[[dict[str, Any], Parts, dict[str, str], bool, Parts], None]
@@ -115,7 +115,7 @@ class SeekrTrainer(Trainer):
         self._batches = train_dataset
         self._network = model
         self._is_sharded_before = any(map(is_sharded, model.parameters()))
-        self._dtypes = {parameter.dtype for parameter in model.parameters()}
+        self._dtypes = dtypes_of(model)
         if args.n_gpu > 1:
             raise ModelError(
                 "several GPUs are visible without a launcher; set CUDA_VISIBLE_DEVICES=0 or use accelerate"
@@ -400,17 +400,8 @@ class SeekrTrainer(Trainer):
             put_rng_of_all(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
 
     def check_dtypes(self) -> None:
-        """DeepSpeed's mixed precision makes the weights themselves another type; they would be written so.
-
-        Raises:
-            ConfigError: if it did.
-        """
-        found = {parameter.dtype for parameter in self._network.parameters()}
-        if self.is_deepspeed_enabled and not found <= self._dtypes:
-            name = str((found - self._dtypes).pop()).removeprefix("torch.")
-            raise ConfigError(
-                f"DeepSpeed: mixed precision makes the weights {name}; write 'dtype: {name}' too, or drop it"
-            )
+        """Refuses weights that an engine has made another type; they would be written so."""
+        require_dtypes(self._network, self._dtypes, "DeepSpeed" if self.is_deepspeed_enabled else "FSDP")
 
     def load_sums(self) -> None:
         """Takes the averages that were being formed, after the Trainer has set its own to zero."""

@@ -98,6 +98,27 @@ def split(tensors: Mapping[str, Tensor], keep_shards: bool) -> tuple[dict[str, T
     return plain({name: tensor for name, tensor in tensors.items() if name not in own}), own
 
 
+def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """Every weight's type, by name."""
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def require_dtypes(model: nn.Module, before: Mapping[str, torch.dtype], engine: str) -> None:
+    """Makes sure that mixed precision has left the weights the types that they had.
+
+    DeepSpeed makes the weights themselves of half precision; accelerate, for FSDP2, those that are trained float32.
+
+    Raises:
+        ConfigError: if they are others.
+    """
+    for place, dtype in dtypes_of(model).items():
+        if dtype != before.get(place, dtype):
+            name = str(dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"{engine}: mixed precision makes the weights {name}; write 'dtype: {name}' too, or drop it"
+            )
+
+
 def keeps_shards(trainer: Any) -> bool:
     """Whether the accelerate config asks for checkpoints of shards, which is FSDP2's default."""
     plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
