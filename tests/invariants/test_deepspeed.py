@@ -109,6 +109,6 @@ def test_what_looks_at_single_weights_refuses_zero(
     assert all("ConfigError: DeepSpeed: method ewc works on single weights" in answer for answer in answers)
     assert all("train with DDP or FSDP2" in answer for answer in answers)
     clock = CASES["replay-by-updates"]
-    answers = zero(3).ask(bases["llama"], tmp_path, words_of("replay"), settings_of(clock, 2))
+    answers = zero(3).ask(bases["llama"], tmp_path / "clock", words_of("replay"), settings_of(clock, 2))
     assert all("ConfigError: DeepSpeed: " in answer and "replay.clock: updates" in answer for answer in answers)
     assert not (tmp_path / "m1").exists()

@@ -143,8 +143,8 @@ def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path:
 
 def test_weights_of_another_type_are_refused(bases: dict[str, Path], sharded: Pair, once: Pair, tmp_path: Path) -> None:
     settings = settings_of({"method": "seqft", "dtype": "bfloat16", "bf16": True}, 2)
-    for processes in (sharded, once):
-        answers = processes.ask(bases["llama"], tmp_path, words_of("seqft"), settings)
+    for name, processes in (("sharded", sharded), ("once", once)):
+        answers = processes.ask(bases["llama"], tmp_path / name, words_of("seqft"), settings)
         assert all("ConfigError: FSDP: mixed precision makes the weights float32" in answer for answer in answers)
 
 
