@@ -104,6 +104,7 @@ CASES = [
     ),
     # Models
     learn("no such model", "nowhere", "no such model folder", model="nowhere", whole=True),
+    learn("a path too long", "9999...", "too long", "another path", model="9" * 5000, whole=True),
     learn("no config.json", "broken", "config.json", "model folder", model=without("config.json")),
     learn("no weights", "broken", "cannot be loaded", "model.safetensors", model=without("model.safetensors")),
     # Evaluation

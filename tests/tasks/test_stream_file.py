@@ -69,6 +69,7 @@ BAD = {
     "name no text": ("tasks: [{name: 7, data: a}]", ["task 1", "name must be text", "quotes"]),
     "name no folder": ("tasks: [{name: '..', data: a}]", ["task 1", "folder name"]),
     "epochs": ("tasks: [{data: a, epochs: none}]", ["task 1", "epochs", "'none'"]),
+    "too long": (f"tasks: [{{name: a, data: {'d' * 5000}}}]", ["task 1 (a)", "data", "dddd...: cannot be a path"]),
     "limit": ("tasks: [{data: a, limit: {tests: 5}}]", ["task 1", "'tests'", "did you mean 'test'?"]),
     "limit number": ("tasks: [{data: a, limit: {test: -5}}]", ["task 1: limit", "test", "-5"]),
     "unset in task": ("tasks: [{data: 'x/${SEEKR_UNSET}'}]", ["task 1", "'data'", "SEEKR_UNSET"]),

@@ -10,7 +10,8 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.report import score_table
 from seekr_cl.tasks import StreamSpec, Task
-from seekr_cl.tasks.stream import beside, task_spec
+from seekr_cl.tasks.paths import beside
+from seekr_cl.tasks.stream import task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.adapters import merged
 from seekr_cl.training.models import load_model, require_free, save_model
@@ -157,5 +158,5 @@ def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
 
 def _model_source(folder: Path, model: str) -> str:
     """A model's folder, resolved like a task's; what is no folder is a name on the Hub."""
-    place = beside(folder, model)
+    place = beside(folder, model, "model")
     return str(place) if place.exists() else model

@@ -1,6 +1,7 @@
 """The command ``seekr``."""
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -224,6 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _PIPE_CLOSED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:80]}...: {error.strerror}; name another path", file=sys.stderr)
+        return 2
     except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
         if _others_failed():

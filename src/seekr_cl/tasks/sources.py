@@ -8,6 +8,7 @@ from typing import Any
 
 from seekr_cl.errors import DataError
 from seekr_cl.suggest import nearest
+from seekr_cl.tasks.paths import at_home
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
 from seekr_cl.tasks.records import Example, example_from, reference_list
 
@@ -86,7 +87,7 @@ def locate(source: Source) -> dict[str, Part]:
         return parts | {key: _file_part(Path(path)) for key, path in source.items() if key != "train"}
     if str(source).startswith("hub:"):
         return _hub(str(source))
-    path = Path(source).expanduser()
+    path = at_home(source)
     require_exists(path)
     return _folder(path) if path.is_dir() else {"train": _file_part(path)}
 
@@ -104,14 +105,14 @@ def default_name(source: Source) -> str:
         source = source.get("train", "")
     if match := _HUB.fullmatch(str(source)):
         return "-".join(part for part in (match["repo"].split("/")[1], match["config"]) if part)
-    path = Path(source).expanduser().absolute()
+    path = at_home(source).absolute()
     if path.suffix.lower() not in SUFFIXES:
         return path.name
     return path.parent.name if path.stem in SPLITS else path.stem
 
 
 def _file_part(path: Path) -> Part:
-    path = path.expanduser()
+    path = at_home(path)
     require_exists(path)
     if path.is_dir():
         raise DataError(f"{path}: is a folder where a single file was expected; name the file in it")

@@ -8,6 +8,7 @@ from typing import Any
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.benchmarks import BenchmarkUse
+from seekr_cl.tasks.paths import beside
 from seekr_cl.tasks.sources import Source, default_name
 from seekr_cl.tasks.task import Task, check_limit, safe_name
 from seekr_cl.tasks.yaml_file import expand, read_yaml
@@ -190,12 +191,6 @@ class Stream:
         return len(self.tasks)
 
 
-def beside(folder: Path, path: str) -> Path:
-    """Resolve a path of a YAML file: beside the file, or from the working folder where only that exists."""
-    own = folder / Path(path).expanduser()
-    return Path(path) if not own.exists() and Path(path).exists() else own
-
-
 def _benchmark(data: dict[Any, Any], path: Path, instead: Mapping[str, Any]) -> BenchmarkUse | None:
     """Take the ``benchmark`` key out of a stream and check it."""
     if "benchmark" not in data and not instead:
@@ -228,7 +223,7 @@ def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
             raise ConfigError(f"{where}: {key} must be text, not {entry[key]!r}; put it in quotes")
     for key in ("data", "eval", "test"):
         if key in entry and not entry[key].startswith("hub:"):
-            entry[key] = str(beside(folder, entry[key]))
+            entry[key] = str(beside(folder, entry[key], f"{where}: {key}"))
     entry.setdefault("name", default_name(entry["data"]))
     entry["limit"] = check_limit(entry.get("limit"), f"{where}: limit")
     try:

@@ -16,6 +16,7 @@ from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
 from seekr_cl.tasks.benchmarks.download import downloaded, file_sha256, is_url
 from seekr_cl.tasks.benchmarks.layouts import MissingTaskError, Rows, read_task
 from seekr_cl.tasks.benchmarks.registry import Benchmark
+from seekr_cl.tasks.paths import at_home
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how far, and how far there is to go if that is known."""
@@ -79,7 +80,7 @@ def fetch(
         with downloaded(source, lambda done, total: progress("download", done, total)) as path:
             content = _convert(benchmark, path, output, variant, wanted, partial, sha256, progress, source)
     else:
-        content = _convert(benchmark, Path(source).expanduser(), output, variant, wanted, partial, sha256, progress)
+        content = _convert(benchmark, at_home(source), output, variant, wanted, partial, sha256, progress)
     manifest = Manifest.read(output)
     assert manifest is not None
     return Fetched(output, content["rows"], content["notes"])

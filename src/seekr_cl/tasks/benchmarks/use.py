@@ -10,6 +10,7 @@ from seekr_cl.suggest import nearest
 from seekr_cl.tasks.answers import get_extraction
 from seekr_cl.tasks.benchmarks.checksums import Manifest
 from seekr_cl.tasks.benchmarks.registry import BENCHMARKS, Benchmark, Protocol
+from seekr_cl.tasks.paths import beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ class BenchmarkUse:
         self.protocol: Protocol = self.benchmark.protocols[self._protocol_name]
         self.order = _pick(given.get("order"), self.benchmark.orders, f"{where}: order")
         self.variant = self._variant()
-        self.data = _beside(folder, given["data"])
+        self.data = beside(folder, given["data"], f"{where}: data")
         self.manifest = Manifest.read(self.data)
         self._check_manifest()
         self._stand_ins = self._mapping("stand_ins", self.benchmark.orders[self.order], str, "a task's name")
@@ -271,8 +272,3 @@ def _pick(asked: Any, known: Mapping[str, Any], where: str) -> str:
     if isinstance(asked, bool) or name not in known:
         raise ConfigError(f"{where}: {asked!r} is unknown{nearest(name, known)} (known: {', '.join(known)})")
     return name
-
-
-def _beside(folder: Path, path: str) -> Path:
-    own = folder / Path(path).expanduser()
-    return Path(path) if not own.exists() and Path(path).exists() else own
