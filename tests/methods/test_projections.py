@@ -4,16 +4,18 @@ The reference takes the heads' outputs from hooks, differentiates with autograd 
 """
 
 import copy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from killed import KillAt, Killed
 from test_targets import seen
 from tinylm import assert_same, config_for, constant_task, reverse_task, teach, weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from seekr_cl.attention import RowIndex, RowTarget
 from seekr_cl.attention.features import DistillProjected, HeadMaps, OutputRows
@@ -178,19 +180,6 @@ def test_mixed_precision_rounds_nothing_of_it() -> None:
     assert_same(*found)
 
 
-class Killed(BaseException):
-    """Nothing in the library catches it."""
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_killed_and_resumed_is_never_killed(learnt: Path, base: Path, tmp_path: Path) -> None:
     config = config_for(
@@ -200,10 +189,7 @@ def test_killed_and_resumed_is_never_killed(learnt: Path, base: Path, tmp_path: 
     learn(base, reverse_task(), tmp_path / "memory", tmp_path / "m1", config)
     memory = [tmp_path / name for name in ("whole", "cut")]
     for place in memory:
-        place.mkdir()
-        for path in (tmp_path / "memory").rglob("*"):
-            target = place / path.relative_to(tmp_path / "memory")
-            target.mkdir(parents=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+        shutil.copytree(tmp_path / "memory", place)
     learn(tmp_path / "m1", task, memory[0], tmp_path / "m2", config)
     with pytest.raises(Killed):
         learn(tmp_path / "m1", task, memory[1], tmp_path / "m3", config, [KillAt(8)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import KillAt, Killed
 from tinylm import assert_same, config_for, constant_task, differs, reverse_task, teach, weights
 from transformers import TrainerCallback
 
@@ -96,19 +97,6 @@ def test_reviews_come_when_the_weights_have_moved_so_far(
     last = [line for line in done.log if "reviews" in line][-1]
     assert last["reviews"] == len(wanted)
     assert last["model_days"] == pytest.approx(sum(watch.sizes) / sum(watch.sizes[:3]), rel=1e-6)
-
-
-class Killed(BaseException):
-    """Nothing in the library catches it."""
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, save_base, weights
 
 from seekr_cl import stopping
@@ -24,10 +25,6 @@ from seekr_cl.training.checkpoint import Checkpoints, CheckpointWarning
 from seekr_cl.training.run import run
 
 learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
-
-
-class Killed(BaseException):
-    """Nothing in the library catches it."""
 
 
 def config(folder: Path, **more: Any) -> Any:

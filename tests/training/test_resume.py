@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, weights
 
 from seekr_cl.errors import ConfigError, OutputError
@@ -15,10 +16,6 @@ from seekr_cl.training import run as run_module
 from seekr_cl.training.run import run
 
 NAMES = ["01-reverse", "02-no"]
-
-
-class Killed(BaseException):
-    """Nothing in the library catches it."""
 
 
 def tasks() -> list[Any]:
