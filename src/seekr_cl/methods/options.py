@@ -3,12 +3,9 @@
 from dataclasses import dataclass, fields
 
 from seekr_cl.methods.base import Method, Paper
+from seekr_cl.methods.icarl import ICaRL
+from seekr_cl.methods.inscl import InsCL
 
-_INSCL = Paper(
-    "InsCL: A Data-efficient Continual Learning Paradigm for Fine-tuning Large Language Models with Instructions",
-    "Wang et al., NAACL 2024",
-    "https://arxiv.org/abs/2403.11435",
-)
 _FOREVER = Paper(
     "FOREVER: Forgetting Curve-Inspired Memory Replay for Language Model Continual Learning",
     "Feng et al., ACL 2026",
@@ -71,17 +68,13 @@ OPTIONS = (
             "https://arxiv.org/abs/2511.22367",
         ),
     ),
-    Option("replay.sample_weights", "information", "replays more of prompts with rare words", _INSCL),
-    Option("replay.task_weights", "similarity", "replays more of old tasks unlike the new one", _INSCL),
+    Option("replay.sample_weights", "information", "replays more of prompts with rare words", InsCL.paper),
+    Option("replay.task_weights", "similarity", "replays more of old tasks unlike the new one", InsCL.paper),
     Option(
         "replay.choice",
         "herding",
         "keeps the examples whose mean feature is nearest to the task's",
-        Paper(
-            "iCaRL: Incremental Classifier and Representation Learning",
-            "Rebuffi et al., CVPR 2017",
-            "https://arxiv.org/abs/1611.07725",
-        ),
+        ICaRL.paper,
     ),
     Option(
         "replay.choice",

@@ -27,9 +27,9 @@ from seekr_cl.memory.method_state import StoredTensors
 from seekr_cl.methods.base import Batch, Context, LossTerm
 from seekr_cl.methods.logits import LogitSettings, can_keep, distil_logits, logit_positions, pad_logits
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
-from seekr_cl.methods.parameters import check_names, trained
+from seekr_cl.methods.parameters import check_names, placed, trained
 from seekr_cl.methods.row_targets import placed_rows, row_targets
-from seekr_cl.shards import borrowed, is_like, is_sharded, like, reshard, whole
+from seekr_cl.shards import borrowed, is_like, is_sharded, reshard, whole
 
 HELD = 4
 """Adapters that stay on the device between batches."""
@@ -238,7 +238,7 @@ class Teachers:
             assert teacher is not None
             weights = teacher.unkept() if isinstance(teacher, StoredTensors) else dict(teacher)
             check_names(self.context.model, weights, "method.teacher")
-            self._held[number] = {name: like(tensor, now[name]) for name, tensor in weights.items()}
+            self._held[number] = placed(weights, now)
         self._held.move_to_end(number)
         while len(self._held) > HELD:
             self._held.popitem(last=False)
