@@ -91,7 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     score = commands.add_parser("score", help="score answers from a file, whoever made them")
     score.add_argument(
-        "predictions", metavar="PREDICTIONS.jsonl", help="one object a line: prediction, reference or references, prompt"
+        "predictions",
+        metavar="PREDICTIONS.jsonl",
+        help="one object a line: prediction, reference or references, prompt",
     )
     score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
     score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")

@@ -127,7 +127,9 @@ _ALL = (
         "ROUGE-L F1 of the package rouge 1.0.1: union over sentences, sets of words (TRACE, SEEKR)",
         published.rouge_l_trace,
     ),
-    Metric("rouge_l_sapt", "ROUGE-L F1 of rouge-score with its stemmer, a-z and 0-9 only (SAPT)", published.rouge_l_sapt),
+    Metric(
+        "rouge_l_sapt", "ROUGE-L F1 of rouge-score with its stemmer, a-z and 0-9 only (SAPT)", published.rouge_l_sapt
+    ),
     Metric("edit_similarity", "rapidfuzz ratio of characters, best reference", _best(fuzz.ratio)),
     Metric(
         "edit_similarity_py150",
