@@ -5,6 +5,7 @@ The interpreter imports the library once and forks for every request, a JSON lin
 ``python -m seekr_cl`` would be after its imports. The answer is a list of exit codes.
 """
 
+import gc
 import json
 import os
 import sys
@@ -37,6 +38,9 @@ def child(request: dict, process: dict) -> None:
 
 
 def serve() -> None:
+    # The children inherit it: the collector need not walk what was imported.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     # Not sys.stdin: what it has read ahead would be read again by the child.
     while line := sys.stdin.readline():

@@ -1,11 +1,11 @@
 """Models that really generate: random ones of a few thousand weights, and a small trained one if it is at hand."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tinylm import char_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -15,10 +15,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-
-from tinylm import char_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 LETTERS = "abcdefghijklmnopqrstuvwxyz =?.中文"

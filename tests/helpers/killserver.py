@@ -5,6 +5,7 @@ The interpreter imports the library once, touches no tensor, and forks for every
 JSON line with the child's exit ``code``, its ``seconds``, and how often it ``passed`` each fault point if it ended.
 """
 
+import gc
 import json
 import os
 import signal
@@ -95,6 +96,9 @@ def child(base: Path, request: dict[str, Any]) -> None:
 
 
 def serve(base: Path) -> None:
+    # The children inherit it: the collector need not walk what was imported.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     while line := sys.stdin.readline():
         request = json.loads(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Curves = dict[str, list[float]]
-RECORDED = Path(__file__).resolve().parent / "curves"
+RECORDED = Path(__file__).resolve().parents[1] / "invariants" / "curves"
 DIGITS = 9
 
 

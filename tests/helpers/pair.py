@@ -5,6 +5,7 @@ the tasks) and ``settings``, teaches two tasks, and answers with a JSON line. A 
 process of that ``rank``; ``base_of`` gives a process a base model of its own.
 """
 
+import gc
 import json
 import os
 import select
@@ -18,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-
 from tinylm import config_for, teach, two_tasks
 
 from seekr_cl import faults
@@ -27,8 +26,8 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.training import learn
 
 HERE = Path(__file__).resolve()
-PATIENCE = 60
-"""Seconds until a process that waits for the other is taken for lost."""
+PATIENCE = 600
+"""Seconds until a process that waits for the other is taken for lost; a busy machine alone never takes that long."""
 
 
 def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
@@ -112,6 +111,8 @@ def serve() -> None:
 
         # It would compile an operator for sums over shared memory, and wait for ever for a killed process's lock on it.
         deepspeed.ops.__compatible_ops__ = {}
+    gc.collect()
+    gc.freeze()
     while line := sys.stdin.readline():
         request = json.loads(line)
         os.environ["SEEKR_FAULT"] = request.get("fault", "") if request.get("rank") == int(os.environ["RANK"]) else ""
