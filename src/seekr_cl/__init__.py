@@ -10,8 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from seekr_cl.errors import SeekrError
-
-__version__ = "0.1.0"
+from seekr_cl.version import __version__
 
 _PLACES = {
     "SeekrConfig": "seekr_cl.training",
@@ -38,6 +37,7 @@ __all__ = [
     "learn",
     "load_model",
     "run",
+    "__version__",
 ]
 
 
