@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
+from seekr_cl.errors import DataError, nearest
 from seekr_cl.evaluation.metrics import Metric
 from seekr_cl.evaluation.statistics import Tally
-from seekr_cl.suggest import nearest
 
 _KEYS = ("prediction", "reference", "references", "prompt")
 _KINDS = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
