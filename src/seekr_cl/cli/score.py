@@ -17,7 +17,7 @@ def score_command(given: Any) -> None:
     extract = None
     if given.extract is not None:
         # The package of tasks imports transformers; most scores do without.
-        from seekr_cl.tasks.answers import get_extraction
+        from seekr_cl.tasks.extraction import get_extraction
 
         extract = get_extraction(given.extract)
     path = Path(given.predictions)
