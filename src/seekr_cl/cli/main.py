@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
     score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
     score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
+    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
