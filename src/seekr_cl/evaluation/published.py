@@ -39,7 +39,7 @@ def _stemming_scorer() -> Any:
 def rouge_l_sapt(prediction: str, references: Sequence[str], prompt: str = "") -> float:
     """ROUGE-L of SAPT (``compute_metrics.py``): rouge-score with Porter's stemmer, and only a-z and 0-9 are words."""
     scorer = _stemming_scorer()
-    return 100 * max(scorer.score(reference, prediction)["rougeL"].fmeasure for reference in references)
+    return 100.0 * max(scorer.score(reference, prediction)["rougeL"].fmeasure for reference in references)
 
 
 def plain_literals(code: str) -> str:
