@@ -6,12 +6,16 @@ this library the beginning of its prompt.
 
 import json
 import os
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEEKR_SHARED", ROOT.parent / "shared"))
 SMOLLM2 = Path(os.environ.get("SEEKR_SMOLLM2", ROOT / ".venv" / "smollm2"))
+
+Names = list[str] | None
 
 SETS = {
     "yahoo": ("short", "long_sequence/yahoo"),
@@ -31,7 +35,59 @@ QWEN3 = {
 }  # fmt: skip
 """Qwen3-0.6B's config."""
 
-SHAPES = ("smollm2", "smollm2-random", "qwen3-random")
+SHAPES = ("smollm2", "smollm2-random", "smollm2-6-layers", "qwen3-random")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Variants that train the same model on the same rows.
+
+    Attributes:
+        shape: of ``SHAPES``, or a model folder.
+        weights: ``lora`` or ``full``.
+        set: of ``SETS``.
+        rows: how many.
+        variants: methods of this library, ``trl``, ``trl-packed``.
+    """
+
+    shape: str
+    weights: str
+    set: str
+    rows: int
+    variants: tuple[str, ...]
+
+
+def quick_cases(rows: int) -> list[Case]:
+    """What is claimed, in minutes: beside TRL on the real model; replay on a cheaper one, where 1% can be kept."""
+    return [
+        Case("smollm2", "lora", "yahoo", rows, ("trl", "seqft")),
+        Case("smollm2", "lora", "gsm8k", max(1, rows // 2), ("trl", "seqft")),
+        Case("smollm2-6-layers", "lora", "dbpedia", 3 * rows, ("seqft", "seekr")),
+    ]
+
+
+def whole_cases(rows: int) -> list[Case]:
+    """Every shape, kind of weights and set of rows; of long answers half as many."""
+    shapes = ("smollm2", "smollm2-random", "qwen3-random")
+    variants = ("seqft", "trl", "derpp", "trl-packed", "seekr")
+    return [
+        Case(shape, weights, name, rows if SETS[name][0] == "short" else max(1, rows // 2), variants)
+        for shape in shapes
+        for weights in ("lora", "full")
+        for name in SETS
+    ]
+
+
+def chosen(cases: list[Case], shapes: Names, sets: Names, weights: Names, variants: Names) -> list[Case]:
+    """The cases of these, with these variants; ``None`` leaves all of them."""
+    wanted = [
+        replace(case, variants=tuple(name for name in case.variants if name in (variants or case.variants)))
+        for case in cases
+        if case.shape in (shapes or [case.shape])
+        and case.set in (sets or [case.set])
+        and case.weights in (weights or [case.weights])
+    ]
+    return [case for case in wanted if case.variants]
 
 
 def model_folder(shape: str, work: Path) -> Path:
@@ -59,18 +115,27 @@ def _save_random(shape: str, folder: Path) -> None:
         config = Qwen3Config(**QWEN3, bos_token_id=1, eos_token_id=2, pad_token_id=2)
     else:
         config = AutoConfig.from_pretrained(SMOLLM2)
+        if shape == "smollm2-6-layers":
+            config.num_hidden_layers = 6
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(SMOLLM2).save_pretrained(folder)
 
 
-def write_rows(data: Path, count: int, tokenizer: Any, length: int, file: Path, skip: int = 0) -> int:
+@cache
+def _tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def write_rows(data: Path, count: int, model: Path, length: int, file: Path, skip: int = 0) -> int:
     """Writes rows of a task folder whose prompt and answer fit, prompts cut on their left.
 
     Args:
         data: a folder with ``train.json``.
         count: how many rows.
-        tokenizer: the model's.
+        model: folder with the tokenizer.
         length: tokens of a row with its end token.
         file: the new JSONL file.
         skip: rows left out at the beginning.
@@ -80,7 +145,9 @@ def write_rows(data: Path, count: int, tokenizer: Any, length: int, file: Path, 
     """
     if not data.is_dir():
         raise SystemExit(f"{data} is absent; set SEEKR_SHARED to the folder with the real data")
-    lines, tokens = [], 0
+    tokenizer = _tokenizer(model)
+    lines: list[str] = []
+    tokens = 0
     for row in json.loads((data / "train.json").read_text(encoding="utf-8"))[skip:]:
         answer = " " + row["answer"].strip()
         prompt = tokenizer(row["prompt"], add_special_tokens=False).input_ids
@@ -102,14 +169,14 @@ def write_rows(data: Path, count: int, tokenizer: Any, length: int, file: Path, 
     return tokens
 
 
-def write_stream(model: Path, train: int, test: int, tokenizer: Any, length: int, work: Path) -> Path:
+def write_stream(model: Path, train: int, test: int, length: int, work: Path) -> Path:
     """The YAML file of a stream of five tasks, with its rows beside it."""
     tasks = []
     for name in STREAM:
         folder, data = work / "stream" / name, SHARED / "data" / "long_sequence" / name
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(data, train, tokenizer, length, folder / "train.jsonl")
-        write_rows(data, test, tokenizer, length, folder / "test.jsonl", skip=4 * train)
+        write_rows(data, train, model, length, folder / "train.jsonl")
+        write_rows(data, test, model, length, folder / "test.jsonl", skip=4 * train)
         files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
         tasks.append({"name": name, "data": files["train"], "test": files["test"], "max_new_tokens": 8})
     file = work / "stream.yaml"

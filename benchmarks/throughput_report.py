@@ -75,23 +75,27 @@ def ratio(case: Measured, over: str, under: str, value: Value) -> float | None:
     return statistics.median(found) if found else None
 
 
-def record(given: argparse.Namespace, runs: Measured, yardsticks: Measured, case: dict[str, Any]) -> None:
+def record(
+    source: Path | None, runs: Measured, yardsticks: Measured, case: dict[str, Any], file: Path = BEFORE
+) -> None:
     """Commits to a file what the whole run takes at the commit that is measured, beside TRL at the same time."""
-    place = given.source or Path(__file__).resolve().parents[1] / "src"
+    place = source or Path(__file__).resolve().parents[1] / "src"
     about = {"commit": _commit(place), "date": datetime.date.today().isoformat(), "machine": machine()}
-    BEFORE.write_text(json.dumps({**about, "case": case, "runs": runs, "yardsticks": yardsticks}, indent=1) + "\n")
-    print(f"{BEFORE}: run of commit {about['commit']}", file=sys.stderr)
+    file.write_text(json.dumps({**about, "case": case, "runs": runs, "yardsticks": yardsticks}, indent=1) + "\n")
+    print(f"{file}: run of commit {about['commit']}", file=sys.stderr)
 
 
-def before_ratio(run: dict[str, Any], found: Measured, case: dict[str, Any], clock: str) -> float | None:
+def before_ratio(
+    run: dict[str, Any], found: Measured, case: dict[str, Any], clock: str, file: Path = BEFORE
+) -> float | None:
     """How much faster the whole run is than the recorded one.
 
     Both are divided by what TRL took for the same rows at the same time, so that a machine that is faster today, or
     another one, does not count; TRL is the same version on both sides.
     """
-    if not BEFORE.is_file():
-        return _cannot(f"{BEFORE} is absent; --record-before writes it")
-    before = json.loads(BEFORE.read_text(encoding="utf-8"))
+    if not file.is_file():
+        return _cannot(f"{file} is absent; --record-before writes it")
+    before = json.loads(file.read_text(encoding="utf-8"))
     if before["case"] != case:
         other = ", ".join(f"{key} {before['case'].get(key)}" for key in case if before["case"].get(key) != case[key])
         return _cannot(f"it was recorded with {other}")
@@ -101,7 +105,7 @@ def before_ratio(run: dict[str, Any], found: Measured, case: dict[str, Any], clo
         return _cannot("TRL on short answers was not measured")
     then = [training(one, clock) for one in before["yardsticks"]]
     was = statistics.median(whole(one, clock) for one in before["runs"]) / statistics.median(then)
-    return was / (whole(run, clock) / statistics.median(now))
+    return round(was / (whole(run, clock) / statistics.median(now)), 4)
 
 
 def markdown(
@@ -121,7 +125,7 @@ def markdown(
     if run is not None:
         lines += ["", f"The whole run of five tasks: {whole(run, given.clock):.1f} s."]
     lines += ["", f"Batch {given.batch}, {given.precision}, at most {given.length} tokens, {given.rounds} rounds."]
-    return "\n".join([*lines, "", f"Machine: {machine()}; processes of {given.threads} threads.", ""])
+    return "\n".join([*lines, "", f"Machine: {machine()}.", ""])
 
 
 def _case(case: Measured, clock: str) -> list[str]:
