@@ -27,7 +27,7 @@ class Candidates:
         count: how many to keep, at most ``len(encoded)``.
         completions: each example's completion as text.
         encoded: each example's tokens.
-        model: the model as it is before the task, in evaluation mode.
+        model: the model, in evaluation mode; before the task, or after it for ``AFTER_TRAINING``.
         seed: for everything that is drawn.
         counting: opens a progress display.
         say: for a sentence about how the choice was made.

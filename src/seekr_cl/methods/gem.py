@@ -11,6 +11,7 @@ from seekr_cl.methods.base import Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.parameters import across, put_gradients, step_gradients
 from seekr_cl.methods.references import ReferenceMethod
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 from seekr_cl.shards import local
 
 
@@ -56,6 +57,7 @@ class GEM(ReferenceMethod):
         "https://arxiv.org/abs/1706.08840",
     )
     Settings = GEMSettings
+    training_defaults = PLAIN_DESCENT
 
     @classmethod
     def overhead(cls, settings: GEMSettings, scale: Scale) -> Overhead:

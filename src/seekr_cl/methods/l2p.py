@@ -20,6 +20,7 @@ from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
 from seekr_cl.methods.question import QuestionModel, question_of, question_tokens, whole_number
+from seekr_cl.methods.training_defaults import TrainingDefaults
 
 QUERIES = ("embeddings", "hidden")
 
@@ -208,6 +209,9 @@ class L2P(Method):
     name = "l2p"
     paper = Paper("Learning to Prompt for Continual Learning", "Wang et al., 2022", "https://arxiv.org/abs/2112.08654")
     Settings = L2PSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=0.03, lr_scheduler_type="constant", reason="official code, for Split CIFAR-100"
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

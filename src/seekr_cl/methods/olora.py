@@ -11,6 +11,7 @@ from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_bytes, lora_layers, merged
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,12 @@ class OLora(Method):
         "https://arxiv.org/abs/2310.14152",
     )
     Settings = OLoraSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=1e-3,
+        later_learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        reason="official code, scripts_llama/order_1.sh (T5: 1e-3 for all tasks)",
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -12,6 +12,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods.adapters import ADAPTER, attach, name_base
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +78,9 @@ class ProgressivePrompts(Method):
         "https://arxiv.org/abs/2301.12314",
     )
     Settings = ProgressivePromptsSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=0.3, lr_scheduler_type="constant", reason="official T5 code's README and train_t5_cl.py"
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -11,6 +11,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.parameters import across, check_names, placed, step_gradients, trained
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 from seekr_cl.shards import local
 
 KINDS = ("fisher", "score", "anchor")
@@ -63,6 +64,7 @@ class RWalk(Method):
         "https://arxiv.org/abs/1801.10112",
     )
     Settings = RWalkSettings
+    training_defaults = PLAIN_DESCENT
     knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -19,6 +19,7 @@ from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Pap
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.question import question_of
 from seekr_cl.methods.shared_lora import SharedLoraModel
+from seekr_cl.methods.training_defaults import TrainingDefaults
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,9 @@ class SAPT(Method):
         "https://arxiv.org/abs/2401.08295",
     )
     Settings = SAPTSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=5e-5, lr_scheduler_type="constant", reason="official scripts for LLaMA-2 on SuperNI"
+    )
     adapters = True
     replays = True
     replay_runs_model = False

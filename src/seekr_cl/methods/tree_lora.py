@@ -16,6 +16,7 @@ from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_bytes, lora_layers, name_base
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +96,9 @@ class TreeLora(Method):
         "https://arxiv.org/abs/2506.10355",
     )
     Settings = TreeLoraSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=1e-4, lr_scheduler_type="cosine", reason="official code, lora_based_methods/Tree_LoRA.sh"
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -23,6 +23,7 @@ from seekr_cl.training.kernels import liger_settings
 from seekr_cl.training.presets import PRESETS
 from seekr_cl.training.quantised import FORMS as QUANTIZATIONS
 from seekr_cl.training.quantised import require as require_quantization
+from seekr_cl.training.rates import SETTLED, settle, warn_of_training
 from seekr_cl.training.schedule import Cadence
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
@@ -99,12 +100,15 @@ class ReplaySettings:
         day_steps: optimizer steps that make the first day by ``clock: updates``.
         batch_size: samples in a replay batch; default the training batch size.
         choice: which examples are kept: ``random`` (seeded), ``first`` (official code), ``balanced`` over classes or
-            completion lengths, ``herding`` on the model's features (iCaRL), the highest ``loss`` before the task.
+            completion lengths, ``herding`` on the trained model's features (iCaRL), the highest ``loss`` before it.
         task_weights: ``equal`` replays every sample alike; ``similarity`` replays old tasks by their distance from the
             new one (InsCL).
         sample_weights: within a task ``equal``; by the ``information`` of its prompt (InsCL's InsInfo, of words), or by
             ``surprise``, the loss of its completion under the model before the task (SuRe).
         step: ``separate`` steps for replay (official code) or ``joint`` ones with the new batch (eq. 13).
+        over_tasks: ``mean`` over a replay batch whatever tasks it is of (official code), or the ``sum`` over old tasks
+            of eq. 2, 3 and 12: replay terms weigh as many times as much as there are old tasks, which come equally
+            often.
     """
 
     ratio: float = 0.01
@@ -119,6 +123,7 @@ class ReplaySettings:
     task_weights: str = "equal"
     sample_weights: str = "equal"
     step: str = "separate"
+    over_tasks: str = "mean"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
@@ -136,6 +141,7 @@ class ReplaySettings:
             ("task_weights", TASK_WEIGHTS),
             ("sample_weights", SAMPLE_WEIGHTS),
             ("step", ("separate", "joint")),
+            ("over_tasks", ("mean", "sum")),
         ):
             if getattr(self, key) not in known:
                 raise ConfigError(f"replay.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
@@ -189,6 +195,9 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        lr_scheduler_type: default the method's own, else ``cosine``.
+        optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, or a mapping with ``name`` and its settings.
         replay: a mapping of ``ReplaySettings``.
@@ -220,11 +229,12 @@ class SeekrConfig(TrainingArguments):
         progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
     """
 
-    learning_rate: float = 1e-5
+    learning_rate: float | None = None  # type: ignore[assignment]
     adam_beta2: float = 0.95
     per_device_train_batch_size: int = 8
     report_to: str | list[str] | None = "none"
     lr_scheduler_type: Any = None
+    optim: Any = None
     logging_steps: float = 10
     preset: str = "default"
     method: Any = "seekr"
@@ -280,6 +290,10 @@ class SeekrConfig(TrainingArguments):
         self.peft = read_peft(self.peft)
         if self.peft is not None and self.method_class.adapters:
             raise ConfigError(f"peft: method {self.method_class.name} trains adapters of its own; remove peft")
+        given_training = {key: getattr(self, key) for key in SETTLED}
+        self.settled, self.training_sources = settle(given_training, self.method_class, self.peft, preset)
+        for key, value in self.settled.items():
+            setattr(self, key, value)
         self.memory_settings: MemorySettings = build_settings(MemorySettings, given_memory, "memory")
         if "ratio" in given_replay and self.replay_settings.samples is not None:
             raise ConfigError("replay: 'ratio' and 'samples' are two ways to say the same; keep one of them")
@@ -341,6 +355,7 @@ class SeekrConfig(TrainingArguments):
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise ConfigError(f"training settings: {error}") from error
         ranks.require_all()
+        warn_of_training(self)
         if not ranks.is_first():
             self.progress = "none"
 
@@ -376,7 +391,6 @@ _DEFAULTS: dict[str, Any] = {
     "loss_average": "tokens",
     "carry_optimizer": False,
     "signal_dtype": "int8",
-    "lr_scheduler_type": "cosine",
 }
 
 _LEAST = {

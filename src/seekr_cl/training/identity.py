@@ -27,6 +27,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     settings = {key: given[key] for key in _DECISIVE}
     if getattr(config.method_settings, "lambda2", None) != "auto":
         settings.pop("measure_every")
+    later = config.method_class.training_defaults.later_learning_rate
+    if later is not None and config.training_sources["learning_rate"] == "method":
+        settings["later_learning_rate"] = later
     return settings
 
 

@@ -6,7 +6,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from seekr_cl.training.keeping import (
     carried_state,
     check_budget,
     choose_samples,
+    chooses_after_training,
     replay_weights,
     within_budget,
 )
@@ -51,6 +52,7 @@ from seekr_cl.training.models import (
     written_state,
 )
 from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.rates import InertWarning, record, task_rate
 from seekr_cl.training.room import check_room
 from seekr_cl.training.schedule import build_schedule, review_rounds
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
@@ -65,10 +67,6 @@ _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
 
 
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
-
-
 @dataclass(frozen=True, slots=True)
 class Learnt:
     """What learning a task gave.
@@ -80,6 +78,7 @@ class Learnt:
         steps: optimizer steps.
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts lost tokens on their left.
+        training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
     """
 
     model: PreTrainedModel | None
@@ -88,6 +87,7 @@ class Learnt:
     steps: int
     log: list[dict[str, Any]]
     cut: int
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 def learn(
@@ -213,15 +213,20 @@ def _learn(
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.keeps else []
+            # Where the trained model chooses, as many stand for those samples until then.
+            meanwhile = "random" if chooses_after_training(config) else None
+            stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
             context.model.eval()
+            if method.keeps and chooses_after_training(config):
+                stand.kept = choose_samples(config, *trained[0], encoder, context)
             scored = method.after_task(_name(tasks), stand.kept)
             reshard(network)
-            stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
+            made = record(config, trainer.args, trainer.rate_source, trainer.state.global_step)
+            stand.new_tasks.append(_described(scored, info=_facts(tasks, config) | {"training": made}))
             carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
@@ -280,11 +285,12 @@ def _learn(
         store.reload()
     ranks.first(saves.clear)
     fault_point("learn.cleared")
+    training: Any = new_tasks[-1].info.get("training", {})
     if loads_once:
-        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
-    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:
@@ -306,7 +312,8 @@ def _finished(
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
-    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+    training: Any = store.tasks[-1].info.get("training", {})
+    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
 
 
 def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
@@ -412,6 +419,7 @@ def _train(
     cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
@@ -426,6 +434,9 @@ def _train(
         reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
+    trainer.rate_source = rate_source
+    if settings.over_tasks == "sum":
+        trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     _drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.

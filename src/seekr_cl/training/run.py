@@ -50,11 +50,12 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
+    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -115,7 +116,8 @@ class Run:
             model, tokens = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            sources = {"training_from": self.config.training_sources}
+            write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
             former = dict(json.loads(ledger.read_text(encoding="utf-8")))
@@ -158,7 +160,7 @@ class Run:
         current = self.model
         base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
-        seconds = 0.0
+        seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
@@ -180,11 +182,13 @@ class Run:
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
+            made: Any = memory.tasks[-1].info.get("training", {})
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            training.append({"task": name} | done.training)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
                 if self.config.keep_models == "last" and former != self.model:
                     shutil.rmtree(former, ignore_errors=True)
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
@@ -217,7 +221,14 @@ class Run:
         return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
 
     def _stage(
-        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+        self,
+        number: int,
+        name: str,
+        folder: str,
+        learnt: Learnt | None,
+        matrix: ScoreMatrix,
+        model_hash: str,
+        training: dict[str, Any] | None = None,
     ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
@@ -227,6 +238,7 @@ class Run:
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
@@ -237,7 +249,8 @@ class Run:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
-        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
+        in_order = [scores[task.name] for task in self.tasks]
+        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
     def _evaluate(
         self, name: str, folder: str, learnt: Learnt | None, place: Place
@@ -273,7 +286,14 @@ class Run:
                 stop_if_asked()
         return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
+    def _write(
+        self,
+        matrix: ScoreMatrix,
+        seconds: float,
+        memory_bytes: int,
+        evaluation: dict[str, Any],
+        training: list[dict[str, Any]],
+    ) -> None:
         content = (
             matrix.to_json()
             | self._benchmark()
@@ -282,6 +302,7 @@ class Run:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "training": training,
                 "evaluation": evaluation,
                 "tests": {
                     task.name: {
