@@ -27,7 +27,7 @@ QUERIES = ("embeddings", "hidden")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class L2PSettings:
-    """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1).
+    """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1); its code picks 4 prompts, not 5.
 
     Attributes:
         pool_size: prompts in the pool (M).
@@ -203,7 +203,8 @@ class L2P(Method):
     Every question picks its own prompts, in training, in evaluation and in the next task. The question is what stands
     before the answer: TRACE's code takes the mean over the answer too, which nobody has at test time. Prompts begin as
     tokens of the vocabulary and keys as the mean of their prompt (TRACE's code). The paper's penalty on prompts that
-    earlier tasks used much is optional there and absent here.
+    earlier tasks used much is optional there and absent here. The JAX code can pick one set of prompts for a batch
+    (``batchwise_prompt``); here each question has its own, in training as in use.
     """
 
     name = "l2p"

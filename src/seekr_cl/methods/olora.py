@@ -19,8 +19,9 @@ class OLoraSettings(AdapterSettings):
     """Settings of O-LoRA; the defaults are those of the paper's T5 and LLaMA experiments.
 
     Attributes:
-        lambda1: weight of the orthogonality term.
-        lambda2: weight of the new adapter's squared norm, which the official code has and the paper has not.
+        lambda1: weight of the orthogonality term (the official scripts go up to 5 for single tasks of the long order).
+        lambda2: weight of the squared norm of the new adapter, all entries together. The paper has no such term. The
+            official code's is another one: the sum of the matrices' norms, not squared, with weights of up to 0.3.
         orthogonality: ``squared`` entries of A_i A_t^T (eq. 8), or ``absolute`` ones as in the official code.
     """
 

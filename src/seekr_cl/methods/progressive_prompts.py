@@ -21,12 +21,13 @@ class ProgressivePromptsSettings:
 
     Attributes:
         prompt_length: virtual tokens of a task's prompt (``prefix_len``).
-        bottleneck: width of the residual network through which the prompt goes while it is trained
-            (``bottleneck_size`` of the form ``MLP1``); 0 trains the prompt itself.
+        bottleneck: width of the paper's residual network through which the prompt goes while it is trained; 0 trains
+            the prompt itself. The official T5 code trains without (``prefix_MLP`` is None), and its ``MLP1`` of width
+            800 stops with an error; the learning rate of 0.3 belongs to a prompt alone.
     """
 
     prompt_length: int = 10
-    bottleneck: int = 800
+    bottleneck: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt_length < 1:

@@ -57,7 +57,9 @@ class SAPT(Method):
     they are. Deviations: questions of old tasks come from the memory, where the paper has a model write pseudo samples
     for this (2 in 100 of a task's data); so their attention when they were new is a mean over kept samples, where the
     official code takes the development split. Padding is no part of a question. In the official scripts every
-    step has questions of every old task; here it has a replay batch of all of them together. Its early stopping on
+    step has questions of every old task and one KL for each of them, so that lambda grows with the tasks; here a replay
+    batch of all of them together weighs as much (``replay.over_tasks: sum``). The script for the long sequence
+    (gen_script_long_llama.py) switches reflection off for six of its tasks, which is not done here. Early stopping on
     development data is not there.
     """
 
@@ -74,7 +76,12 @@ class SAPT(Method):
     adapters = True
     replays = True
     replay_runs_model = False
-    replay_defaults: ClassVar[Mapping[str, Any]] = {"ratio": 0.02, "every": 1, "step": "joint"}
+    replay_defaults: ClassVar[Mapping[str, Any]] = {
+        "ratio": 0.02,
+        "every": 1,
+        "step": "joint",
+        "over_tasks": "sum",
+    }
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)

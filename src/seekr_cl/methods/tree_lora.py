@@ -86,7 +86,8 @@ class TreeLora(Method):
     down a tree of tasks. As in the official code, from which this is taken, one adapter goes through all tasks.
     Deviations from that code: the choice is the lowest bound along the tree and not a draw weighted by the tree's first
     split; distances are relative to the size of A^(k); ``strength`` does not grow within an epoch; the sum's sign is
-    kept, so that the term always aligns.
+    kept, so that the term always aligns; A^(k) is a mean over all steps of a task, where the code begins it anew each
+    epoch and so keeps the last one's; the bound's logarithm is without the code's ``total_rounds``.
     """
 
     name = "tree_lora"
