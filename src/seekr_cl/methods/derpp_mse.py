@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seekr_cl import ranks
+from seekr_cl.attention.stored.codec import small_float
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, forward, task_generator
-from seekr_cl.methods.collecting import collect_samples
+from seekr_cl.methods.common.gathering import collect_samples
+from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.derpp import DERpp
-from seekr_cl.methods.logits import LogitSettings, answer_logits, first_position, logit_positions
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
-from seekr_cl.quantise import small_float
-from seekr_cl.tasks import Encoded, collate
+from seekr_cl.tasks import Encoded
+from seekr_cl.tasks.collate import collate
 
 _POSITIONS = LogitSettings()
 DISTANCES = ("mean", "sum")

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seekr_cl.distributed.dtensor import local
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
-from seekr_cl.methods.parameters import (
+from seekr_cl.methods.common.gradients import (
     across,
     check_names,
     drawn,
@@ -21,7 +20,8 @@ from seekr_cl.methods.parameters import (
     sampled_loss,
     trained,
 )
-from seekr_cl.shards import local
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

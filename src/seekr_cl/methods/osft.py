@@ -8,8 +8,8 @@ from peft.tuners.osf.layer import OSFLayer
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.adapters import attach, fraction, layer_names, merged
 from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.common.lora import attach, fraction, layer_names, merged
 from seekr_cl.methods.costs import Overhead, Scale, num_bytes
 
 OTHERS = ("trained", "frozen")
