@@ -32,6 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lwf on an adapter": ({}, {"peft": LORA}),
     "icarl": ({}, {"replay": {"samples": 3, "every": 1}}),
     "derpp": ({}, {"replay": {"samples": 3, "every": 1}}),
+    "derpp_mse": ({}, {"replay": {"samples": 3, "every": 1}}),
     "derpp on an adapter that is asked": ({"teacher": "adapter"}, {"replay": {"samples": 3, "every": 1}, "peft": LORA}),
     "olora": ({"rank": 2}, {}),
     "osft": ({"preserved": 0.25}, {}),

@@ -6,15 +6,12 @@ nothing at the rate of full fine-tuning: LoRA's best rate is about ten times tha
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainingArguments
 
 from seekr_cl.methods import Method
 from seekr_cl.methods.training_defaults import TrainingDefaults
-
-if TYPE_CHECKING:
-    from seekr_cl.config.seekr_config import SeekrConfig
 
 RATE = 1e-5
 """Of all weights: the SEEKR paper's."""
@@ -65,11 +62,11 @@ def settle(
     return values, sources
 
 
-def task_rate(config: "SeekrConfig", network: Any, later: bool) -> tuple[float, str]:
+def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
     """The learning rate of one task, and where it comes from.
 
     Args:
-        config: all settings.
+        config: a ``SeekrConfig``, which imports this.
         network: the model; an adapter that it came with is known only now.
         later: whether the method has learnt a task before this one.
     """
@@ -93,7 +90,7 @@ def _type(network: Any) -> str:
     return str(getattr(kind, "value", kind))
 
 
-def warn_of_training(config: "SeekrConfig") -> None:
+def warn_of_training(config: Any) -> None:
     """Says where the user's rate cannot be right, and where the optimizer is not the paper's."""
     method, defaults = config.method_class, config.method_class.training_defaults
     adapter = [] if config.peft is None else [adapter_rate(config.peft["peft_type"])]
@@ -137,11 +134,11 @@ def _is_adam(optim: Any) -> bool:
     return "adam" in _name(optim).lower()
 
 
-def record(config: "SeekrConfig", args: "SeekrConfig", source: str, steps: int) -> dict[str, Any]:
+def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
     """What a task was trained with, as JSON.
 
     Args:
-        config: all settings.
+        config: a ``SeekrConfig``, which imports this.
         args: those of this task.
         source: where its learning rate comes from.
         steps: optimizer steps that were made.
