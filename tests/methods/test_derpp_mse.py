@@ -103,8 +103,8 @@ def test_the_second_draw_is_another_one_and_leaves_none_out(base: Path, tmp_path
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_samples_of_the_other_form_are_refused_and_its_own_are_probabilities_too(base: Path, tmp_path: Path) -> None:
     teach(base, tmp_path, TASKS[:1], config_for("derpp", tmp_path))
+    config = config_for("derpp_mse", tmp_path)
     with pytest.raises(ConfigError, match="'first' have no teacher logits of derpp_mse"):
-        config = config_for("derpp_mse", tmp_path)
         learn(tmp_path / "m1", TASKS[1], tmp_path / "memory", tmp_path / "m2", config)
     other = tmp_path / "other"
     teach(base, other, TASKS[:1], config_for("derpp_mse", other))

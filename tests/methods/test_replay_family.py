@@ -97,11 +97,8 @@ def test_icarl_teaches_new_labels_and_what_the_model_before_said(base: Path, lab
 
 def features(folder: Path, task: Task) -> Tensor:
     """Last hidden states, a mean over each example's tokens, of length one; in float64."""
-    model, encoder = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval(),
-        Encoder(char_tokenizer(), 64),
-    )
-    rows = []
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    encoder, rows = Encoder(char_tokenizer(), 64), []
     for example in task.train:
         with torch.no_grad():
             ids = torch.tensor([encoder.encode(example).input_ids])

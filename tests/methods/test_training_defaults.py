@@ -12,6 +12,8 @@ from seekr_cl.cli.main import main
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import METHODS
+from seekr_cl.report.comparison import compare
+from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
 from seekr_cl.training.learn import InertWarning
 
@@ -137,3 +139,19 @@ def test_methods_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["seqft"] == {}
     assert main(["methods"]) == 0
     assert "0.0001" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_runs_record_says_what_was_taken_and_from_where(base: Path, tmp_path: Path) -> None:
+    config = make(tmp_path, method="olora", lr_scheduler_type="linear")
+    run(base, TASKS, tmp_path / "run", config)
+    scores, ledger = (json.loads((tmp_path / "run" / name).read_text()) for name in ("scores.json", "run.json"))
+    source = {"learning_rate": "method", "lr_scheduler_type": "user", "optim": "library"}
+    assert ledger["training_from"] == source
+    assert (ledger["training"]["learning_rate"], ledger["training"]["later_learning_rate"]) == (1e-3, 1e-4)
+    made = [(one["task"], one["learning_rate"], one["optimizer_steps"]) for one in scores["training"]]
+    assert made == [("yes", 1e-3, 2), ("no", 1e-4, 2)]
+    assert scores["training"][0]["from"] == source
+    assert scores["training"][0]["lr_scheduler_type"] == "linear"
+    (row,) = compare([tmp_path / "run"])["methods"]
+    assert (row["learning_rates"], row["steps"]) == ([1e-3, 1e-4], 4)

@@ -144,11 +144,15 @@ def _row(label: str, runs: list[RunRecord]) -> dict[str, Any]:
     return row
 
 
+_TRAINED = ("learning_rate", "optimizer_steps")
+
+
 def _trained(run: RunRecord) -> list[dict[str, Any]]:
     """What each task was trained with; runs of former versions have no record of it."""
     tasks = run.scores.get("training")
-    known = isinstance(tasks, list) and all(isinstance(one, dict) and "optimizer_steps" in one for one in tasks)
-    return tasks if known and tasks else []
+    if not isinstance(tasks, list) or not all(isinstance(one, dict) and {*one} >= {*_TRAINED} for one in tasks):
+        return []
+    return tasks
 
 
 def _rates(runs: list[RunRecord]) -> list[float]:
