@@ -128,6 +128,14 @@ def test_exemplars_are_herded_by_the_model_that_has_learnt_the_task(base: Path, 
     assert after != before
 
 
+@pytest.mark.parametrize("name", ["sapt", "derpp", "gem"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_any_method_that_keeps_samples_can_herd(base: Path, tmp_path: Path, name: str) -> None:
+    config = config_for(name, tmp_path, replay={"samples": 3, "choice": "herding"}, num_train_epochs=2)
+    teach(base, tmp_path, [reverse_task("first"), reverse_task("second")], config)
+    assert [len(task.samples) for task in ReplayMemory.open(tmp_path / "memory").tasks] == [3, 3]
+
+
 def test_a_method_that_looks_before_training_herds_before(base: Path, tmp_path: Path) -> None:
     task = reverse_task(count=20)
     settings: dict[str, Any] = {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4}
