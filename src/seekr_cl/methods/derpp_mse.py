@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seekr_cl import ranks
-from seekr_cl.attention.stored.codec import small_float
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, forward, task_generator
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
-from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.tasks import Encoded
@@ -84,8 +83,10 @@ class DERppMSE(Method):
 
     @classmethod
     def overhead(cls, settings: DERppMSESettings, scale: Scale) -> Overhead:
-        """The second draw goes through the model too."""
-        return Overhead(passes=scale.replayed if settings.beta else 0)
+        """The second draw goes through the model too, and the new task's logits are held while it is learnt."""
+        vocabulary = scale.build().get_output_embeddings().weight.shape[0]
+        held = FLOAT * vocabulary * scale.answer * scale.kept[-1]
+        return Overhead(ram=held, passes=scale.replayed if settings.alpha and settings.beta else 0)
 
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits, not probabilities."""
@@ -129,7 +130,7 @@ class DERppMSE(Method):
             generator = task_generator(self.context.seed + 7919 * self._steps + place)
             number = float(torch.rand((), generator=generator, dtype=torch.float64))
             if place not in self._drawn or number > self._drawn[place][0]:
-                self._drawn[place] = number, logits_AV.to(small_float(self.context.signal_dtype))
+                self._drawn[place] = number, logits_AV.float()
         self._seen = {}
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
