@@ -40,7 +40,7 @@ def test_the_third_tasks_step_adds_up_old_tasks_as_asked(base: Path, tmp_path: P
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_papers_preset_and_sapt_sum(tmp_path: Path) -> None:
     def over(method: str, **more: Any) -> str:
-        return plain_steps(method, tmp_path, **more).replay_settings.over_tasks
+        return plain_steps(method, tmp_path, **more).replay.over_tasks
 
     assert over("derpp", preset="paper") == over("seekr", preset="paper") == over("sapt") == "sum"
     assert over("derpp") == over("seekr", preset="official") == "mean"

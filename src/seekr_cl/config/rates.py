@@ -33,6 +33,10 @@ class InertWarning(UserWarning):
     """Something that was asked for will have no effect, or not the one that is expected."""
 
 
+class DefaultRate(float):
+    """A learning rate that nobody set, so that a copy of a config with another method takes that one's."""
+
+
 def adapter_rate(peft_type: str) -> float:
     """The learning rate that an adapter of this PEFT type needs."""
     return OTHER_ADAPTERS.get(peft_type.upper(), ADAPTER_RATE)
@@ -59,6 +63,8 @@ def settle(
         found = [name for name, one in ranked.items() if one.get(key) is not None]
         sources[key] = found[0] if found else "library"
         values[key] = ranked[found[0]][key] if found else _LIBRARY[key]
+    if sources["learning_rate"] != "user":
+        values["learning_rate"] = DefaultRate(values["learning_rate"])
     return values, sources
 
 
@@ -73,10 +79,10 @@ def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
     rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
     if rate != config.settled["learning_rate"]:
         return rate, "user"
-    later_rate = config.method_class.training_defaults.later_learning_rate
+    later_rate = config.method.kind.training_defaults.later_learning_rate
     if source == "method" and later and later_rate is not None:
         return later_rate, source
-    if config.peft is None and not config.method_class.adapters and hasattr(network, "peft_config"):
+    if config.peft is None and not config.method.kind.adapters and hasattr(network, "peft_config"):
         needed = adapter_rate(_type(network))
         if source == "user":
             _warn_if_far(rate, [needed], "an adapter", config.optim)
@@ -92,7 +98,7 @@ def _type(network: Any) -> str:
 
 def warn_of_training(config: Any) -> None:
     """Says where the user's rate cannot be right, and where the optimizer is not the paper's."""
-    method, defaults = config.method_class, config.method_class.training_defaults
+    method, defaults = config.method.kind, config.method.kind.training_defaults
     adapter = [] if config.peft is None else [adapter_rate(config.peft["peft_type"])]
     if config.training_sources["learning_rate"] == "user":
         what = "an adapter" if adapter else f"method {method.name}"

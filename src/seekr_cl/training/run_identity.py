@@ -25,9 +25,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE}
-    if getattr(config.method_settings, "lambda2", None) != "auto":
+    if not config.method.kind.steers(config.method.settings):
         settings.pop("measure_every")
-    later = config.method_class.training_defaults.later_learning_rate
+    later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
         settings["later_learning_rate"] = later
     return settings
@@ -36,11 +36,11 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
 def describe_method(config: SeekrConfig) -> dict[str, Any]:
     """Name and settings of the method and of replay, as JSON."""
     return {
-        "name": config.method_class.name,
+        "name": config.method.name,
         "preset": config.preset,
-        "settings": asdict(config.method_settings),
-        "replay": asdict(config.replay_settings) if config.method_class.keeps else None,
-        "memory": asdict(config.memory_settings) if config.method_class.keeps else None,
+        "settings": asdict(config.method.settings),
+        "replay": asdict(config.replay) if config.method.kind.keeps else None,
+        "memory": asdict(config.memory) if config.method.kind.keeps else None,
     }
 
 

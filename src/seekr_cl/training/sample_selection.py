@@ -30,8 +30,8 @@ def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySam
 
 def chooses_after_training(config: SeekrConfig) -> bool:
     """Whether what is kept is chosen by the model that has learnt the task; what a method looks at before cannot be."""
-    looks_before = config.method_class.before_task is not Method.before_task
-    return config.replay_settings.choice in AFTER_TRAINING and not looks_before
+    looks_before = config.method.kind.before_task is not Method.before_task
+    return config.replay.choice in AFTER_TRAINING and not looks_before
 
 
 def choose_samples(
@@ -52,14 +52,14 @@ def choose_samples(
         context: the model and the task's seed.
         choice: another one than the config's.
     """
-    choice = choice or config.replay_settings.choice
+    choice = choice or config.replay.choice
 
     def say(sentence: str) -> None:
         if config.progress != "none":
             console().print(f"replay.choice: {sentence}", soft_wrap=True, markup=False)
 
     candidates = Candidates(
-        count=config.replay_settings.count(len(examples)),
+        count=config.replay.count(len(examples)),
         completions=[encoder.render(example)[1] for example in examples],
         encoded=encoded,
         model=context.model,
@@ -74,7 +74,7 @@ def choose_samples(
 
 def carried_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str], None]) -> Carried | None:
     """What the method carried on from the last task; the state of another method is of no use to it."""
-    state, name = store.method_state, config.method_class.name
+    state, name = store.method_state, config.method.name
     if state is None:
         return None
     if state.method != name:
@@ -90,7 +90,7 @@ def replay_weights(
 
     A task's share under ``task_weights`` is split among its samples by ``sample_weights``.
     """
-    settings = config.replay_settings
+    settings = config.replay
     names = [task.name for task, _ in replay]
     equal = settings.task_weights == settings.sample_weights == "equal"
     if not names or (equal and (settings.over_tasks == "mean" or len(set(names)) == 1)):
@@ -116,9 +116,9 @@ def _task_shares(
     Features are means over the prompts' tokens alone, InsCL's instructions, from the model before the task.
     """
     counts = Counter(task.name for task, _ in replay)
-    if config.replay_settings.task_weights == "equal" and config.replay_settings.over_tasks == "sum":
+    if config.replay.task_weights == "equal" and config.replay.over_tasks == "sum":
         return dict.fromkeys(counts, 1.0)
-    if config.replay_settings.task_weights == "equal" or len(counts) == 1:
+    if config.replay.task_weights == "equal" or len(counts) == 1:
         return {name: float(count) for name, count in counts.items()}
     order = torch.randperm(len(encoded), generator=task_generator(context.seed))[:COMPARED].tolist()
     new = [encoded[index].input_ids[: max(1, encoded[index].completion_start)] for index in order]
@@ -139,9 +139,9 @@ def _sample_weights(
     2511.22367: the mean negative log-likelihood of the completion's tokens. The paper keeps the most surprising
     examples, which ``choice: loss`` does; here what is kept comes back in proportion to it.
     """
-    if config.replay_settings.sample_weights == "information":
+    if config.replay.sample_weights == "information":
         return information([sample.prompt for _, sample in replay])
-    if config.replay_settings.sample_weights == "surprise":
+    if config.replay.sample_weights == "surprise":
         encoded = [Encoded(sample.ids_L.tolist(), sample.completion_start, 0) for _, sample in replay]
         with counting("surprise", len(encoded), config.progress) as advance:
             return answer_loss(context.model, encoded, advance).tolist()
@@ -159,7 +159,7 @@ def check_budget(
     Raises:
         ConfigError: if one sample of each task cannot fit, whatever the new signals take.
     """
-    limit = config.memory_settings.limit()
+    limit = config.memory.limit()
     if limit is None:
         return
     old = [task_bytes(task.samples) for task in store.tasks]
@@ -192,7 +192,7 @@ def within_budget(
         positions of the samples to keep of each old task that has to give some up, for ``store.commit``
         (``None``: nothing goes), and the new tasks with what may stay of them.
     """
-    limit = config.memory_settings.limit()
+    limit = config.memory.limit()
     if limit is None:
         return None, new_tasks
     tasks = [*store.tasks, *new_tasks]
