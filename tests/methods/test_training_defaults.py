@@ -1,5 +1,6 @@
 """How each method is trained where the user says nothing: which rate, schedule and optimizer, and where it is told."""
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_the_users_setting_wins_over_all(tmp_path: Path) -> None:
     # A preset's schedule gives way to the method's, the library's to the preset's.
     assert make(tmp_path, method="tree_lora", preset="official").lr_scheduler_type.value == "cosine"
     assert make(tmp_path, method="seekr", preset="official").training_sources["lr_scheduler_type"] == "preset"
+
+
+def test_a_copy_with_another_method_has_that_ones_rate(tmp_path: Path) -> None:
+    config = make(tmp_path, method="seqft")
+    assert dataclasses.replace(config, method="olora").learning_rate == 1e-3
+    assert dataclasses.replace(config, peft="lora").learning_rate == 2e-4
+    own = dataclasses.replace(make(tmp_path, method="seqft", learning_rate=2e-3), method="olora")
+    assert (own.learning_rate, own.training_sources["learning_rate"]) == (2e-3, "user")
+    assert json.loads(json.dumps(config.to_dict()))["learning_rate"] == 1e-5
 
 
 @pytest.mark.parametrize(

@@ -58,13 +58,14 @@ def settle(
     """
     adapter = {} if peft is None else {"learning_rate": adapter_rate(peft["peft_type"])}
     ranked = {"user": given, "adapter": adapter, "method": method.training_defaults.to_json(), "preset": preset}
-    values, sources = {}, {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for key in SETTLED:
         found = [name for name, one in ranked.items() if one.get(key) is not None]
         sources[key] = found[0] if found else "library"
         values[key] = ranked[found[0]][key] if found else _LIBRARY[key]
     if sources["learning_rate"] != "user":
-        values["learning_rate"] = DefaultRate(values["learning_rate"])
+        values["learning_rate"] = DefaultRate(float(values["learning_rate"]))
     return values, sources
 
 
