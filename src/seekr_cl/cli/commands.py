@@ -7,7 +7,9 @@ from typing import Any
 from seekr_cl.cli.output import out, size
 from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
+from seekr_cl.locks import hold
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.removal import remove_unfinished
 from seekr_cl.report import score_table
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.paths import beside
@@ -22,8 +24,6 @@ def learn_command(given: Any) -> None:
     """``seekr learn``."""
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
     config = _config(settings, given.config or "settings")
-    if Path(given.memory).resolve() == Path(given.output).resolve():
-        raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
     task = Task.load(given.task, name=given.name)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
@@ -83,8 +83,10 @@ def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(given.output)
     require_free(output)
-    model, tokenizer = load_model(given.model, given.dtype)
-    save_model(output, merged(model, given.model), tokenizer)
+    with hold(output, "output"):
+        remove_unfinished(output)
+        model, tokenizer = load_model(given.model, given.dtype)
+        save_model(output, merged(model, given.model), tokenizer)
     out().print(f"model in {output}", soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from seekr_cl.memory import ReplayMemory, archive, upkeep
 from seekr_cl.memory.lineage import Generation
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import last_task
+from seekr_cl.removal import remove_unfinished
 
 
 def show(given: Any) -> None:
@@ -123,6 +124,7 @@ def _alone(command: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def run(given: Any) -> None:
         with hold(Path(given.folder), "memory"):
+            remove_unfinished(Path(given.folder))
             command(given)
 
     return run

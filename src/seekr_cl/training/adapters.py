@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory.files import plain_name, write_json
+from seekr_cl.removal import remove_file
 from seekr_cl.shards import state_of, whole
 from seekr_cl.suggest import nearest
 
@@ -343,7 +344,7 @@ def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor]
         # PEFT writes sets as they come, in another order every time.
         content = as_json(model.peft_config[name]) | {"inference_mode": True}
         write_json(place / CONFIG, content)
-    (folder / "README.md").unlink(missing_ok=True)
+    remove_file(folder / "README.md")
     if others:
         write_json(folder / ACTIVE, {"active": list(model.active_adapters), "others": others})
     if getattr(model, "by_question", False):

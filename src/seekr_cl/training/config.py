@@ -15,6 +15,7 @@ from seekr_cl import ranks
 from seekr_cl.choosing import CHOICES, SAMPLE_WEIGHTS, TASK_WEIGHTS
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory.budget import parse_bytes
+from seekr_cl.memory.modes import parse_mode
 from seekr_cl.methods import Method, get_method
 from seekr_cl.quantise import DTYPES
 from seekr_cl.suggest import nearest
@@ -164,17 +165,26 @@ class ReplaySettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySettings:
-    """How large the memory may become.
+    """How large the memory may become, and who may read it.
 
     Attributes:
         max_bytes: of all samples with their texts and signals: a number of bytes or text such as 500MB, 2GB or 1.5GiB;
             beyond it every task gives up samples until all have about as many. Default no limit.
+        mode: of the files that hold texts, as chmod takes it: the memory's, checkpoints' and predictions'. By default
+            their owner alone reads them; 0640 lets the group, 0644 everybody. Folders made for them can be entered by
+            whoever may read the files.
     """
 
     max_bytes: int | str | None = None
+    mode: int | str = "0600"
 
     def __post_init__(self) -> None:
         self.limit()
+        self.file_mode()
+
+    def file_mode(self) -> int:
+        """The mode as a number."""
+        return parse_mode("memory.mode", self.mode)
 
     def limit(self) -> int | None:
         """The limit in bytes."""
@@ -352,7 +362,8 @@ def _check_keeps(
     if not method.keeps:
         if replay:
             raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
-        if memory:
+        # Predictions and journals have a mode, whatever the method keeps.
+        if memory.keys() - {"mode"}:
             raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
         if general is not None:
             raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")
