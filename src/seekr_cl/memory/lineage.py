@@ -241,7 +241,8 @@ class Lineage:
 
     def _files(self, place: str) -> list[Path]:
         folder = self.folder / place
-        found = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() | (place == "") else []
+        # The memory itself may be reached through a link, its inner folder is none.
+        found = sorted(folder.iterdir()) if folder.is_dir() and not (place and folder.is_symlink()) else []
         return [path for path in found if path.is_file() and not path.is_symlink()]
 
     def _is_foreign(self, path: Path) -> bool:
