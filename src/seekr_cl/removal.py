@@ -220,6 +220,8 @@ def _hash(path: Path) -> str | None:
 
 def _inside(folder: Path, path: Path) -> bool:
     """Whether no link and no ``..`` leads from the folder to elsewhere on the way to a path."""
+    if not path.is_relative_to(folder):
+        return False
     inner = path.relative_to(folder)
     return ".." not in inner.parts and path.parent.resolve() == (folder.resolve() / inner).parent
 

@@ -66,7 +66,7 @@ class Journal:
         self.answers = _gather(folder, slug, identity) | own
         try:
             make_private(folder)
-            if os.path.lexists(self._path) and not _is_journal(self._path):
+            if os.path.lexists(self._path) and not is_journal(self._path):
                 raise OutputError(f"{self._path}: is no journal of answers; move it elsewhere")
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
@@ -119,16 +119,17 @@ def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
 
 def discard(folder: Path, slug: str) -> None:
     """Removes a task's journals, once its predictions are written."""
-    for path in _journals(folder, slug):
-        remove_file(path, _is_journal)
+    for path in journals(folder, slug):
+        remove_file(path, is_journal)
 
 
-def _journals(folder: Path, slug: str) -> list[Path]:
+def journals(folder: Path, slug: str) -> list[Path]:
+    """The journals of a task, by their names."""
     name = re.compile(rf"{re.escape(slug)}\.answers-\d+-\d+\.jsonl")
     return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
 
-def _is_journal(path: Path) -> bool:
+def is_journal(path: Path) -> bool:
     """Whether it begins as a journal does, or holds nothing: zeros after a power cut are nothing too."""
     if path.is_symlink() or not path.is_file():
         return False
@@ -140,7 +141,7 @@ def _is_journal(path: Path) -> bool:
 
 def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
     answers: dict[int, str] = {}
-    for path in _journals(folder, slug):
+    for path in journals(folder, slug):
         answers |= _read(path, identity)[0]
     return answers
 

@@ -116,14 +116,14 @@ class Checkpoints:
 
     def any(self) -> bool:
         """Whether something was saved that ``clear`` has not removed."""
-        return bool(self._numbers())
+        return bool(self.numbers())
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint, if there is one; damaged ones are passed over with a warning.
 
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
-        numbers = ranks.from_first(self._numbers())
+        numbers = ranks.from_first(self.numbers())
         # Hashing a large model's state takes a while; who asks twice shall not wait twice.
         if self._found is None or self._found[0] != numbers:
             found = self._search(numbers) if ranks.is_first() else None
@@ -133,7 +133,7 @@ class Checkpoints:
 
     def _search(self, numbers: list[int]) -> Checkpoint | None:
         for number in reversed(numbers):
-            path = self._path(number)
+            path = self.path(number)
             try:
                 return _read(path)
             except _DamageError as damage:
@@ -163,7 +163,7 @@ class Checkpoints:
         Raises:
             OutputError: if it cannot be written; the checkpoints before it stay.
         """
-        numbers = ranks.from_first(self._numbers())
+        numbers = ranks.from_first(self.numbers())
         number = ranks.once(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
         temporary = self._unfinished(number)
 
@@ -189,7 +189,7 @@ class Checkpoints:
                 # From here on the manifest says what belongs to it.
                 give_away(temporary)
                 fault_point("checkpoint.written")
-                os.replace(temporary, self._path(number))
+                os.replace(temporary, self.path(number))
                 fault_point("checkpoint.renamed")
                 sync_folder(self.place)
 
@@ -197,7 +197,7 @@ class Checkpoints:
         others = [record for records in ranks.each(write_own) for record in records] if pieces else []
         ranks.first(complete)
         for old in [*numbers, number][:-KEPT] if ranks.is_first() else []:
-            _remove(self._path(old))
+            _remove(self.path(old))
             fault_point("checkpoint.removed")
 
     @contextmanager
@@ -210,7 +210,7 @@ class Checkpoints:
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self._path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
             ) from error
         except BaseException:
             self._discard(temporary)
@@ -234,17 +234,19 @@ class Checkpoints:
     def _unfinished(self, number: int) -> Path:
         return self.place / f".{number:06d}.partial"
 
-    def _path(self, number: int) -> Path:
+    def path(self, number: int) -> Path:
+        """The folder of the checkpoint of that number."""
         return self.place / f"{number:06d}"
 
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """The numbers of all of them, damaged ones too, oldest first."""
         if not self.place.is_dir():
             return []
         return sorted(int(path.name) for path in self.place.iterdir() if _NAME.fullmatch(path.name) and _is_one(path))
 
     def _free_number(self, number: int) -> int:
         """The first number from this one on at which nothing stands, not even something of somebody else's."""
-        while os.path.lexists(self._path(number)) or not _remove(self._unfinished(number)):
+        while os.path.lexists(self.path(number)) or not _remove(self._unfinished(number)):
             number += 1
         return number
 
