@@ -55,7 +55,7 @@ from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.room import check_room
 from seekr_cl.training.schedule import build_schedule, review_rounds
-from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory, tidy
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 from seekr_cl.training.wrapped import keeps_shards, plain
@@ -196,6 +196,7 @@ def _learn(
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
+    ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)

@@ -169,18 +169,22 @@ class Standing:
 
 
 def open_memory(place: Path) -> ReplayMemory:
-    """Opens the memory, or a new one; what killed processes had not completed in it is removed.
+    """Opens the memory, or a new one, and reads all of it once.
 
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    ranks.first(lambda: _tidy(place))
+    ranks.first(lambda: _read(place))
     return ReplayMemory.open(place, create=True)
 
 
-def _tidy(place: Path) -> None:
-    remove_unfinished(place)
+def _read(place: Path) -> None:
     ReplayMemory.open(place, create=True, verify=True)
+
+
+def tidy(place: Path) -> None:
+    """Removes what killed processes had not completed of a memory that this one holds."""
+    remove_unfinished(place)
     for folder in (place, place / GENERATIONS):
         remove_unfinished_inside(folder)
 
