@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from seekr_cl import removal
+import seekr_cl
+from seekr_cl.system import removal
 
-SOURCE = Path(removal.__file__).parent
+SOURCE = Path(seekr_cl.__file__).parent
 REMOVES = {"unlink", "rmdir", "rmtree", "remove", "removedirs", "rename", "TemporaryDirectory", "move"}
 OF_MODULES = {"os", "shutil", "tempfile"}
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.memory.modes import file_mode, make_private
-from seekr_cl.removal import remove_file
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import remove_file
 
 _START = 4096
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.locks import hold
-from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_folder, write_stream
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
-from seekr_cl.memory.modes import file_mode, files_like, folder_mode
+from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
-from seekr_cl.memory.upkeep import opened, verify
-from seekr_cl.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
+from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
+from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import file_mode, files_like, folder_mode
+from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 
 _BLOCK = 512
 _CHUNK = 1 << 20

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
-from seekr_cl.memory.modes import file_mode, folder_mode, make_private
-from seekr_cl.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
+from seekr_cl.system.modes import file_mode, folder_mode, make_private
+from seekr_cl.system.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
 
 FORMAT = "seekr-checkpoint"
 VERSION = 1

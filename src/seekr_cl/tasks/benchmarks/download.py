@@ -12,8 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from seekr_cl.errors import DataError, OutputError
-from seekr_cl.locks import hold
-from seekr_cl.removal import is_made, own_folder, remove_made
+from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import is_made, own_folder, remove_made
 from seekr_cl.tasks.benchmarks.archives import LARGEST_TOTAL
 
 _CHUNK = 1 << 20
