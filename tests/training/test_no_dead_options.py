@@ -87,7 +87,10 @@ REPLAY_ROWS = {
     "step": Row("joint", "weights"),
     "over_tasks": Row("sum", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
 }
-MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+MEMORY_ROWS = {
+    "max_bytes": Row(9000, "memory", {"memory": {}}),
+    "mode": Row("0640", "modes", {"memory": {}}),
+}
 SCHEDULE_ROWS = {
     "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
 }
@@ -192,6 +195,7 @@ def observe(
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
         "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
         "screen": capsys.readouterr().err,
+        "modes": sorted((path.name, path.stat().st_mode) for path in (folder / "memory").iterdir()),
     }
 
 
