@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
@@ -19,9 +18,8 @@ from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.methods import Context, Layout, Method
-from seekr_cl.methods.base import task_generator
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
@@ -51,11 +49,11 @@ from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
-    as_sample,
     carried_state,
     check_budget,
     choose_samples,
     chooses_after_training,
+    general_samples,
     replay_weights,
     within_budget,
 )
@@ -228,7 +226,7 @@ def _learn(
         places = places_of(store.path, output, saves.place)
         stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
-            general = _general_examples(config, store, encoder)
+            general = general_samples(config, store, encoder, GENERAL)
             if general:
                 method.before_task(general)
                 stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
@@ -497,13 +495,3 @@ def _warn_if_inert(
         )
     if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
-
-
-def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
-    """Task 0: general data for a memory that is new; later generations have it already."""
-    if config.general is None or store.generation:
-        return []
-    examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay.count(len(examples)))
-    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
-    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

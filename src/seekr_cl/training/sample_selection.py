@@ -15,7 +15,7 @@ from seekr_cl.methods import Context, Method
 from seekr_cl.methods.base import Carried, task_generator
 from seekr_cl.replay.selection import AFTER_TRAINING, CHOICES, UNRANKED, Candidates, information, similarity_weights
 from seekr_cl.replay.selection.candidates import answer_loss, mean_hidden
-from seekr_cl.tasks import Encoded, Encoder, Example
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.progress import console, counting
 
 COMPARED = 256
@@ -26,6 +26,16 @@ def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySam
     """An encoded example as the memory keeps it."""
     prompt, completion = encoder.render(example)
     return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)
+
+
+def general_samples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder, name: str) -> list[ReplaySample]:
+    """Task 0: general data for a memory that is new; later generations have it already."""
+    if config.general is None or store.generation:
+        return []
+    examples = Task.load(config.general, name=name).train
+    count = config.general_samples or max(8, config.replay.count(len(examples)))
+    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
+    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]
 
 
 def chooses_after_training(config: SeekrConfig) -> bool:
