@@ -282,7 +282,7 @@ def forward(model: Any, batch: Batch) -> Tensor:
     ids_BL = batch["input_ids"]
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = batch["labels"] == IGNORE
+        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
