@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.quantise import decode_probabilities, encode_probabilities
-from seekr_cl.tasks.batches import Encoded, Spans, spans_of
+from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.tasks.collate import Encoded, Spans, spans_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from seekr_cl.errors import ConfigError, ModelError, TooLongError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.batches import Encoded, Spans, collate
-from seekr_cl.tasks.conversation import spoken
-from seekr_cl.tasks.reading import AnswerReader
-from seekr_cl.tasks.records import Example
-from seekr_cl.tasks.rendering import Rendered, Renderer
+from seekr_cl.errors import ConfigError, ModelError, TooLongError, nearest
+from seekr_cl.tasks.chat_reading import AnswerReader
+from seekr_cl.tasks.chat_rendering import Rendered, Renderer
+from seekr_cl.tasks.chat_template import ChatSettings
+from seekr_cl.tasks.collate import Encoded, Spans, collate
+from seekr_cl.tasks.examples import Example
+from seekr_cl.tasks.messages import spoken
 from seekr_cl.tasks.spans import tokenised
-from seekr_cl.tasks.template import ChatSettings
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "Shown", "collate"]
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from seekr_cl.tasks.batches import Spans
+from seekr_cl.tasks.collate import Spans
 
 
 def tokenised(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], Spans]:
