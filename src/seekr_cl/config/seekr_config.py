@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from seekr_cl import ranks
 from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.errors import ConfigError, nearest
@@ -23,6 +24,7 @@ from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
 from seekr_cl.replay.schedule import Cadence
 from seekr_cl.replay.selection import CHOICES, SAMPLE_WEIGHTS, TASK_WEIGHTS
+from seekr_cl.tasks.chat_template import DATE
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
 _OWN_BUSINESS = {
@@ -206,6 +208,13 @@ class SeekrConfig(TrainingArguments):
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
         long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
         boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        train_on: which assistant turns of a conversation are learnt: ``all`` or only the ``last``; default all, but the
+            last where the method or ``boundary: joint`` knows one answer per example.
+        chat_template: a file with a chat template that takes the place of the tokenizer's own.
+        chat_template_kwargs: what the chat template is told, such as ``enable_thinking: false``; a record's own
+            ``chat_template_kwargs`` come on top.
+        template_date: the day, ``YYYY-MM-DD``, that a chat template with a date writes: one learning has one date.
+        strip_thinking: score answers to ``messages`` without think block and the template's markers.
         padding_side: ``right`` or ``left``, in training; generation always pads on the left.
         pad_multiple: batches are padded to a multiple of this.
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
@@ -240,6 +249,11 @@ class SeekrConfig(TrainingArguments):
     max_answer_length: int | None = None
     long_completions: str = "refuse"
     boundary: str | None = None
+    train_on: str | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: Any = field(default_factory=dict)
+    template_date: Any = DATE
+    strip_thinking: bool = True
     padding_side: str | None = None
     pad_multiple: int | None = None
     order: str | None = None
@@ -310,6 +324,8 @@ class SeekrConfig(TrainingArguments):
                     f"{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(filter(None, known))}"
                 )
         require_quantization(self.quantization)
+        self.chat = chat_settings(self, self.method_class)
+        self.train_on, self.template_date = self.chat.train_on, self.chat.date
         self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         _check_keeps(self.method_class, given_replay, given_memory, self.general)
         if self.general is None and self.general_samples is not None:

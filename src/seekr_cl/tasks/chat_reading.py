@@ -3,9 +3,20 @@
 from typing import Any
 
 from seekr_cl.tasks.chat_rendering import Renderer
+from seekr_cl.tasks.chat_template import ChatSettings
 
 _CLOSING = ("</think>",)
 _OPENING = ("<think>",)
+
+
+def turn_ends(tokenizer: Any) -> list[int]:
+    """The token that ends a turn of a tokenizer's chat template; none where there is no template or no such token."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    ending = Renderer(tokenizer, ChatSettings()).turn.ending.strip()
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
+    known = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+    return [int(one) for one in ids[-1:] if one in known]
 
 
 class AnswerReader:
@@ -25,16 +36,6 @@ class AnswerReader:
         """Whether what divides thinking from answer is a special token, which plain decoding leaves out."""
         special = set(self._special())
         return any(token in mark for marks in self._marks_of() for mark in marks for token in special)
-
-    @property
-    def ends(self) -> list[int]:
-        """The token that ends a turn of the template; none where it has no token for that."""
-        if not getattr(self._tokenizer, "chat_template", None):
-            return []
-        ending = self._renderer.turn.ending.strip()
-        ids = self._tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
-        known = set(self._tokenizer.get_added_vocab().values()) | set(self._tokenizer.all_special_ids)
-        return [int(one) for one in ids[-1:] if one in known]
 
     def read(self, text: str, prompt: str = "", stripped: bool = False) -> str:
         """The answer in a text.

@@ -147,8 +147,8 @@ class Renderer:
                 raise DataError(
                     f"{one.where}: {self.template.name} ends its prompt with {rest[:40]!r}, which does not stand "
                     "before the answer in its conversation, so the model would be asked with another prompt than it "
-                    "learns; set chat_template_kwargs (such as enable_thinking) so that they agree, or chat_template to "
-                    "a file of your own (TRL's training templates keep the block)"
+                    "learns; set chat_template_kwargs (such as enable_thinking) so that they agree, or chat_template "
+                    "to a file of your own (TRL's training templates keep the block)"
                 )
         if last:
             return begin, *self._end(text, begin)

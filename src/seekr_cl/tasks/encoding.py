@@ -130,8 +130,10 @@ class Encoder:
         Raises:
             DataError: ``messages`` cannot be rendered.
         """
-        if example.messages is None or spoken(example.messages[-1]):
-            return self.render(example)[1]
+        if example.messages is None:
+            return example.completion
+        if text := spoken(example.messages[-1]):
+            return text
         rendered = self._taught(example)
         begin, end = rendered.learnt[-1]
         return self.reader.read(self._tokenizer.decode(self._ids(rendered.text[begin:end])), stripped=True)

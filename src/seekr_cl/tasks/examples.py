@@ -37,6 +37,11 @@ class Example:
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] | None = None
 
+    @property
+    def told(self) -> list[Any]:
+        """What the chat template is told beside the messages, for hashes; nothing if there is nothing."""
+        return [] if self.tools is None and self.template_kwargs is None else [self.tools, self.template_kwargs]
+
 
 def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
     """Check one record and turn it into an example.
