@@ -226,16 +226,16 @@ class Template:
                 as_it_is = (str(turn["content"]), json.dumps(turn["content"]))
                 if any(form in text for form in as_it_is):
                     return f"{one.where}: {self.name} writes lists of parts as they are; join their texts"
+        for name, what in words.items():
+            if name not in text:
+                advice = "use roles that it writes, or set chat_template to a file that writes it"
+                return f"{one.where}: {what}; {advice}"
         for turn in turns:
             for call in turn.get("tool_calls", ()):
                 given = (call.get("function") or call).get("arguments")
                 # As a string within a string, or in braces of the template's own, they are no arguments any more.
                 if given and isinstance(given, str) and (given not in text or f"{{{given}" in text):
                     return f"{one.where}: {self.name} does not write arguments given as JSON text; give objects"
-        for name, what in words.items():
-            if name not in text:
-                advice = "use roles that it writes, or set chat_template to a file that writes it"
-                return f"{one.where}: {what}; {advice}"
         return None
 
 
