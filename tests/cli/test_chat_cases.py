@@ -42,8 +42,7 @@ def test_what_is_learnt(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = json.loads((folder / "data.jsonl").read_text(encoding="utf-8"))
     assert [one["text"][begin:end] for begin, end in one["learnt"]] == [RIGHT[name]]
     assert tokenizer.decode([label for label in one["labels"] if label != -100]) == RIGHT[name]
-    assert one["ids"].count(tokenizer.bos_token_id) == one["text"].count(tokenizer.bos_token)
-    assert one["ids"].count(tokenizer.bos_token_id) <= 1
+    assert one["ids"].count(tokenizer.bos_token_id) == (tokenizer.bos_token is not None)
     if "messages" in row:
         told = {"tools": row.get("tools"), "tokenize": False}
         assert one["text"] == tokenizer.apply_chat_template(row["messages"], **told)
