@@ -71,7 +71,7 @@ def test_the_memory_keeps_the_whole_conversation_with_its_mask(method: str, base
 @pytest.mark.parametrize("method", ["lfpt5", "l2p", "sapt"])
 def test_methods_of_one_answer_learn_the_last(method: str, base: Path, tmp_path: Path) -> None:
     config = config_for(method, tmp_path)
-    assert config.train_on == "last"
+    assert config.chat.train_on == "last"
     teach(base, tmp_path, [conversations("q", 4), conversations("r", 4)], config)
     with pytest.raises(ConfigError, match=f"train_on: method {method} learns one answer per example"):
         config_for(method, tmp_path, train_on="all")

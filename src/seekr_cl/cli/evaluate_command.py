@@ -18,7 +18,6 @@ from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides
-from seekr_cl.config.seekr_config import build_settings
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
@@ -37,6 +36,7 @@ from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
@@ -155,8 +155,7 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
     """How conversations are rendered and read: what the streams say of it, and over it the command line."""
     keys = [one.name for one in fields(Asked)]
     said = {key: spec.settings[key] for spec in streams.values() for key in keys if key in spec.settings}
-    asked: Asked = build_settings(Asked, apply_overrides(said, given.overrides, None), "evaluate")
-    return asked
+    return build(Asked, apply_overrides(said, given.overrides, None), "evaluate")
 
 
 def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:

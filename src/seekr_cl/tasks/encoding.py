@@ -159,7 +159,7 @@ class Encoder:
         body = self._ids(prompt)
         added = self._front_of(body, example)
         front = "" if body[: len(added)] == added else "".join(self._tokenizer.convert_ids_to_tokens(added))
-        eos = "" if (self._ids(completion) or [None])[-1] in self._ends else self._tokenizer.eos_token
+        eos = "" if self._ends.intersection(self._ids(completion)[-1:]) else self._tokenizer.eos_token
         begin = len(front) + len(prompt)
         text = f"{front}{prompt}{completion}{eos}"
         return Shown(text, ((begin, len(text)),), encoded)
