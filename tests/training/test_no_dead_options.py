@@ -119,6 +119,12 @@ OWN_ROWS = {
     "max_answer_length": Row(2, "error"),
     "long_completions": Row("skip", "error", {"max_length": 11, "max_answer_length": 4}),
     "boundary": Row("joint", "memory", {"max_length": 9}),
+    # These are of conversations; what they do is in test_chat_learning.py.
+    "train_on": Row("last", "chat"),
+    "chat_template": Row("FILE", "chat"),
+    "chat_template_kwargs": Row({"mark": "+"}, "chat"),
+    "template_date": Row("2020-02-02", "chat"),
+    "strip_thinking": Row(False, "chat"),
     "padding_side": Row("left", "batches"),
     "pad_multiple": Row(16, "batches"),
     "order": Row("official", "weights"),
@@ -204,7 +210,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 SEEN: dict[str, dict[str, Any]] = {}
-ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
+ROWS = [("", key, row) for key, row in OWN_ROWS.items() if row.shows not in ("run", "chat")]
 ROWS += [("method", key, row) for key, row in (METHOD_ROWS | TARGET_ROWS).items()]
 ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | SCHEDULE_ROWS | CHOICE_ROWS).items()]
 ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]

@@ -127,6 +127,14 @@ def benchmark_command(given: Any) -> None:
     benchmark.COMMANDS[given.benchmark_command](given)
 
 
+def inspect_command(given: Any) -> None:
+    """``seekr inspect``."""
+    from seekr_cl.cli.inspect_command import inspect
+
+    settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    inspect(given, _config({"use_cpu": True} | settings, given.config or "settings"), out())
+
+
 def methods_command(given: Any) -> None:
     """``seekr methods``."""
     from seekr_cl.cli import methods_command as methods
@@ -160,6 +168,7 @@ COMMANDS = {
     "memory": memory_command,
     "benchmark": benchmark_command,
     "methods": methods_command,
+    "inspect": inspect_command,
 }
 
 

@@ -20,7 +20,6 @@ from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_log
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
-from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import collate
 
 _POSITIONS = LogitSettings()
@@ -144,7 +143,7 @@ class DERppMSE(Method):
             "value": pad_sequence([one for one in raw if one is not None], batch_first=True),
         }
         others = [self._partner(task, sample) for task, sample in picked]
-        second = [Encoded(one.ids_L.tolist(), one.completion_start, 0) for one in others]
+        second = [one.encoded for one in others]
         return {"logits": logits, "second": collate(second, layout.pad_id, layout.side, layout.multiple)}
 
     def _partner(self, task: MemoryTask, sample: ReplaySample) -> ReplaySample:
@@ -208,13 +207,16 @@ class DERppMSE(Method):
         drawn = self._all_drawn()
         tensors = {f"drawn/{place}": logits_AV for place, (_, logits_AV) in drawn.items()}
         tensors |= {f"ids/{place}": sample.ids_L for place, sample in enumerate(self._kept)}
-        starts = [sample.completion_start for sample in self._kept]
+        starts = [(sample.completion_start, sample.learnt) for sample in self._kept]
         numbers = {str(place): number for place, (number, _) in drawn.items()}
         return tensors, {"steps": self._steps, "numbers": numbers, "starts": starts}
 
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes what ``state`` gave."""
-        kept = [ReplaySample("", "", tensors[f"ids/{n}"], start) for n, start in enumerate(content["starts"])]
+        kept = []
+        for number, (start, learnt) in enumerate(content["starts"]):
+            spans = None if learnt is None else tuple((begin, end) for begin, end in learnt)
+            kept.append(ReplaySample("", "", tensors[f"ids/{number}"], start, learnt=spans))
         self.before_task(kept)
         self._steps = content["steps"]
         self._drawn = {int(n): (number, tensors[f"drawn/{n}"]) for n, number in content["numbers"].items()}

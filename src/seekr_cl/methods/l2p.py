@@ -66,6 +66,7 @@ class L2P(Method):
     training_defaults = TrainingDefaults(
         learning_rate=0.03, lr_scheduler_type="constant", reason="official code, for Split CIFAR-100"
     )
+    last_turn_only = True
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

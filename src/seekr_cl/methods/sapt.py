@@ -73,6 +73,7 @@ class SAPT(Method):
     training_defaults = TrainingDefaults(
         learning_rate=5e-5, lr_scheduler_type="constant", reason="official scripts for LLaMA-2 on SuperNI"
     )
+    last_turn_only = True
     adapters = True
     replays = True
     replay_runs_model = False

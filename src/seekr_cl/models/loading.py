@@ -71,6 +71,25 @@ def load_model(
     return model, tokenizer
 
 
+def load_tokenizer(source: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer with its chat template, from a folder that need not hold a model, or from the Hub.
+
+    Raises:
+        ModelError: if it is not there or cannot be loaded.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(path), trust_remote_code)
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
+        raise ModelError(f"{name}: no such model folder")
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: its tokenizer cannot be loaded ({first_line})") from error
+
+
 def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """An adapter folder's tokenizer; the base model's where it has none, as other tools write it."""
     if not (folder / "tokenizer_config.json").is_file():

@@ -14,6 +14,7 @@ import transformers
 from transformers import TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
@@ -205,6 +206,7 @@ class Run:
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
+        set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), tokenizer_hash(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
@@ -263,6 +265,7 @@ class Run:
             model, tokenizer = load_model(
                 folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
             )
+        set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]

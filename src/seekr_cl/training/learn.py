@@ -13,11 +13,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
 from seekr_cl.config.rates import InertWarning, record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.models.context import context_length
@@ -189,6 +190,7 @@ def _learn(
         loads_once = False
     empty = loads_once and not ranks.is_first()
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
     tokens_sha = tokenizer_hash(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
@@ -372,7 +374,8 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
             f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
+    boundary = config.boundary or "exact"
+    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
 
 
 def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
@@ -385,7 +388,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
     for example in task.train:
         try:
             kept.append((example, encoder.encode(example)))
-        except DataError:
+        except TooLongError:
             if config.long_completions == "refuse":
                 raise
     left_out = len(task.train) - len(kept)

@@ -16,6 +16,7 @@ _DECISIVE = (
     *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
     *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
+    *("train_on", "chat_template_kwargs", "template_date"),
     *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
 )
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
@@ -49,7 +50,7 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
 
 def scoring_hash(task: Task) -> str:
     """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
-    texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
+    texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
     content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
