@@ -31,3 +31,7 @@ class TrainingError(SeekrError):
 
 class OutputError(SeekrError):
     """An output folder that already holds something, or that cannot be written."""
+
+
+class OutputWarning(UserWarning):
+    """Something beside the results that could not be written or removed; the results themselves are safe."""

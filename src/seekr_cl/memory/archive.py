@@ -20,12 +20,14 @@ from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_fold
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.memory.upkeep import opened, verify
+from seekr_cl.os_errors import named
 
 _BLOCK = 512
 _CHUNK = 1 << 20
 _GENERATION = re.compile(rf"{GENERATIONS}/(\d{{4,}}(-\d+)?\.json)")
 
 
+@named()
 def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, every: bool = False) -> int:
     """Writes a memory into one file.
 
@@ -67,6 +69,7 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
     return write_stream(out, content())["bytes"]
 
 
+@named()
 def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> ReplayMemory:
     """Makes a memory folder of what ``export`` wrote.
 

@@ -40,6 +40,7 @@ from seekr_cl.memory.method_state import (
 )
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
+from seekr_cl.os_errors import named
 from seekr_cl.tasks.task import safe_name
 
 _LONGEST_SLUG = 60
@@ -71,6 +72,7 @@ class ReplayMemory:
     _current: Generation | None = None
 
     @classmethod
+    @named(MemoryFormatError)
     def open(cls, path: str | os.PathLike[str], *, create: bool = False, verify: bool = False) -> Self:
         """Opens a memory. Samples stay on disk; each is read and checked when it is asked for.
 
@@ -167,6 +169,7 @@ class ReplayMemory:
             f"{self.path / MANIFEST}: generation {self.generation} belongs to another model ({wanted}); {advice}"
         )
 
+    @named()
     def commit(
         self,
         new_tasks: list[MemoryTask],

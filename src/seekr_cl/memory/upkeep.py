@@ -19,6 +19,7 @@ from seekr_cl.memory.method_state import load_method_state
 from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import Chosen, load_importance, load_task, write_samples
+from seekr_cl.os_errors import named
 from seekr_cl.suggest import nearest
 
 
@@ -41,6 +42,7 @@ class Forgotten:
     freed: int
 
 
+@named(MemoryFormatError)
 def opened(path: str | os.PathLike[str]) -> Lineage:
     """The lineage of a memory with at least one generation.
 
@@ -56,6 +58,7 @@ def opened(path: str | os.PathLike[str]) -> Lineage:
     return lineage
 
 
+@named(MemoryFormatError)
 def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     """Reads every file of every generation that is kept.
 
@@ -94,6 +97,7 @@ def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     return whole, list(dict.fromkeys(broken))
 
 
+@named()
 def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     """Makes the generation after a task current again; later ones stay until ``collect``.
 
@@ -128,6 +132,7 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     return target
 
 
+@named()
 def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str | None = None) -> Forgotten:
     """Removes a task's or one sample's texts and signals from every generation that is kept, and from the disk.
 
@@ -179,6 +184,7 @@ def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str
     return Forgotten(sum(gone.values()), holders, importance, states, freed + _sweep(lineage))
 
 
+@named()
 def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list[str], int]:
     """Removes generations and files that are not needed.
 

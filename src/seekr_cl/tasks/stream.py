@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.os_errors import named
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.benchmarks import BenchmarkUse
 from seekr_cl.tasks.paths import beside
@@ -80,6 +81,7 @@ class StreamSpec:
     benchmark: BenchmarkUse | None = None
 
     @classmethod
+    @named(DataError)
     def from_yaml(cls, path: str | Path, benchmark: Mapping[str, Any] | None = None) -> "StreamSpec":
         """Read a stream.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.os_errors import named
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.answers import get_extraction
 from seekr_cl.tasks.records import Example
@@ -113,6 +114,7 @@ class Task:
         return safe_name(self.name)
 
     @classmethod
+    @named(DataError)
     def load(
         cls,
         source: Source,

@@ -9,6 +9,7 @@ import yaml
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.suggest import nearest
+from seekr_cl.tasks.utf8 import decoded
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 
@@ -52,7 +53,7 @@ def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
         ConfigError: The file is missing, not UTF-8, broken, or no mapping; the message names the line where it can.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decoded(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:

@@ -34,6 +34,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
+from seekr_cl.os_errors import describe
 
 FORMAT = "seekr-checkpoint"
 VERSION = 1
@@ -208,7 +209,17 @@ class Checkpoints:
             raise
 
     def clear(self) -> None:
-        """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread."""
+        """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread.
+
+        Raises:
+            OutputError: if one cannot be removed.
+        """
+        try:
+            self._clear()
+        except OSError as error:
+            raise OutputError(f"{self.place}: the checkpoints cannot be removed ({describe(error)})") from error
+
+    def _clear(self) -> None:
         if not self.place.is_dir():
             return
         for path in sorted(self.place.iterdir(), key=lambda path: (path.name.isdigit(), path.name)):
@@ -216,7 +227,7 @@ class Checkpoints:
                 continue
             # Without its manifest a half-removed checkpoint is none.
             (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
             fault_point("checkpoint.cleared")
         if not any(self.place.iterdir()):
             self.place.rmdir()

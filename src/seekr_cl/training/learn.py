@@ -15,14 +15,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
-from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.errors import ConfigError, DataError, OutputError, OutputWarning
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
+from seekr_cl.os_errors import named
 from seekr_cl.shards import is_sharded, reshard, whole
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
@@ -53,7 +55,7 @@ from seekr_cl.training.models import (
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.room import check_room
 from seekr_cl.training.schedule import build_schedule, review_rounds
-from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.standing import Standing, is_uncommitted, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 from seekr_cl.training.wrapped import keeps_shards, plain
@@ -90,6 +92,7 @@ class Learnt:
     cut: int
 
 
+@named()
 def learn(
     model: str | Path,
     task: Task | list[Task],
@@ -127,6 +130,7 @@ def learn(
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    require_open_files()
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
     with hold(output, "output"), hold(place, "memory"):
@@ -137,7 +141,7 @@ def learn(
         if resume:
             done = _finished(tasks, store, output, config, begun)
             if done is not None:
-                ranks.first(saves.clear)
+                ranks.first(partial(_tidy, saves))
                 return done
             ranks.first(lambda: make_room(output, store, begun))
         return _learn(model, tasks, store, output, config, callbacks, saves, begun)
@@ -269,8 +273,9 @@ def _learn(
                 method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
             )
         except BaseException:
-            # A model without its generation of the memory would only stand in the way of the next try.
-            if not is_committed(store):
+            # A model without its generation of the memory would only stand in the way of the next try. One whose
+            # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+            if is_uncommitted(store):
                 shutil.rmtree(output, ignore_errors=True)
             raise
         fault_point("learn.committed")
@@ -278,13 +283,21 @@ def _learn(
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(saves.clear)
+    ranks.first(partial(_tidy, saves))
     fault_point("learn.cleared")
     if loads_once:
         return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+
+
+def _tidy(saves: Checkpoints) -> None:
+    """Removes the checkpoints of what is written; one that stays is removed by whoever comes next."""
+    try:
+        saves.clear()
+    except OutputError as error:
+        warnings.warn(f"{error}; model and memory are written", OutputWarning, stacklevel=2)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:

@@ -16,12 +16,14 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import file_above, sync_folder
+from seekr_cl.os_errors import named
 from seekr_cl.shards import state_of
 from seekr_cl.training.adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
 from seekr_cl.training.quantised import keep_as_loaded, loading_options
 from seekr_cl.training.zero import load_whole
 
 
+@named(ModelError)
 def load_model(
     source: str | os.PathLike[str],
     dtype: str = "float32",
@@ -117,6 +119,7 @@ def written_state(model: Any) -> dict[str, Tensor]:
     return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
+@named()
 def save_model(
     path: Path,
     model: PreTrainedModel,

@@ -14,7 +14,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Lineage
 from seekr_cl.memory.records import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
@@ -187,11 +187,16 @@ def _tidy(place: Path, begun: Checkpoint | None) -> None:
         shutil.rmtree(place)
 
 
-def is_committed(store: ReplayMemory) -> bool:
-    """Whether a commit that failed had failed after its generation had come into being."""
+def is_uncommitted(store: ReplayMemory) -> bool:
+    """Whether it is certain that a commit which failed had failed before its generation came into being.
+
+    Only the manifest is asked: that something else cannot be read says nothing of it.
+    """
     try:
-        return ReplayMemory.open(store.path).generation > store.generation
-    except MemoryFormatError:
+        if not (store.path / MANIFEST).exists():
+            return store.current is None
+        return Lineage.read(store.path).current == (store.current and store.current.record["file"])
+    except (OSError, MemoryFormatError):
         return False
 
 

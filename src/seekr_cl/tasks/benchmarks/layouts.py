@@ -22,6 +22,7 @@ from seekr_cl.suggest import nearest
 from seekr_cl.tasks.benchmarks.archives import Files
 from seekr_cl.tasks.benchmarks.registry import Benchmark
 from seekr_cl.tasks.records import example_from, kind_of
+from seekr_cl.tasks.utf8 import decoded
 
 _SPLITS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": ("test",)}
 _INSTRUCTIONS = "instruction_config.json"
@@ -129,7 +130,7 @@ def _of_variant(files: Files, benchmark: Benchmark, variant: str | None) -> list
 
 def _json(files: Files, name: str) -> Any:
     try:
-        return json.loads(files.read(name).decode("utf-8-sig"))
+        return json.loads(decoded(files.read(name)))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.label}: {name}: broken JSON ({error}); download it again") from None
 
