@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
 from seekr_cl.os_errors import reason_of
+from seekr_cl.system.fault_points import fault_point
 
 _ADVICE = "the answers so far are kept, mend it and go on with --resume"
 

@@ -1,6 +1,6 @@
 """What a person looks at: tables and plots.
 
-Plots come from ``plots`` and ``compare_plot``, which import matplotlib and are imported where one is drawn.
+Plots come from ``plots`` and ``comparison_plot``, which import matplotlib and are imported where one is drawn.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -12,7 +12,7 @@ _PLACES = {
     "plot_matrix": "plots",
     "plot_comparison": "plots",
     "plot_retention": "plots",
-    "plot_runs": "compare_plot",
+    "plot_runs": "comparison_plot",
 }
 
 

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.utf8 import BOM, decoded
+from seekr_cl.errors import DataError, nearest
+from seekr_cl.system.utf8 import BOM, decoded
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
