@@ -127,6 +127,7 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     target = found[0]
     for _, load in _parts(lineage.folder, target, lineage.folder / GENERATIONS / target.record["file"], full=False):
         load()
+    _sweep(lineage, begun_only=True)
     lineage.mark(lineage.records, target.record["file"])
     return target
 
@@ -200,12 +201,14 @@ def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep: {keep} must be at least 1, the current generation")
     lineage = opened(path)
+    # Before anything is written, so that a full disk has room for the manifest.
+    freed = _sweep(lineage)
     stay = {one.record["file"] for one in (lineage.line() if keep is None else lineage.line()[-keep:])}
     records = [record for record in lineage.records if record["file"] in stay]
     dropped = [record["file"].removesuffix(".json") for record in lineage.records if record["file"] not in stay]
     if dropped:
         lineage.mark(records, lineage.current)
-    return dropped, _sweep(lineage)
+    return dropped, freed + _sweep(lineage)
 
 
 def _parts(
@@ -280,14 +283,16 @@ def _rewrite(
     lineage.mark(records, current)
 
 
-def _sweep(lineage: Lineage) -> int:
-    """Deletes leftovers; returns how many bytes they had.
+def _sweep(lineage: Lineage, begun_only: bool = False) -> int:
+    """Deletes leftovers, or only what an interrupted command had begun to write; returns how many bytes they had.
 
     Raises:
         OutputError: naming the file that cannot be deleted.
     """
     freed = 0
     for path in lineage.leftovers():
+        if begun_only and not path.name.startswith("."):
+            continue
         try:
             freed += path.lstat().st_size
             path.unlink()

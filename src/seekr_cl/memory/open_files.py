@@ -25,11 +25,11 @@ class Pool:
     """The tasks whose two files are open: those read last.
 
     Args:
-        limit: how many; default as many as leave most of the process's open files to others.
+        limit: how many; default ``tasks_open``.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit or tasks_open()
+        self.limit = limit
         self._held: OrderedDict[int, weakref.ref[Closable]] = OrderedDict()
 
     def used(self, one: Closable) -> None:
@@ -37,7 +37,8 @@ class Pool:
         # Single operations on the dictionary, so that threads need no lock, which a fork could leave closed for ever.
         self._held.pop(id(one), None)
         self._held[id(one)] = weakref.ref(one)
-        while len(self._held) > self.limit:
+        limit = self.limit or tasks_open()
+        while len(self._held) > limit:
             try:
                 _, oldest = self._held.popitem(last=False)
             except KeyError:

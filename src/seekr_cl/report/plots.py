@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import font_manager
 
 from seekr_cl.evaluation.scores import ScoreMatrix
-from seekr_cl.memory.files import write_bytes
+from seekr_cl.system.files import write_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
