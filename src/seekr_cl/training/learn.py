@@ -262,6 +262,7 @@ def _learn(
     def write() -> None:
         save_model(output, network, tokenizer, add_files, tensors)
         fault_point("learn.model_saved")
+        former = store.current
         try:
             store.commit(
                 new_tasks,
@@ -276,7 +277,7 @@ def _learn(
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try. One whose
             # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
-            if is_uncommitted(store):
+            if is_uncommitted(store.path, former):
                 shutil.rmtree(output, ignore_errors=True)
             raise
         fault_point("learn.committed")

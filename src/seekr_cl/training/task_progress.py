@@ -14,7 +14,7 @@ from seekr_cl import ranks
 from seekr_cl.distributed.engines import plain, split
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Lineage
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
 from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
@@ -187,15 +187,19 @@ def _tidy(place: Path, begun: Checkpoint | None) -> None:
         shutil.rmtree(place)
 
 
-def is_uncommitted(store: ReplayMemory) -> bool:
+def is_uncommitted(place: Path, former: Generation | None) -> bool:
     """Whether it is certain that a commit which failed had failed before its generation came into being.
 
     Only the manifest is asked: that something else cannot be read says nothing of it.
+
+    Args:
+        place: the memory's folder.
+        former: its generation before.
     """
     try:
-        if not (store.path / MANIFEST).exists():
-            return store.current is None
-        return Lineage.read(store.path).current == (store.current and store.current.record["file"])
+        if not (place / MANIFEST).exists():
+            return former is None
+        return Lineage.read(place).current == (former and former.record["file"])
     except (OSError, MemoryFormatError):
         return False
 
