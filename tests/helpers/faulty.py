@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,6 @@ ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO")}
 WRITING = ("open", "write", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod")
 KINDS = {"ENOSPC": ("open", "write", "fsync", "rename", "mkdir"), "EDQUOT": ("open", "write", "fsync", "mkdir")}
 """Which calls can fail so; EIO can come from all of them, and from opening a file to read it."""
-SAY_NO_MORE = ("error: ", "warning: ")
 
 
 def compiled(place: Path) -> Path:
@@ -88,6 +87,7 @@ class Faulty:
     place: Path
     process: Any
     _whole: dict[str, Any] = field(default_factory=dict)
+    _calls: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _made: int = 0
 
     def ask(self, arguments: list[object], folder: Path, fault: Fault | None = None) -> Ended:
@@ -141,6 +141,11 @@ class Faulty:
 
     def calls(self, case: str, name: str) -> list[str]:
         """All calls that may fail in this way, in order."""
+        if (case, name) not in self._calls:
+            self._calls[case, name] = self._count(case, name)
+        return self._calls[case, name]
+
+    def _count(self, case: str, name: str) -> list[str]:
         folder = self.fresh(case)
         done = self.ask(self.command(case, folder, resume=False), folder, Fault(0, name))
         assert done.code == 0, done.err
@@ -221,6 +226,3 @@ def _make_world(server: Faulty) -> None:
         assert done.code == 0, done.err
     for case, memory in (("learn", "one"), ("gc", "two"), ("rollback", "two"), ("export", "two")):
         shutil.copytree(place / memory, place / f"start-{case}" / "memory")
-
-
-Attempt = Callable[[str, Fault], list[str]]

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import traceback
 
 import seekr_cl.cli.commands
@@ -23,6 +24,9 @@ def child(request: dict, process: dict) -> None:
         os.close(handle)
     os.chdir(request["folder"])
     os.environ.update(process["environment"])
+    tempfile.tempdir = None
+    if process.get("powerless"):
+        give_up_rights()
     fault = process.get("fault")
     if fault:
         # Of the shim that this process was started with (``faulty``).
@@ -44,6 +48,13 @@ def child(request: dict, process: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def give_up_rights() -> None:
+    """Makes permissions count for root too: without capabilities it is its files' owner and no more."""
+    version, none = 0x20080522, 0
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)(none)):
+        raise OSError("capabilities cannot be given up")
 
 
 def serve() -> None:

@@ -120,6 +120,16 @@ def written_state(model: Any) -> dict[str, Tensor]:
     return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers' library has no kind of error for a full disk.
+        if "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
 @named()
 def save_model(
     path: Path,
@@ -147,7 +157,7 @@ def save_model(
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
-        tokenizer.save_pretrained(temporary)
+        _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)
         for file in temporary.rglob("*"):

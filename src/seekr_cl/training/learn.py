@@ -20,6 +20,7 @@ from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, DataError, OutputError, OutputWarning
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
@@ -137,7 +138,7 @@ def learn(
     with hold(output, "output"), hold(place, "memory"):
         begun = saves.newest() if resume else None
         store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        for folder in (place, output):
+        for folder in (place, place / GENERATIONS, output):
             ranks.first(partial(refuse_unwritable, folder))
         if resume:
             done = _finished(tasks, store, output, config, begun)
