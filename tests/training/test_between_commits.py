@@ -188,6 +188,18 @@ def test_an_interrupt_after_the_commit(base: Path, tmp_path: Path, scored: Path,
     finished(base, tmp_path / "x", whole)
 
 
+def test_a_model_that_is_gone_is_made_anew_from_its_checkpoint(
+    base: Path, tmp_path: Path, scored: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What former releases left: the memory went on, and its model was removed."""
+    shutil.copytree(scored, tmp_path / "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "clear", lambda self: None)
+        attempt(base, tmp_path / "x")
+    shutil.rmtree(tmp_path / "x" / "m1")
+    finished(base, tmp_path / "x", whole)
+
+
 def test_checkpoints_that_cannot_be_removed_are_a_warning(
     base: Path, tmp_path: Path, scored: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ task's two files, ``upkeep`` about what else can be done to a memory. docs/memor
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -104,7 +104,13 @@ class ReplayMemory:
             if create:
                 return cls(folder, _lineage=lineage)
             raise MemoryFormatError(f"{folder}: nothing has been committed to this memory yet; learn a task first")
-        current = lineage.generation(lineage.current)
+        return cls._at(lineage, verify)
+
+    @classmethod
+    def _at(cls, lineage: Lineage, verify: bool = False) -> Self:
+        """The memory as the current generation of a lineage says."""
+        assert lineage.current is not None
+        folder, current = lineage.folder, lineage.generation(lineage.current)
         source = folder / "generations" / current.record["file"]
         return cls(
             folder,
@@ -117,6 +123,17 @@ class ReplayMemory:
             lineage,
             current,
         )
+
+    def former(self) -> Self | None:
+        """The memory as it was before its current generation, to look at; ``None`` if that is not kept any more."""
+        assert self._current is not None
+        assert self._lineage is not None
+        parent = self._current.content["parent"]
+        if parent is None:
+            return type(self)(self.path)
+        if parent["file"] not in [record["file"] for record in self._lineage.records]:
+            return None
+        return self._at(replace(self._lineage, current=parent["file"]))
 
     def reload(self) -> None:
         """Takes over what another process has committed."""

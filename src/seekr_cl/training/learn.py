@@ -58,7 +58,7 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_uncommitted, make_room, open_memory
+from seekr_cl.training.task_progress import Standing, before_lost_model, is_uncommitted, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
@@ -145,6 +145,9 @@ def learn(
             if done is not None:
                 ranks.first(partial(_tidy, saves))
                 return done
+            former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
+            if former is not None:
+                return _learn(model, tasks, former, output, config, callbacks, saves, begun, store)
             ranks.first(lambda: make_room(output, store, begun))
         return _learn(model, tasks, store, output, config, callbacks, saves, begun)
 
@@ -167,8 +170,12 @@ def _learn(
     callbacks: Sequence[TrainerCallback],
     saves: Checkpoints,
     begun: Checkpoint | None,
+    committed: ReplayMemory | None = None,
 ) -> Learnt:
-    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
+    """The phases: general data, choosing and looking at samples, training, scoring, writing.
+
+    ``committed`` is the memory with what is learnt here in it, where only its model is missing.
+    """
     loads_once = once.is_asked()
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -261,8 +268,14 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
+        if committed is not None and committed.model_sha256 != new_model:
+            raise OutputError(
+                f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
+            )
         save_model(output, network, tokenizer, add_files, tensors)
         fault_point("learn.model_saved")
+        if committed is not None:
+            return
         former = store.current
         try:
             store.commit(

@@ -204,6 +204,32 @@ def is_uncommitted(place: Path, former: Generation | None) -> bool:
         return False
 
 
+def before_lost_model(
+    task: str, fingerprint: str, store: ReplayMemory, output: Path, begun: Checkpoint | None
+) -> ReplayMemory | None:
+    """The memory to learn with once more where it has gone on, its model is gone, and what both came from is there.
+
+    Args:
+        task: name of the task that is to be learnt.
+        fingerprint: of its data.
+        store: the memory as it is.
+        output: where the model would be.
+        begun: the checkpoint of the learning.
+
+    Returns:
+        The memory before its last generation; ``None`` if that is not how things are.
+    """
+    if (
+        begun is None
+        or begun.state["phase"] != "scored"
+        or begun.state["identity"]["generation"] + 1 != store.generation
+    ):
+        return None
+    if not store.tasks or (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (task, fingerprint):
+        return None
+    return None if output.exists() and (not output.is_dir() or any(output.iterdir())) else store.former()
+
+
 def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
     """Removes a model that was written without the generation of the memory that belongs to it.
 
