@@ -18,7 +18,7 @@ from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError, OutputWarning
+from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
@@ -58,7 +58,7 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, before_lost_model, is_uncommitted, make_room, open_memory
+from seekr_cl.training.task_progress import Standing, before_lost_model, is_uncommitted, make_room, open_memory, tidy_up
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
@@ -143,7 +143,7 @@ def learn(
         if resume:
             done = _finished(tasks, store, output, config, begun)
             if done is not None:
-                ranks.first(partial(_tidy, saves))
+                ranks.first(partial(tidy_up, saves))
                 return done
             former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
             if former is not None:
@@ -299,21 +299,13 @@ def _learn(
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(partial(_tidy, saves))
+    ranks.first(partial(tidy_up, saves))
     fault_point("learn.cleared")
     if loads_once:
         return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
-
-
-def _tidy(saves: Checkpoints) -> None:
-    """Removes the checkpoints of what is written; one that stays is removed by whoever comes next."""
-    try:
-        saves.clear()
-    except OutputError as error:
-        warnings.warn(f"{error}; model and memory are written", OutputWarning, stacklevel=2)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:

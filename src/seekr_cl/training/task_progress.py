@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.distributed.engines import plain, split
-from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.errors import MemoryFormatError, OutputError, OutputWarning
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
 from seekr_cl.memory.sample_codec import pack, unpack
@@ -219,15 +220,21 @@ def before_lost_model(
     Returns:
         The memory before its last generation; ``None`` if that is not how things are.
     """
-    if (
-        begun is None
-        or begun.state["phase"] != "scored"
-        or begun.state["identity"]["generation"] + 1 != store.generation
-    ):
+    if begun is None or begun.state["phase"] != "scored":
+        return None
+    if begun.state["identity"]["generation"] + 1 != store.generation:
         return None
     if not store.tasks or (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (task, fingerprint):
         return None
     return None if output.exists() and (not output.is_dir() or any(output.iterdir())) else store.former()
+
+
+def tidy_up(saves: Checkpoints) -> None:
+    """Removes the checkpoints of what is written; one that stays is a warning, and goes with the next command here."""
+    try:
+        saves.clear()
+    except OutputError as error:
+        warnings.warn(f"{error}; model and memory are written", OutputWarning, stacklevel=2)
 
 
 def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
