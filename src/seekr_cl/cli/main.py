@@ -162,6 +162,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")

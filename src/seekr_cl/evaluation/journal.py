@@ -7,6 +7,7 @@ Shards go to processes by the number of a prompt alone, so who has answered what
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.os_errors import reason_of
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import remove_file
+
+_START = 4096
 
 _ADVICE = "the answers so far are kept, mend it and go on with --resume"
 
@@ -63,7 +68,9 @@ class Journal:
         own, kept = _read(self._path, identity)
         self.answers = _gather(folder, slug, identity) | own
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
+            if os.path.lexists(self._path) and not is_journal(self._path):
+                raise OutputError(f"{self._path}: is no journal of answers; move it elsewhere")
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
@@ -71,6 +78,7 @@ class Journal:
             else:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
                 self._write(json.dumps({"answering": identity}).encode() + b"\n")
+            os.fchmod(self._file, file_mode())
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written ({reason_of(error)}); {_ADVICE}") from error
 
@@ -123,22 +131,32 @@ def discard(folder: Path, slug: str) -> None:
     Raises:
         OutputError: if one cannot be removed; the same command with ``--resume`` tries again.
     """
-    for path in _journals(folder, slug):
+    for path in journals(folder, slug):
         try:
-            path.unlink(missing_ok=True)
+            remove_file(path, is_journal)
         except OSError as error:
             raise OutputError(f"{path}: cannot be removed ({reason_of(error)}); {_ADVICE}") from error
 
 
-def _journals(folder: Path, slug: str) -> list[Path]:
-    start = f"{slug}.answers-"
-    # Not glob: a name may hold characters that mean something there.
-    return sorted(path for path in folder.iterdir() if path.name.startswith(start)) if folder.is_dir() else []
+def journals(folder: Path, slug: str) -> list[Path]:
+    """The journals of a task, by their names."""
+    name = re.compile(rf"{re.escape(slug)}\.answers-\d+-\d+\.jsonl")
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def is_journal(path: Path) -> bool:
+    """Whether it begins as a journal does, or holds nothing: zeros after a power cut are nothing too."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(_START)
+        return not start.strip(b"\0") or start.startswith(b'{"answering":')
+    return False
 
 
 def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
     answers: dict[int, str] = {}
-    for path in _journals(folder, slug):
+    for path in journals(folder, slug):
         answers |= _read(path, identity)[0]
     return answers
 

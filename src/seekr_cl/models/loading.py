@@ -1,8 +1,6 @@
 """Loading a model and tokenizer, and writing a model folder that either exists whole or not at all."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
+from seekr_cl.system.removal import give_away, list_content, make_folder, remove_made, unfinished_folder
 
 
 @named(ModelError)
@@ -137,6 +136,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     extra: Any = None,
     tensors: dict[str, Tensor] | None = None,
+    provisional: bool = False,
 ) -> None:
     """Writes a model folder under a temporary name and renames it into place.
 
@@ -146,13 +146,15 @@ def save_model(
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
         tensors: all of ``written_state``, if the model holds only its shards of it.
+        provisional: it keeps the marker, by which ``removal.remove_made`` can take it away again, until the caller
+            gives it away.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary = unfinished_folder(path)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
@@ -160,15 +162,18 @@ def save_model(
         _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)
+        if provisional:
+            list_content(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 handle = os.open(file, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
         fault_point("model.written")
-        if path.is_dir():
-            path.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, path)
+        if not provisional:
+            give_away(path)
         fault_point("model.renamed")
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
@@ -177,4 +182,4 @@ def save_model(
             f"{path}: the model cannot be written ({error}); free space or choose another folder"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)

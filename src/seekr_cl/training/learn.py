@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +17,12 @@ from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -41,15 +39,19 @@ from seekr_cl.replay.schedule import build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.tasks import Encoded, Encoder, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
+from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
     as_sample,
     carried_state,
@@ -58,19 +60,22 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, before_lost_model, is_uncommitted, make_room, open_memory, tidy_up
+from seekr_cl.training.task_progress import (
+    Standing,
+    before_lost_model,
+    is_uncommitted,
+    make_room,
+    open_memory,
+    tidy,
+    tidy_up,
+)
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
 LOG = "training_log.json"
-DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +138,36 @@ def learn(
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
+    ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
-    with hold(output, "output"), hold(place, "memory"):
+    with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
-        store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        for folder in (place, place / GENERATIONS, output):
-            ranks.first(partial(refuse_unwritable, folder))
-        if resume:
-            done = _finished(tasks, store, output, config, begun)
-            if done is not None:
-                ranks.first(partial(tidy_up, saves))
-                return done
+        if begun is not None:
+            check_places(begun.state.get("places"), places_of(place, output, saves.place), saves.place)
+            check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
+        with hold(place, "memory"):
+            store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            for folder in (place, place / GENERATIONS, output):
+                ranks.first(partial(refuse_unwritable, folder))
+            if resume:
+                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                if done is not None:
+                    ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+                    return done
             former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
-            if former is not None:
-                return _learn(model, tasks, former, output, config, callbacks, saves, begun, store)
-            ranks.first(lambda: make_room(output, store, begun))
-        return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+            here, gone = (store, None) if former is None else (former, store)
+            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+            fault_point("learn.cleared")
+            return learnt
+
+
+def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool) -> None:
+    """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
+    if alone or config.keep_models != "last":
+        give_away(output)
+    tidy_up(saves)
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -170,6 +188,7 @@ def _learn(
     callbacks: Sequence[TrainerCallback],
     saves: Checkpoints,
     begun: Checkpoint | None,
+    resume: bool,
     committed: ReplayMemory | None = None,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing.
@@ -192,6 +211,9 @@ def _learn(
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
+    ranks.first(lambda: tidy(store.path))
+    if resume:
+        ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
     if loads_once:
         once.shard(network, config)
@@ -217,7 +239,8 @@ def _learn(
     context.carried = carried_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)
     try:
-        stand = Standing(saves, identity, method, begun)
+        places = places_of(store.path, output, saves.place)
+        stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
             general = _general_examples(config, store, encoder)
             if general:
@@ -272,7 +295,7 @@ def _learn(
             raise OutputError(
                 f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
             )
-        save_model(output, network, tokenizer, add_files, tensors)
+        save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
         if committed is not None:
             return
@@ -292,15 +315,13 @@ def _learn(
             # A model without its generation of the memory would only stand in the way of the next try. One whose
             # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
             if is_uncommitted(store.path, former):
-                shutil.rmtree(output, ignore_errors=True)
+                remove_made(output)
             raise
         fault_point("learn.committed")
 
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(partial(tidy_up, saves))
-    fault_point("learn.cleared")
     if loads_once:
         return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
@@ -314,7 +335,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    tasks: list[Task], store: ReplayMemory, output: Path, config: SeekrConfig, begun: Checkpoint | None
+    model: str | Path,
+    tasks: list[Task],
+    store: ReplayMemory,
+    output: Path,
+    config: SeekrConfig,
+    begun: Checkpoint | None,
+    source: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -323,6 +350,9 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
+    if begun is not None:
+        former, _ = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
@@ -348,43 +378,6 @@ def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer)
         return None
     leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
-
-
-def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
-    asked = config.max_length
-    if asked is not None and context is not None and asked > context:
-        warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
-
-
-def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
-    """The training examples and their tokens; those whose completion does not fit are refused or left out.
-
-    Raises:
-        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
-    """
-    kept: list[tuple[Example, Encoded]] = []
-    for example in task.train:
-        try:
-            kept.append((example, encoder.encode(example)))
-        except DataError:
-            if config.long_completions == "refuse":
-                raise
-    left_out = len(task.train) - len(kept)
-    if not kept:
-        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
-    if left_out:
-        warnings.warn(
-            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
-            stacklevel=2,
-        )
-    return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
