@@ -12,6 +12,7 @@ from seekr_cl.report import score_table
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.paths import beside
 from seekr_cl.tasks.stream import task_spec
+from seekr_cl.tasks.task import check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.adapters import merged
 from seekr_cl.training.models import load_model, require_free, save_model
@@ -21,10 +22,12 @@ from seekr_cl.training.run import run
 def learn_command(given: Any) -> None:
     """``seekr learn``."""
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    columns = settings.pop("columns", None)
+    allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     config = _config(settings, given.config or "settings")
     if Path(given.memory).resolve() == Path(given.output).resolve():
         raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
-    task = Task.load(given.task, name=given.name)
+    task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
         out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from seekr_cl import ranks
 from seekr_cl.cli.output import out
+from seekr_cl.cli.settings import apply_overrides
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
@@ -251,6 +252,8 @@ def _test_tasks(source: str, given: Any) -> list[Task]:
             metric=given.metric or "exact_match",
             max_new_tokens=given.max_new_tokens,
             require_test=True,
+            allow_empty=given.allow_empty,
+            columns=given.columns and apply_overrides({}, [f"columns.{one}" for one in given.columns], None)["columns"],
         )
     ]
 

@@ -74,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", nargs="+", help="files, folders, or a stream's YAML")
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
+    evaluate.add_argument(
+        "--columns", nargs="+", metavar="KEY=COLUMN", help="what prompt, completion, ... are called in the files"
+    )
+    evaluate.add_argument("--allow-empty", action="store_true", help="take rows whose answer is empty")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--batch-size", type=int, default=16)
     evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")
@@ -289,10 +293,11 @@ def _others_lost(error: RuntimeError) -> int | None:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    from seekr_cl.tasks.keys import DataWarning
     from seekr_cl.training.checkpoint import CheckpointWarning
     from seekr_cl.training.learn import InertWarning
 
-    if issubclass(category, (InertWarning, CheckpointWarning)):
+    if issubclass(category, (InertWarning, CheckpointWarning, DataWarning)):
         print(f"warning: {message}", file=sys.stderr)
 
 

@@ -49,8 +49,10 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         key, sign, text = pair.partition("=")
         if not sign or not key:
             raise ConfigError(f"'{pair}' is not a setting; write key=value, e.g. replay.ratio=0.02")
+        # YAML takes the brace or the colon of a template for a mapping, and cuts off its spaces.
+        verbatim = key.startswith("columns.") and not text.startswith(('"', "'"))
         try:
-            value = yaml.safe_load(text)
+            value = text if verbatim else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a value ({str(error).splitlines()[0]})") from error
         place = merged
