@@ -6,6 +6,7 @@ A new method is one file in this folder: a ``Method`` subclass with its paper an
 Shapes: B batch, L padded length, V vocabulary.
 """
 
+import inspect
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
 from seekr_cl.tasks import Encoded
+from seekr_cl.tasks.batches import positions
 
 Batch = dict[str, Any]
 Carried = tuple[Mapping[str, Tensor], dict[str, Any]]
@@ -283,9 +285,26 @@ def forward(model: Any, batch: Batch) -> Tensor:
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
         more["question_mask"] = batch["labels"] == IGNORE
+    if counts_from_the_edge(model):
+        more["position_ids"] = positions(batch["attention_mask"])
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
+
+
+def counts_from_the_edge(model: Any) -> bool:
+    """Whether a model counts positions from the tensor's left edge unless it is told them, as GPT-2 does.
+
+    Padding on the left shifts those. Rotary positions only matter by their distances, and models that cannot be told
+    positions have none or count the mask's.
+    """
+    inner = getattr(model, "module", model)
+    inner = getattr(inner, "_orig_mod", inner)
+    if hasattr(inner, "peft_config"):
+        inner = inner.get_base_model()
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return False
+    return not any("Rotary" in type(part).__name__ for part in inner.modules())
 
 
 def task_generator(seed: int) -> torch.Generator:

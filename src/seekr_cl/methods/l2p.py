@@ -16,10 +16,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import behind_prompts
 from seekr_cl.methods.adapters import ADAPTER, attach, name_base
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, counts_from_the_edge
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
 from seekr_cl.methods.question import QuestionModel, question_of, question_tokens, whole_number
+from seekr_cl.tasks.batches import positions
 
 QUERIES = ("embeddings", "hidden")
 
@@ -140,9 +141,16 @@ class PromptPoolModel(QuestionModel):
         body.eval()
         try:
             with torch.no_grad():
-                return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0].float()
+                place = self._places(attention_mask)
+                return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **place)[0].float()
         finally:
             body.train(training)
+
+    def _places(self, mask_BL: Tensor | None) -> dict[str, Tensor]:
+        """Positions among the real tokens alone, for a model that counts padding on the left or in between as well."""
+        if mask_BL is None or not counts_from_the_edge(self.plain):
+            return {}
+        return {"position_ids": positions(mask_BL)}
 
     def forward(  # type: ignore[override]
         self,
@@ -161,6 +169,8 @@ class PromptPoolModel(QuestionModel):
         if labels is not None:
             labels = torch.cat([before_BX * IGNORE, labels], dim=1)
         mask_BX = torch.cat([before_BX, real_BL], dim=1)
+        more.pop("position_ids", None)  # those of the text alone
+        more |= self._places(mask_BX)
         out = self.plain(inputs_embeds=embeds_BXD, attention_mask=mask_BX, labels=labels, **more)
         return PromptedOutput(**out, distance=distance_B)
 

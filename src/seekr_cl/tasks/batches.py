@@ -65,3 +65,15 @@ def collate(
         batch["attention_mask"][row, first : first + length] = 1
         batch["labels"][row, first + item.completion_start : first + length] = ids[item.completion_start :]
     return batch
+
+
+def positions(mask_BL: "Tensor") -> "Tensor":
+    """Each token's position among the real ones, [B, L], whichever side the padding is on; that of padding is unused.
+
+    Args:
+        mask_BL: 1 for real tokens.
+
+    Returns:
+        Positions from 0.
+    """
+    return (mask_BL.cumsum(-1) - 1).clamp_min(0)

@@ -47,7 +47,7 @@ def parse_csv(text: str, path: str) -> list[dict[str, Any]]:
 
 def _cells(text: str, path: str) -> list[tuple[int, list[str]]]:
     """Every row that is not blank, with the line on which it begins."""
-    found = []
+    found: list[tuple[int, list[str]]] = []
     lines = io.StringIO(text, newline="")
     with _LIMIT:
         # A process-wide setting, for the default of 128 KiB is less than one long document.

@@ -14,8 +14,9 @@ from seekr_cl.suggest import nearest
 from seekr_cl.tasks.keys import check_keys, kind_of
 
 ACCEPTED = (
-    "{prompt, completion}, {prompt, answer}, {messages: [{role, content}, ...]}, {conversations: [{from, value}, ...]}, "
-    "{instruction, input, output} or {text}; other names: columns={prompt: question, completion: answer}"
+    "{prompt, completion}, {prompt, answer}, {messages: [{role, content}, ...]}, "
+    "{conversations: [{from, value}, ...]}, {instruction, input, output} or {text}; "
+    "other names: columns={prompt: question, completion: answer}"
 )
 _CHAT = ("references", "tools", "chat_template_kwargs", "system")
 _ROLES = {

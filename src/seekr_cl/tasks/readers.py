@@ -21,7 +21,7 @@ from seekr_cl.tasks.tables import STRUCTURED, require_records, without_nulls
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
-class RepeatedKey(ValueError):
+class RepeatedKeyError(ValueError):
     """A JSON object holds a key twice, and only the last of the two would be kept."""
 
 
@@ -89,7 +89,7 @@ def read_json(path: Path) -> list[Any]:
         raise DataError(
             f"{path} line {error.lineno}: broken JSON ({error.msg}, column {error.colno}); mend it"
         ) from None
-    except RepeatedKey as error:
+    except RepeatedKeyError as error:
         raise DataError(f"{path}{_row_of(text)}: {error}; keep one") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: JSON that cannot be read ({_brief(error)}); mend it") from None
@@ -113,7 +113,7 @@ def _lines(path: Path, text: str) -> list[Any]:
             continue
         try:
             rows.append(_loads(line))
-        except RepeatedKey as error:
+        except RepeatedKeyError as error:
             raise DataError(f"{path} row {len(rows) + 1}: {error}; keep one") from None
         except (RecursionError, ValueError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else _brief(error)
@@ -131,7 +131,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [key for key, _ in pairs]
-        raise RepeatedKey(f"key {next(key for key in names if names.count(key) > 1)!r} stands twice in one object")
+        raise RepeatedKeyError(f"key {next(key for key in names if names.count(key) > 1)!r} stands twice in one object")
     return data
 
 
@@ -179,7 +179,7 @@ def _read_csv(path: Path) -> list[Any]:
                 continue
             try:
                 row[key] = _loads(cell) if cell else None
-            except RepeatedKey as error:
+            except RepeatedKeyError as error:
                 raise DataError(f"{path} row {number}: {key!r}: {error}; keep one") from None
             except (RecursionError, ValueError) as error:
                 raise DataError(f"{path} row {number}: {key!r} must hold a JSON list ({_brief(error)})") from None

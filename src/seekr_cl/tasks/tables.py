@@ -25,12 +25,9 @@ def require_records(data: Mapping[str, Any], where: str) -> None:
     if values and all(isinstance(one, Mapping) and one and all(map(_is_index, one)) for one in values):
         raise DataError(f"{where}: is column-wise JSON (one object a column, not a row); write records: {_PANDAS}")
     lists = [one for one in values if isinstance(one, list)]
-    if len(values) > 1 and len(lists) == len(values) and len({len(one) for one in lists}) == 1:
-        if not all(isinstance(item, Mapping) for one in lists for item in one):
-            raise DataError(
-                f"{where}: is column-wise JSON (one list a column, not a row); write one object a row, as "
-                "datasets' to_json does"
-            )
+    nested = any(isinstance(item, Mapping) for one in lists for item in one)
+    if len(values) > 1 and len(lists) == len(values) and len({len(one) for one in lists}) == 1 and not nested:
+        raise DataError(f"{where}: is column-wise JSON (one list a column, not a row); write records: {_PANDAS}")
     if len(values) == 1 and lists and lists[0] and all(isinstance(item, Mapping) for item in lists[0]):
         key = next(iter(data))
         if key not in STRUCTURED:
