@@ -1,6 +1,7 @@
 """What each command does: turn options into calls of the library and print the result."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
 from seekr_cl.training.adapters import merged
+from seekr_cl.training.merging import note_merged, origin_of
 from seekr_cl.training.models import load_model, require_free, save_model
 from seekr_cl.training.run import run
 
@@ -87,7 +89,9 @@ def export_command(given: Any) -> None:
     output = Path(given.output)
     require_free(output)
     model, tokenizer = load_model(given.model, given.dtype)
-    save_model(output, merged(model, given.model), tokenizer)
+    # Asked before the adapter is merged into the weights that it is about.
+    origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
+    save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
     out().print(f"model in {output}", soft_wrap=True)
 
 

@@ -18,7 +18,15 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import (
+    MemoryTask,
+    MethodState,
+    ReplayMemory,
+    ReplaySample,
+    TaskSamples,
+    accepted_hashes,
+    model_hash,
+)
 from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
@@ -42,6 +50,7 @@ from seekr_cl.training.keeping import (
     replay_weights,
     within_budget,
 )
+from seekr_cl.training.merging import dtype_of, merged_from, note_origin
 from seekr_cl.training.models import (
     load_model,
     pad_id,
@@ -174,11 +183,16 @@ def _learn(
     empty = loads_once and not ranks.is_first()
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
-    tokens_sha = tokenizer_hash(tokenizer)
+    tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
+        if begun.state["identity"].get("tokenizer") == former_sha:
+            identity["tokenizer"] = former_sha
         check_same_learning(begun.state["identity"], identity, str(saves.place))
-    store.check_belongs(model_sha, tokens_sha)
+    weights_dtype = dtype_of(network)
+    store.check_belongs(
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
+    )
     network = adapted(network, config, model)
     if loads_once:
         once.shard(network, config)
@@ -248,6 +262,7 @@ def _learn(
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, new_model, config.quantization)
 
     new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
@@ -267,6 +282,7 @@ def _learn(
                 method=describe_method(config),
                 model_folder=output,
                 method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
+                dtype=weights_dtype,
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try.

@@ -28,7 +28,7 @@ from seekr_cl.evaluation import (
 from seekr_cl.evaluation.answers import describe_intervals
 from seekr_cl.faults import fault_point
 from seekr_cl.locks import hold
-from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
 from seekr_cl.stopping import stop_here_if_asked, stop_if_asked
@@ -112,7 +112,7 @@ class Run:
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
-            model, tokens = self._check_examples()
+            model, tokens, _ = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
             write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
@@ -131,9 +131,9 @@ class Run:
                 )
         if not (self.output / "memory").exists():
             # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
-            model, tokens = self._check_examples()
-            for key, value in (("model", model), ("tokenizer", tokens)):
-                if former.get(f"{key}_sha256") != value:
+            model, tokens, older = self._check_examples()
+            for key, values in (("model", [model]), ("tokenizer", [tokens, older])):
+                if former.get(f"{key}_sha256") not in values:
                     raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
 
     def _remove_leftovers(self) -> None:
@@ -190,16 +190,16 @@ class Run:
         self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
-    def _check_examples(self) -> tuple[str, str]:
+    def _check_examples(self) -> tuple[str, str, str]:
         """Tokenises everything once, so that a bad row in the last task is not found after days of training.
 
         Returns:
-            The hashes of model and tokenizer.
+            The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
-        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
         stages = self._stages()
