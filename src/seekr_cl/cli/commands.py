@@ -1,5 +1,6 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from seekr_cl.cli.output import out, size
 from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.mounts import refuse_mount
 from seekr_cl.report import score_table
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.paths import beside
@@ -86,8 +88,9 @@ def compare_command(given: Any) -> None:
 
 def export_command(given: Any) -> None:
     """``seekr export``."""
-    output = Path(given.output)
+    output = Path(os.path.abspath(given.output))
     require_free(output)
+    refuse_mount(output)
     model, tokenizer = load_model(given.model, given.dtype)
     # Asked before the adapter is merged into the weights that it is about.
     origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None

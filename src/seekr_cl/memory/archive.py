@@ -20,6 +20,7 @@ from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_fold
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.memory.upkeep import opened, verify
+from seekr_cl.mounts import refuse_mount
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -85,6 +86,7 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
     above = file_above(folder)
     if above is not None or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise OutputError(f"{folder}: already exists and is not empty; choose another folder")
+    refuse_mount(folder)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         with open(archive, "rb") as file:

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 _PROBE = (
     "The quick brown fox, it's MINE: don't we'll I'd; Hello  World   tabs\there\n\nnew lines\r\n    four spaces \n",
     " 1 12 123 1234567890 3.14 -7 1,000,000 x_1 camelCase SNAKE_CASE http://a.b/c?d=e&f#g user@mail.org $5 50% [x]{y}",
-    "caf\u00e9 cafe\u0301 \u212b \uff21\uff42\uff11\uff12\uff13 \ufb01nal \u00bd \u2460 \u3392",
-    "\u00ad\u200b\u200d\ufeff\u00a0\u3000x \x01\x7f``''--...!!! \u201cquotes\u201d \u2018a\u2019 \u2014 \u2013 \u2026 \u00ab\u00bb",
-    "\u0130stanbul stra\u00dfe \u03a3\u03c3\u03c2 Привет שלום مرحبا नमस्ते สวัสดี 你好世界 こんにちは 한국 \u1112\u1161\u11ab",
-    "\u20ac \u2603 \U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001d400",
+    "caf\u00e9 cafe\u0301 \u212b \uff21\uff42\uff11\uff12\uff13 \ufb01nal \u00bd \u2460 \u3392 \u1112\u1161\u11ab",
+    "\u00ad\u200b\u200d\ufeff\u00a0\u3000x \x01\x7f``''--...!!!",
+    "\u0130stanbul stra\u00dfe \u03a3\u03c3\u03c2 Привет שלום مرحبا नमस्ते สวัสดี 你好世界 こんにちは 한국",
+    "\u201cquotes\u201d \u2018a\u2019 \u2014 \u2013 \u2026 \u00ab\u00bb \u20ac \u2603 \U0001f600",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001d400",
     "".join(map(chr, range(32, 127))),
 )  # fmt: skip
 """Texts on which tokenizers part ways: cases, digits, spaces, accents, compatibility forms, scripts, punctuation."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
 from seekr_cl.methods.writing import context_length
+from seekr_cl.mounts import refuse_mount
 from seekr_cl.shards import is_sharded, reshard, whole
 from seekr_cl.stopping import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
@@ -134,6 +136,9 @@ def learn(
     if len(tasks) > 1 and not config.method_class.joint:
         raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
+    if output.name in ("", ".."):
+        # What is beside a folder is found by its name, and "." has none.
+        output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     if not resume:
@@ -141,6 +146,7 @@ def learn(
     with hold(output, "output"), hold(place, "memory"):
         begun = saves.newest() if resume else None
         store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
+        ranks.first(partial(refuse_mount, output))
         for folder in (place, output):
             ranks.first(partial(refuse_unwritable, folder))
         if resume:

@@ -136,6 +136,9 @@ def save_model(
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
     """
+    if path.is_dir():
+        # A link to an empty folder: the folder is replaced, not the link.
+        path = path.resolve()
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         temporary.mkdir(parents=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.mounts import refuse_mount
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.benchmarks.archives import open_files
 from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
@@ -109,6 +110,7 @@ def _convert(
         raise DataError(f"{called or path}: its sha256 is {found or 'none, it is a folder'}, not {sha256}; refused")
     content: dict[str, Any] = {"name": benchmark.name, "variant": variant, "source": called or path.name}
     content |= {"sha256": found, "rows": {}, "files": {}, "notes": []}
+    refuse_mount(output)
     place = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         with open_files(path) as files:
