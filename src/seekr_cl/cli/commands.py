@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.output import out, size
-from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
+from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.mounts import refuse_mount
+from seekr_cl.models.loading import load_model, require_free, save_model
+from seekr_cl.models.merging import note_merged, origin_of
+from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
+from seekr_cl.runs.stream_run import run
+from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.paths import beside
 from seekr_cl.tasks import StreamSpec, Task
-from seekr_cl.tasks.paths import beside
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
-from seekr_cl.training.adapters import merged
-from seekr_cl.training.merging import note_merged, origin_of
-from seekr_cl.training.models import load_model, require_free, save_model
-from seekr_cl.training.run import run
 
 
 def learn_command(given: Any) -> None:
@@ -74,14 +74,14 @@ def run_command(given: Any) -> None:
 
 def evaluate_command(given: Any) -> None:
     """``seekr evaluate``."""
-    from seekr_cl.cli.evaluate import evaluate_command
+    from seekr_cl.cli.evaluate_command import evaluate_command
 
     evaluate_command(given)
 
 
 def compare_command(given: Any) -> None:
     """``seekr compare``."""
-    from seekr_cl.cli.compare import compare_command
+    from seekr_cl.cli.compare_command import compare_command
 
     compare_command(given)
 
@@ -100,7 +100,7 @@ def export_command(given: Any) -> None:
 
 def demo_command(given: Any) -> None:
     """``seekr demo``."""
-    from seekr_cl.demo.run import demo
+    from seekr_cl.demo.demo_run import demo
 
     demo(
         Path(given.output),
@@ -113,28 +113,36 @@ def demo_command(given: Any) -> None:
 
 def memory_command(given: Any) -> None:
     """``seekr memory``."""
-    from seekr_cl.cli import memory
+    from seekr_cl.cli import memory_command as memory
 
     memory.COMMANDS[given.memory_command](given)
 
 
 def benchmark_command(given: Any) -> None:
     """``seekr benchmark``."""
-    from seekr_cl.cli import benchmark
+    from seekr_cl.cli import benchmark_command as benchmark
 
     benchmark.COMMANDS[given.benchmark_command](given)
 
 
+def inspect_command(given: Any) -> None:
+    """``seekr inspect``."""
+    from seekr_cl.cli.inspect_command import inspect
+
+    settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    inspect(given, _config({"use_cpu": True} | settings, given.config or "settings"), out())
+
+
 def methods_command(given: Any) -> None:
     """``seekr methods``."""
-    from seekr_cl.cli import methods
+    from seekr_cl.cli import methods_command as methods
 
     methods.methods_command(given)
 
 
 def plan_command(given: Any) -> None:
     """``seekr plan``."""
-    from seekr_cl.cli.plan import plan
+    from seekr_cl.cli.plan_command import plan
 
     block, overrides = benchmark_overrides(given.overrides)
     spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream, block)
@@ -158,6 +166,7 @@ COMMANDS = {
     "memory": memory_command,
     "benchmark": benchmark_command,
     "methods": methods_command,
+    "inspect": inspect_command,
 }
 
 

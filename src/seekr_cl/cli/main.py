@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
-from seekr_cl.stopping import Stopped, graceful
+from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
 # What is no number is refused in ``main``, in one line.
@@ -94,6 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
     _take_launch(evaluate)
+    _take_overrides(evaluate)
+    evaluate.epilog = (
+        "KEY=VALUE sets how conversations are rendered and read: chat_template_kwargs.enable_thinking=false "
+        "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
+    )
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
@@ -113,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
+
+    inspect = commands.add_parser("inspect", help="what is taught: each example's text, its learned tokens, its cuts")
+    inspect.add_argument("--model", required=True, help="model folder or Hub name; a tokenizer is enough")
+    inspect.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
+    inspect.add_argument("-n", type=int, default=3, dest="examples", metavar="N", help="examples to show (default 3)")
+    inspect.add_argument("--json", action="store_true", help="for a program")
+    _config_options(inspect)
 
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
@@ -191,6 +203,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
+    if isinstance(getattr(given, "task", None), list):
+        settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
+        rest += settings
+        given.task = [word for word in given.task if word not in settings]
     if hasattr(given, "plan_stream"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
@@ -249,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _launch(config: str, words: Sequence[str]) -> int:
-    from seekr_cl.cli.launch import launch, without_launch
+    from seekr_cl.cli.launcher import launch, without_launch
 
     if _LAUNCHED:
         raise ConfigError("--launch: this process has been launched already; remove it, or the launcher before it")

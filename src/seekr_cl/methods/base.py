@@ -6,7 +6,6 @@ A new method is one file in this folder: a ``Method`` subclass with its paper an
 Shapes: B batch, L padded length, V vocabulary.
 """
 
-import inspect
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
-from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.tasks import Encoded
-from seekr_cl.tasks.batches import positions
+from seekr_cl.tasks.collate import IGNORE
 
 Batch = dict[str, Any]
 Carried = tuple[Mapping[str, Tensor], dict[str, Any]]
@@ -123,6 +123,7 @@ class Method(ABC):
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
+        last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
         joint: whether it needs all tasks at once (the multi-task upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
         carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
@@ -138,6 +139,7 @@ class Method(ABC):
     keeps: ClassVar[bool] = False
     adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
+    last_turn_only: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     carries_weights: ClassVar[bool] = True
@@ -284,27 +286,12 @@ def forward(model: Any, batch: Batch) -> Tensor:
     ids_BL = batch["input_ids"]
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = batch["labels"] == IGNORE
+        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     if counts_from_the_edge(model):
         more["position_ids"] = positions(batch["attention_mask"])
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
-
-
-def counts_from_the_edge(model: Any) -> bool:
-    """Whether a model counts positions from the tensor's left edge unless it is told them, as GPT-2 does.
-
-    Padding on the left shifts those. Rotary positions only matter by their distances, and models that cannot be told
-    positions have none or count the mask's.
-    """
-    inner = getattr(model, "module", model)
-    inner = getattr(inner, "_orig_mod", inner)
-    if hasattr(inner, "peft_config"):
-        inner = inner.get_base_model()
-    if "position_ids" not in inspect.signature(inner.forward).parameters:
-        return False
-    return not any("Rotary" in type(part).__name__ for part in inner.modules())
 
 
 def task_generator(seed: int) -> torch.Generator:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.keys import kind_of
+from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.tasks.values import kind_of
 
 KEYS = (
     *("prompt", "completion", "answer", "messages", "conversations", "instruction", "input", "output", "text"),

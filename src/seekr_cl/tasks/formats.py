@@ -4,14 +4,14 @@ Whatever the format, what comes out is ``{prompt, completion}`` or ``{messages}`
 ``chat_template_kwargs`` beside them where the record has them.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.keys import check_keys, kind_of
+from seekr_cl.errors import DataError, nearest
+from seekr_cl.tasks.keys import check_keys
+from seekr_cl.tasks.messages import WEIGHT
+from seekr_cl.tasks.values import kind_of
 
 ACCEPTED = (
     "{prompt, completion}, {prompt, answer}, {messages: [{role, content}, ...]}, "
@@ -45,14 +45,12 @@ class Reading:
         read_as: The format's name, a key of ``FORMATS``.
         record: ``prompt`` and ``completion``, or ``messages``; and what else the format has a use for.
         unused: Keys that nothing is made of.
-        shown: How many messages only set the scene: nothing of them is learnt.
         answer_key: What the record calls its answer, for error messages.
     """
 
     read_as: str
     record: dict[str, Any]
     unused: tuple[str, ...] = ()
-    shown: int = 0
     answer_key: str = "completion"
 
 
@@ -108,8 +106,13 @@ def _conversational_pair(name: str, row: dict[str, Any], where: str, unused: tup
                 f"{where}: {key!r} must be a list of {{role, content}} too, not {kind_of(row[key])}: prompt and "
                 "completion are both messages or both strings"
             )
-    record = {"messages": [*row["prompt"], *row[answer]], **_of(row, *_CHAT)}
-    return _with_system(Reading(name, record, unused, len(row["prompt"])), where)
+    # What the prompt holds of the assistant is shown and not learnt.
+    shown = [{**turn, WEIGHT: 0} if _is_assistant(turn) else turn for turn in row["prompt"]]
+    return _with_system(Reading(name, {"messages": [*shown, *row[answer]], **_of(row, *_CHAT)}, unused), where)
+
+
+def _is_assistant(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and turn.get("role") == "assistant"
 
 
 def _messages(name: str, row: dict[str, Any], where: str, unused: tuple[str, ...]) -> Reading:
@@ -160,31 +163,21 @@ def _of(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _with_system(reading: Reading, where: str) -> Reading:
-    """Puts a ``system`` beside the messages in front of them, and reads ``tools`` that are JSON in a string."""
+    """Puts a ``system`` beside the messages in front of them; an empty list of tools is none."""
     record = reading.record
     system = record.pop("system", "")
     if not isinstance(system, str):
         raise DataError(f"{where}: 'system' must be a string, not {kind_of(system)}; put quotes around it")
-    tools = record.get("tools")
-    if isinstance(tools, str):
-        try:
-            record["tools"] = tools = json.loads(tools) if tools.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: 'tools' is a string but no JSON ({error}); write a list of tools") from None
-    if tools is not None and not isinstance(tools, list | tuple):
-        raise DataError(f"{where}: 'tools' must be a list, not {kind_of(tools)}; put it in [ ]")
-    if not tools:
-        record.pop("tools", None)
-    settings = record.get("chat_template_kwargs", {})
-    if not isinstance(settings, Mapping):
-        raise DataError(f"{where}: 'chat_template_kwargs' must be an object, not {kind_of(settings)}")
+    for key in ("tools", "chat_template_kwargs"):
+        if not record.get(key):
+            record.pop(key, None)
     turns = record["messages"]
     if not system or not isinstance(turns, list | tuple):
         return reading
     if turns and isinstance(turns[0], Mapping) and turns[0].get("role") in ("system", "developer"):
         raise DataError(f"{where}: holds 'system' and a first message of role {turns[0]['role']!r}; keep one of them")
     record["messages"] = [{"role": "system", "content": system}, *turns]
-    return Reading(reading.read_as, record, reading.unused, reading.shown + bool(reading.shown))
+    return reading
 
 
 @dataclass(frozen=True, slots=True)

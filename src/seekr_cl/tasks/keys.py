@@ -57,7 +57,10 @@ _NEUTRAL = {
     **dict.fromkeys(("train", "training", "trainable", "learn", "train_on_turn", "loss"), (True,)),
     **dict.fromkeys(("ignore", "masked"), (False,)),
 }
-_TURN = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking", "tools")
+_TURN = (
+    *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"),
+    *("tools", "weight"),
+)
 _TURN_INSTEAD = ("image", "images", "video", "videos", "audio", "audios", "input_ids", "labels", "label")
 
 
@@ -126,25 +129,3 @@ def _slip(key: str, known: tuple[str, ...], present: Mapping[Any, Any]) -> str |
         default=(9, ""),
     )
     return least[1] if least[0] <= (1 if len(least[1]) < 8 else 2) else None
-
-
-def kind_of(value: Any) -> str:
-    """Name a value's type in the words of a data file rather than of Python.
-
-    Args:
-        value: Any value read from a file.
-
-    Returns:
-        A short description such as ``"a number (7)"``.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return f"true/false ({str(value).lower()})"
-    if isinstance(value, int | float):
-        return f"a number ({value})"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import DataError, nearest
 from seekr_cl.tasks.csv_file import parse_csv
 from seekr_cl.tasks.tables import STRUCTURED, require_records, without_nulls
 

@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import DataError, nearest
+from seekr_cl.system.paths import at_home
 from seekr_cl.tasks.columns import Columns
+from seekr_cl.tasks.examples import Example, example_of, reference_list
 from seekr_cl.tasks.formats import recognise
 from seekr_cl.tasks.keys import DataWarning
-from seekr_cl.tasks.paths import at_home
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
-from seekr_cl.tasks.records import Example, example_of, reference_list
 from seekr_cl.tasks.tables import without_nulls
 
 SPLITS = ("train", "eval", "test")

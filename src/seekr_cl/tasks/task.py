@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.answers import get_extraction
+from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.tasks.columns import Columns
-from seekr_cl.tasks.records import Example
+from seekr_cl.tasks.examples import Example
+from seekr_cl.tasks.extraction import get_extraction
 from seekr_cl.tasks.sources import SPLITS, Source, default_name, locate
 
 __all__ = ["Example", "Task", "check_limit", "check_switch", "safe_name"]
@@ -199,9 +198,6 @@ class Task:
         digest = hashlib.sha256()
         for example in self.train:
             # JSON marks where each text ends, so that ("ab", "c") and ("a", "bc") differ.
-            texts: list[Any] = [example.prompt, example.completion, example.messages]
-            # Only where there are any, for a memory remembers what tasks without them were.
-            more = {"tools": example.tools, "kwargs": example.chat_template_kwargs, "shown": example.shown}
-            texts += [{key: value for key, value in more.items() if value}] if any(more.values()) else []
+            texts = [example.prompt, example.completion, example.messages, *example.told]
             digest.update(json.dumps(texts, sort_keys=True).encode("ascii") + b"\n")
         return digest.hexdigest()

@@ -16,9 +16,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
-from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.locks import hold
+from seekr_cl.config.chat import set_template
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
+from seekr_cl.distributed.engines import keeps_shards, plain
+from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
 from seekr_cl.memory import (
     MemoryTask,
     MethodState,
@@ -28,32 +30,10 @@ from seekr_cl.memory import (
     accepted_hashes,
     model_hash,
 )
-from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.methods.writing import context_length
-from seekr_cl.mounts import refuse_mount
-from seekr_cl.shards import is_sharded, reshard, whole
-from seekr_cl.stopping import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
-from seekr_cl.training import once
-from seekr_cl.training.adapters import adapted, is_prompt_learning
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.carry import Carry
-from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.clock import Reviews, UpdateClock
-from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import (
-    as_sample,
-    carried_state,
-    check_budget,
-    choose_samples,
-    replay_weights,
-    within_budget,
-)
-from seekr_cl.training.merging import dtype_of, merged_from, note_origin
-from seekr_cl.training.models import (
+from seekr_cl.models.context import context_length
+from seekr_cl.models.loading import (
     load_model,
     pad_id,
     refuse_unwritable,
@@ -61,13 +41,35 @@ from seekr_cl.training.models import (
     save_model,
     written_state,
 )
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
+from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
+from seekr_cl.replay.schedule import build_schedule, review_rounds
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import write_json
+from seekr_cl.system.locks import hold
+from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training import fsdp_loading as once
+from seekr_cl.training.adapting import adapted
+from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.context_check import check_room
+from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.room import check_room
-from seekr_cl.training.schedule import build_schedule, review_rounds
-from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.sample_selection import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
+from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import keeps_shards, plain
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -188,6 +190,7 @@ def _learn(
         loads_once = False
     empty = loads_once and not ranks.is_first()
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
     tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
@@ -360,7 +363,8 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
             f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
+    boundary = config.boundary or "exact"
+    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
 
 
 def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
@@ -373,7 +377,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
     for example in task.train:
         try:
             kept.append((example, encoder.encode(example)))
-        except DataError:
+        except TooLongError:
             if config.long_completions == "refuse":
                 raise
     left_out = len(task.train) - len(kept)
