@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
+from seekr_cl.models.adapter_layers import leave_out, put_exactly
 from seekr_cl.system.files import plain_name, write_json
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
 
     config = make_config(given)
     config.base_model_name_or_path = model.name_or_path
+    leave_out(model, config)
     with _drawing(seed), _quiet():
         try:
             found = get_peft_model(model, config)
@@ -251,7 +253,8 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             if content_of is not None:
                 found.load_selector(folder, content_of)
         # PEFT leaves those as they were drawn, and only warns of it.
-        if any("missing adapter keys" in str(one.message) for one in said):
+        lacking = any("missing adapter keys" in str(one.message) for one in said)
+        if lacking and not all(put_exactly(found, place, name) for name, place in places.items()):
             raise ModelError(f"{folder}: lacks weights for some of its layers; {_OTHER_BASE}")
         return found
     except ModelError:
