@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
-from seekr_cl.config.overrides import apply_overrides
+from seekr_cl.config.overrides import apply_overrides, data_settings
 from seekr_cl.config.seekr_config import build_settings
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
@@ -41,6 +41,7 @@ from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.run_identity import scoring_hash
 
@@ -51,6 +52,7 @@ GENERAL = "general.json"
 
 def evaluate_command(given: Any) -> None:
     """Evaluates, and goes on where an interrupted evaluation was."""
+    given.columns, given.allow_empty, given.overrides = data_settings(given.overrides)
     output = Path(given.output)
     if not given.task and given.general is None:
         raise ConfigError("evaluate: nothing to evaluate on; name tasks with --task, or --general")
@@ -119,6 +121,8 @@ def _score_tasks(
             "interval": score.interval.to_json(),
             "examples": score.count,
             "max_new_tokens": task.max_new_tokens,
+            "references_longer": score.references_longer,
+            "answers_broken_off": score.broken_off,
             "sha256": scoring_hash(task),
         }
         ranks.first(partial(note, score))
@@ -149,6 +153,14 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
         )
     out().print(table)
+    for name, score in scores.items():
+        if count := score.get("answers_broken_off", 0):
+            warnings.warn(
+                f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
+                "and may be broken off",
+                DataWarning,
+                stacklevel=2,
+            )
 
 
 def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
@@ -266,7 +278,7 @@ def _test_tasks(source: str, given: Any) -> list[Task]:
             max_new_tokens=given.max_new_tokens,
             require_test=True,
             allow_empty=given.allow_empty,
-            columns=given.columns and apply_overrides({}, [f"columns.{one}" for one in given.columns], None)["columns"],
+            columns=given.columns,
         )
     ]
 

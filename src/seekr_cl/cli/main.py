@@ -76,10 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", nargs="+", help="files, folders, or a stream's YAML")
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
-    evaluate.add_argument(
-        "--columns", nargs="+", metavar="KEY=COLUMN", help="what prompt, completion, ... are called in the files"
-    )
-    evaluate.add_argument("--allow-empty", action="store_true", help="take rows whose answer is empty")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--batch-size", type=int, default=16)
     evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")

@@ -31,6 +31,16 @@ def leave_out(model: nn.Module, config: Any) -> None:
         config.exclude_modules = {*(own or ()), *left}
 
 
+def special_layers(model: nn.Module) -> list[str]:
+    """Layers with an adapter on them that do more than a linear layer, by name: the adapter would add to a tuple."""
+    based = ((name, getattr(part, "base_layer", None)) for name, part in model.named_modules())
+    return [
+        name.removeprefix("base_model.model.")
+        for name, base in based
+        if isinstance(base, nn.Linear) and _is_special(base)
+    ]
+
+
 def _is_special(layer: nn.Linear) -> bool:
     """Whether a model's own code says what the layer does; torch's and the quantising libraries' are plain ones."""
     return type(layer).forward is not nn.Linear.forward and type(layer).__module__.startswith("transformers")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
-from seekr_cl.models.adapter_layers import leave_out, put_exactly
+from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
 from seekr_cl.system.files import plain_name, write_json
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ConfigError(f"peft: does not fit this model: {_first_line(error)}") from error
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
+    if unfit := special_layers(found):
+        raise ConfigError(
+            f"peft.target_modules: {unfit[0]} is no plain linear layer (a router, or a grouped one); name others"
+        )
     if not any(weight.requires_grad for weight in found.parameters()):
         raise ConfigError("peft: leaves no weight to train; name other target_modules")
     return found

@@ -57,6 +57,7 @@ from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
 from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.sample_selection import (
@@ -203,6 +204,7 @@ def _learn(
         model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
     )
     network = adapted(network, config, model)
+    warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
     else:
