@@ -130,6 +130,8 @@ def inspect_command(given: Any) -> None:
     from seekr_cl.cli.inspect_command import inspect
 
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    given.columns = settings.pop("columns", None)
+    given.allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     inspect(given, _config({"use_cpu": True} | settings, given.config or "settings"), out())
 
 
