@@ -89,7 +89,7 @@ class TextGuard:
         """Characters that no token stands for, each once."""
         # Written out in the text, it is what the text says.
         if self._unknown is not None and self._unknown in ids and self._tokenizer.unk_token not in text:
-            return "".join(dict.fromkeys(char for char in text if self._is_unknown(char))) or text[:40]
+            return self._pieces(text) or text[:40]
         new = {char for char in text if _counts(char)} - self._known
         if not new or self._backend is None:
             return ""
@@ -97,8 +97,13 @@ class TextGuard:
         self._known |= new - lost
         return "".join(dict.fromkeys(char for char in text if char in lost))
 
-    def _is_unknown(self, char: str) -> bool:
-        return _counts(char) and self._unknown in self._ids(char)
+    def _pieces(self, text: str) -> str:
+        """The parts of a text that became the unknown token, each once: characters, or whole words."""
+        if self._backend is None:
+            return ""
+        coded = self._backend.encode(text, add_special_tokens=False)
+        parts = (text[begin:end] for one, (begin, end) in zip(coded.ids, coded.offsets) if one == self._unknown)
+        return "".join(dict.fromkeys(parts)).strip()
 
     def _vanishes(self, char: str) -> bool:
         # Between letters, for what stands alone may be tokenised by other rules.
