@@ -22,6 +22,7 @@ from torch import Tensor
 from seekr_cl import errors
 from seekr_cl.environment import environment_number
 from seekr_cl.errors import SeekrError
+from seekr_cl.os_errors import named
 
 Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
@@ -115,7 +116,8 @@ def first(work: Callable[[], Result]) -> Result | None:
     result, failure = None, None
     if is_first():
         try:
-            result = work()
+            with named():
+                result = work()
         except SeekrError as error:
             failure = error
     _raise_if_any([from_first(_described(failure))], failure)
@@ -138,7 +140,8 @@ def each(work: Callable[[], Result]) -> list[Result]:
     """
     result, failure = None, None
     try:
-        result = work()
+        with named():
+            result = work()
     except SeekrError as error:
         failure = error
     if count() == 1 and failure is not None:

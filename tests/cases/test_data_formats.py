@@ -172,7 +172,8 @@ def test_csv_that_is_not_well_formed_names_its_line(line, tmp_path):
 
 
 GOOD_CSV = {
-    "quotes": ('"say ""hi""",b', 'say "hi"'), "quote after a space": ('" ""a""",b', ' "a"'), "inch": ('5" pipe,b', '5" pipe'),
+    "quotes": ('"say ""hi""",b', 'say "hi"'), "quote after a space": ('" ""a""",b', ' "a"'),
+    "inch": ('5" pipe,b', '5" pipe'),
     "newline": ('"a\r\nb",b', "a\r\nb"), "not a number": ("007,b", "007"), "not null": ("NA,b", "NA"),
     "long": (f'"{"x" * 200_000}",b', "x" * 200_000),
 }  # fmt: skip
@@ -240,5 +241,5 @@ def test_columns_and_empty_answers_in_a_stream(tmp_path):
     spec = StreamSpec.from_yaml(tmp_path / "s.yaml")
     assert [(one.prompt, one.completion) for one in spec.load_tasks(require_test=False)[0].train] == [("a", "")]
     (tmp_path / "s.yaml").write_text("tasks: [{data: d.jsonl, columns: {promt: q}}]\n")
-    with pytest.raises(ConfigError, match="task 1: columns: unknown key 'promt'.*'prompt'"):
+    with pytest.raises(ConfigError, match=r"task 1: columns: unknown key 'promt'.*'prompt'"):
         StreamSpec.from_yaml(tmp_path / "s.yaml")

@@ -137,7 +137,9 @@ def router_model(family: str) -> torch.nn.Module:
     if family == "phimoe":
         return PhimoeForCausalLM(PhimoeConfig(**sizes))
     return Llama4ForCausalLM(
-        Llama4TextConfig(**sizes, intermediate_size_mlp=16, head_dim=8, num_experts_per_tok=1, interleave_moe_layer_step=1)
+        Llama4TextConfig(
+            **sizes, intermediate_size_mlp=16, head_dim=8, num_experts_per_tok=1, interleave_moe_layer_step=1
+        )
     )
 
 
@@ -188,7 +190,9 @@ def test_settings_of_data_on_the_command_line(base, tmp_path):
     assert main([*command, "progress=none"]) == 2
     assert main([*command, "progress=none", "allow_empty=maybe"]) == 2
     assert main([*command, "progress=none", "allow_empty=true", "per_device_train_batch_size=4"]) == 0
-    assert main(["evaluate", *shared, "allow_empty=true", "--max-new-tokens", "2", "--output", str(tmp_path / "e")]) == 0
+    assert (
+        main(["evaluate", *shared, "allow_empty=true", "--max-new-tokens", "2", "--output", str(tmp_path / "e")]) == 0
+    )
     rows = [json.loads(line) for line in (tmp_path / "e" / "data.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Q: a0", "Q: a1", "Q: a2", "Q: a3"]
 

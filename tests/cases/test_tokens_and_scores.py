@@ -80,9 +80,10 @@ def test_a_prompt_that_is_not_seen_whole_is_warned_of_once():
 def test_special_tokens_within_an_answer_are_refused(answer, word):
     with pytest.raises(DataError, match=word):
         Encoder(made(), 50).encode(Example("q", answer))
-    assert Encoder(made(), 50).encode(Example("q", "a</s>")).input_ids == Encoder(made(), 50).encode(
-        Example("q", "a")
-    ).input_ids
+    assert (
+        Encoder(made(), 50).encode(Example("q", "a</s>")).input_ids
+        == Encoder(made(), 50).encode(Example("q", "a")).input_ids
+    )
 
 
 def test_an_empty_answer_is_the_end_of_the_text():

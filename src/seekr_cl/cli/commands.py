@@ -15,8 +15,10 @@ from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
+from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_switch
@@ -29,8 +31,6 @@ def learn_command(given: Any) -> None:
     columns = settings.pop("columns", None)
     allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     config = _config(settings, given.config or "settings")
-    if Path(given.memory).resolve() == Path(given.output).resolve():
-        raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
@@ -91,10 +91,12 @@ def export_command(given: Any) -> None:
     output = Path(os.path.abspath(given.output))
     require_free(output)
     refuse_mount(output)
-    model, tokenizer = load_model(given.model, given.dtype)
-    # Asked before the adapter is merged into the weights that it is about.
-    origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
-    save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
+    with hold(output, "output"):
+        remove_unfinished(output)
+        model, tokenizer = load_model(given.model, given.dtype)
+        # Asked before the adapter is merged into the weights that it is about.
+        origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
+        save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
     out().print(f"model in {output}", soft_wrap=True)
 
 
@@ -173,8 +175,8 @@ COMMANDS = {
 
 
 def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
-    # The Trainer wants a folder of its own although nothing is saved through it.
-    return config_from(settings, str(Path(tempfile.gettempdir()) / "seekr-trainer"), source)
+    # The Trainer wants a folder of its own although nothing is saved through it; another user's would not do.
+    return config_from(settings, str(Path(tempfile.gettempdir()) / f"seekr-trainer-{os.getuid()}"), source)
 
 
 def _model_source(folder: Path, model: str) -> str:

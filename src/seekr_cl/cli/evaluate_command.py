@@ -18,7 +18,6 @@ from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
-from seekr_cl.config.seekr_config import build_settings
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
@@ -37,12 +36,14 @@ from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.keys import DataWarning
-from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.run_identity import scoring_hash
 
 SCORES = "scores.json"
@@ -79,6 +80,8 @@ def evaluate_command(given: Any) -> None:
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
+        if given.resume:
+            ranks.first(lambda: remove_unfinished_inside(output))
         if tasks:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
@@ -143,7 +146,7 @@ def _score_tasks(
 
     def finish() -> None:
         write_json(output / SCORES, content)
-        (output / PARTIAL).unlink(missing_ok=True)
+        remove_file(output / PARTIAL, is_regular)
 
     ranks.first(finish)
     table = Table("task", "metric", "score", "examples", "95% interval")
@@ -167,8 +170,7 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
     """How conversations are rendered and read: what the streams say of it, and over it the command line."""
     keys = [one.name for one in fields(Asked)]
     said = {key: spec.settings[key] for spec in streams.values() for key in keys if key in spec.settings}
-    asked: Asked = build_settings(Asked, apply_overrides(said, given.overrides, None), "evaluate")
-    return asked
+    return build(Asked, apply_overrides(said, given.overrides, None), "evaluate")
 
 
 def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:

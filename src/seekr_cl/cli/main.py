@@ -1,7 +1,6 @@
 """The command ``seekr``."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -11,12 +10,14 @@ from typing import Any, NoReturn
 
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
 # What is no number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
+_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -96,6 +97,17 @@ def build_parser() -> argparse.ArgumentParser:
         "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
     )
 
+    score = commands.add_parser("score", help="score answers from a file, whoever made them")
+    score.add_argument(
+        "predictions",
+        metavar="PREDICTIONS.jsonl",
+        help="one object a line: prediction, reference or references, prompt",
+    )
+    score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
+    score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
+    score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
+    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
+
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
     export.add_argument("output", metavar="OUTPUT", help="folder for the model; must not hold anything")
@@ -164,6 +176,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")
@@ -229,9 +244,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
         with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
-            from seekr_cl.cli import commands
+            if given.command == "score":
+                # Before anything that imports torch, which takes longer than scoring.
+                from seekr_cl.cli.score import score_command
 
-            commands.COMMANDS[given.command](given)
+                score_command(given)
+            else:
+                from seekr_cl.cli import commands
+
+                commands.COMMANDS[given.command](given)
     except Stopped as stopped:
         if not _PROCESS:
             print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)
@@ -246,9 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _PIPE_CLOSED
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: {str(error.filename)[:80]}...: {error.strerror}; name another path", file=sys.stderr)
+        # Whatever the system refuses, anywhere: a full disk, a folder without permission, too many open files.
+        if _may_speak(describe(error)):
+            print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
@@ -309,11 +330,8 @@ def _others_lost(error: RuntimeError) -> int | None:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    from seekr_cl.tasks.keys import DataWarning
-    from seekr_cl.training.checkpoint import CheckpointWarning
-    from seekr_cl.training.learn import InertWarning
-
-    if issubclass(category, (InertWarning, CheckpointWarning, DataWarning)):
+    # Not by import: what is warned of may be that a library cannot be imported.
+    if category.__name__ in _SHOWN:
         print(f"warning: {message}", file=sys.stderr)
 
 

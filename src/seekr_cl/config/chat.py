@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.settings import Settings
 from seekr_cl.tasks.chat_template import DATE, ChatSettings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+@dataclass(frozen=True, kw_only=True)
+class Asked(Settings):
     """Settings of conversations that hold where nothing is learnt; those of ``SeekrConfig``."""
 
+    section: ClassVar[str] = "evaluate"
     chat_template: str | None = None
     chat_template_kwargs: Any = field(default_factory=dict)
     template_date: Any = DATE

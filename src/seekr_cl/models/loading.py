@@ -1,8 +1,6 @@
 """Loading a model and tokenizer, and writing a model folder that either exists whole or not at all."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,13 @@ from seekr_cl.distributed.dtensor import state_of
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
+from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
+from seekr_cl.system.removal import give_away, list_content, make_folder, remove_made, unfinished_folder
 
 
+@named(ModelError)
 def load_model(
     source: str | os.PathLike[str],
     dtype: str = "float32",
@@ -137,12 +138,24 @@ def written_state(model: Any) -> dict[str, Tensor]:
     return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers' library has no kind of error for a full disk.
+        if "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+@named()
 def save_model(
     path: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     extra: Any = None,
     tensors: dict[str, Tensor] | None = None,
+    provisional: bool = False,
 ) -> None:
     """Writes a model folder under a temporary name and renames it into place.
 
@@ -152,6 +165,8 @@ def save_model(
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
         tensors: all of ``written_state``, if the model holds only its shards of it.
+        provisional: it keeps the marker, by which ``removal.remove_made`` can take it away again, until the caller
+            gives it away.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
@@ -159,25 +174,28 @@ def save_model(
     if path.is_dir():
         # A link to an empty folder: the folder is replaced, not the link.
         path = path.resolve()
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary = unfinished_folder(path)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
-        tokenizer.save_pretrained(temporary)
+        _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)
+        if provisional:
+            list_content(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 handle = os.open(file, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
         fault_point("model.written")
-        if path.is_dir():
-            path.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, path)
+        if not provisional:
+            give_away(path)
         fault_point("model.renamed")
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
@@ -186,4 +204,4 @@ def save_model(
             f"{path}: the model cannot be written ({error}); free space or choose another folder"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +28,15 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.memory import accepted_hashes, model_hash
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
-from seekr_cl.report import plot_matrix
+from seekr_cl.os_errors import named
+from seekr_cl.report.drawing import draw
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted
@@ -42,7 +45,7 @@ from seekr_cl.training.context_check import check_room, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
-from seekr_cl.training.task_progress import open_memory, remove_leftovers
+from seekr_cl.training.task_progress import open_memory
 
 LEDGER = "run.json"
 SCORES = "scores.json"
@@ -141,12 +144,10 @@ class Run:
         """What a killed process had begun to write; the memory and the checkpoints see to their own."""
         for folder in [self.output, *self.output.glob("evaluations/*")]:
             if folder.is_dir():
-                remove_leftovers(folder)
-        for path in self.output.glob("models/.*.partial"):
-            shutil.rmtree(path, ignore_errors=True)
+                remove_unfinished_inside(folder)
         for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
             # Whoever held it held the run, which is held by this process now.
-            path.unlink(missing_ok=True)
+            remove_file(path, is_regular)
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -155,7 +156,7 @@ class Run:
             tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
         )
         matrix.extra = {probe.name: [] for probe in self.probes}
-        matrix.joint = self.config.method_class.joint
+        matrix.joint = self.config.method.kind.joint
         current = self.model
         base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
@@ -165,7 +166,7 @@ class Run:
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
             begun = saves.newest()
-            memory = open_memory(self.output / "memory", begun)
+            memory = open_memory(self.output / "memory")
             learnt = None
             if begun is not None and begun.state["identity"]["generation"] < memory.generation:
                 # Killed between committing and tidying up.
@@ -173,13 +174,15 @@ class Run:
             if memory.generation < number:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    ranks.first(partial(shutil.rmtree, folder, ignore_errors=True))
+                    ranks.first(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
                 stop_if_asked()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+            elif self.config.keep_models != "last":
+                ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
             matrix.rows.append(done.scores)
@@ -187,8 +190,9 @@ class Run:
             if ranks.is_first():
                 self._write(matrix, seconds, memory.num_bytes, done.evaluation)
                 if self.config.keep_models == "last" and former != self.model:
-                    shutil.rmtree(former, ignore_errors=True)
-        self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
+                    remove_made(Path(former))
+        ranks.first(partial(give_away, Path(current)))
+        self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
     def _check_examples(self) -> tuple[str, str, str]:
@@ -216,7 +220,7 @@ class Run:
         return hashes
 
     def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
+        return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
 
     def _stage(
         self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
@@ -232,8 +236,8 @@ class Run:
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
-            self._say(f"{self.config.method_class.name}: after {name}: {shown}")
-        ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
+            self._say(f"{self.config.method.name}: after {name}: {shown}")
+        ranks.first(partial(remove_file, place / PARTIAL, is_regular))
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
@@ -297,8 +301,18 @@ class Run:
                 "intervals": describe_intervals(self.output, matrix),
             }
         )
+        if self._shows_more(len(content["matrix"])):
+            # A run that is done and asked for again: what is there is not replaced by its own beginning.
+            return
         write_json(self.output / SCORES, content)
-        plot_matrix(matrix, self.output / "scores.png")
+        draw("plot_matrix", matrix, self.output / "scores.png")
+
+    def _shows_more(self, rows: int) -> bool:
+        """Whether scores of more rows are written already."""
+        try:
+            return len(json.loads((self.output / SCORES).read_text(encoding="utf-8"))["matrix"]) > rows
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _benchmark(self) -> dict[str, Any]:
         return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
@@ -322,6 +336,7 @@ class Run:
             console().print(line, soft_wrap=True, markup=False)
 
 
+@named()
 def run(
     model: str | Path,
     tasks: Sequence[Task],
@@ -352,7 +367,8 @@ def run(
         SeekrError: for bad input; what is on disk stays.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
+    require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
-    with hold(one.output, "run"):
+    with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         ranks.first(lambda: one.start(resume))
         return one.execute()

@@ -188,7 +188,7 @@ class Renderer:
         bare = own[: len(own) - len(after)] if own.endswith(after) else own
         for written in (own, bare):
             # As the last turn it may begin with a think block that it does not have here.
-            latest = written.find(said) if said else max(0, len(written) - len(after) - 1)
+            latest = written.rfind(said) if said else max(0, len(written) - len(after) - 1)
             shared = self._parting(written, rest)
             # Nothing of it is left out, or all that comes before some place, or what follows what both begin with.
             for kept, place in [(0, n) for n in range(max(0, latest) + 1)] + [
@@ -212,7 +212,7 @@ class Renderer:
         if place in (len(one), len(other)):
             return place
         for text in (one, other):
-            for found in self.template.marker.finditer(text, max(0, place - 80)):
+            for found in self.template.marker.finditer(text, max(0, place - 80), place + 80):
                 if found.start() < place < found.end():
                     return found.start()
         return place

@@ -230,6 +230,12 @@ class Template:
             if name not in text:
                 advice = "use roles that it writes, or set chat_template to a file that writes it"
                 return f"{one.where}: {what}; {advice}"
+        for turn in turns:
+            for call in turn.get("tool_calls", ()):
+                given = (call.get("function") or call).get("arguments")
+                # As a string within a string, or in braces of the template's own, they are no arguments any more.
+                if given and isinstance(given, str) and (given not in text or f"{{{given}" in text):
+                    return f"{one.where}: {self.name} does not write arguments given as JSON text; give objects"
         return None
 
 

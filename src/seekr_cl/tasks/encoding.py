@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seekr_cl.errors import ConfigError, ModelError, TooLongError, nearest
-from seekr_cl.tasks.chat_reading import AnswerReader
+from seekr_cl.tasks.chat_reading import AnswerReader, turn_ends
 from seekr_cl.tasks.chat_rendering import Rendered, Renderer
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.tasks.collate import Encoded, Spans, collate
@@ -102,6 +102,8 @@ class Encoder:
         self._cut: set[int] = set()
         self.chat = chat or ChatSettings()
         self._renderer = Renderer(tokenizer, self.chat)
+        # A text that a chat template has rendered before may end with the end of a turn.
+        self._ends = {tokenizer.eos_token_id, *turn_ends(tokenizer)}
         self.reader = AnswerReader(tokenizer, self._renderer)
 
     @property
@@ -159,7 +161,7 @@ class Encoder:
         body = self._ids(prompt)
         added = self._front_of(body, example)
         front = "" if body[: len(added)] == added else "".join(self._tokenizer.convert_ids_to_tokens(added))
-        eos = "" if self._ids(completion)[-1:] == [self._tokenizer.eos_token_id] else self._tokenizer.eos_token
+        eos = "" if self._ends.intersection(self._ids(completion)[-1:]) else self._tokenizer.eos_token
         begin = len(front) + len(prompt)
         text = f"{front}{prompt}{completion}{eos}"
         return Shown(text, ((begin, len(text)),), encoded)
@@ -237,7 +239,7 @@ class Encoder:
                 f"{where}: the completion has {len(answer)} tokens, above max_answer_length {self._max_answer}; "
                 "raise it or shorten the completion"
             )
-        if answer[-1:] != [eos]:
+        if not answer or answer[-1] not in self._ends:
             answer.append(eos)
         # One token must come before the completion: the model predicts every token from the one to its left.
         lead = max(1, len(self._front))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.os_errors import named
 from seekr_cl.tasks.columns import Columns
 from seekr_cl.tasks.examples import Example
 from seekr_cl.tasks.extraction import get_extraction
@@ -131,6 +132,7 @@ class Task:
         return safe_name(self.name)
 
     @classmethod
+    @named(DataError)
     def load(
         cls,
         source: Source,

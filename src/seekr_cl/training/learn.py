@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
+from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.memory import (
     MemoryTask,
     MethodState,
@@ -30,9 +29,10 @@ from seekr_cl.memory import (
     accepted_hashes,
     model_hash,
 )
+from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -43,23 +43,28 @@ from seekr_cl.models.loading import (
 )
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.tasks import Encoded, Encoder, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
+from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.precision import warn_if_updates_vanish
-from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
     as_sample,
     carried_state,
@@ -68,19 +73,22 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.task_progress import (
+    Standing,
+    before_lost_model,
+    is_uncommitted,
+    make_room,
+    open_memory,
+    tidy,
+    tidy_up,
+)
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
 LOG = "training_log.json"
-DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +112,7 @@ class Learnt:
     cut: int
 
 
+@named()
 def learn(
     model: str | Path,
     task: Task | list[Task],
@@ -136,29 +145,46 @@ def learn(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     tasks = task if isinstance(task, list) else [task]
-    if len(tasks) > 1 and not config.method_class.joint:
-        raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
+    if len(tasks) > 1 and not config.method.kind.joint:
+        raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     if output.name in ("", ".."):
         # What is beside a folder is found by its name, and "." has none.
         output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    require_open_files()
+    ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
-    with hold(output, "output"), hold(place, "memory"):
+    with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
-        store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        ranks.first(partial(refuse_mount, output))
-        for folder in (place, output):
-            ranks.first(partial(refuse_unwritable, folder))
-        if resume:
-            done = _finished(tasks, store, output, config, begun)
-            if done is not None:
-                ranks.first(saves.clear)
-                return done
-            ranks.first(lambda: make_room(output, store, begun))
-        return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+        if begun is not None:
+            check_places(begun.state.get("places"), places_of(place, output, saves.place), saves.place)
+            check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
+        with hold(place, "memory"):
+            store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            ranks.first(partial(refuse_mount, output))
+            for folder in (place, place / GENERATIONS, output):
+                ranks.first(partial(refuse_unwritable, folder))
+            if resume:
+                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                if done is not None:
+                    ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+                    return done
+            former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
+            here, gone = (store, None) if former is None else (former, store)
+            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+            fault_point("learn.cleared")
+            return learnt
+
+
+def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool) -> None:
+    """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
+    if alone or config.keep_models != "last":
+        give_away(output)
+    tidy_up(saves)
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -179,8 +205,13 @@ def _learn(
     callbacks: Sequence[TrainerCallback],
     saves: Checkpoints,
     begun: Checkpoint | None,
+    resume: bool,
+    committed: ReplayMemory | None = None,
 ) -> Learnt:
-    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
+    """The phases: general data, choosing and looking at samples, training, scoring, writing.
+
+    ``committed`` is the memory with what is learnt here in it, where only its model is missing.
+    """
     loads_once = once.is_asked()
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -203,6 +234,9 @@ def _learn(
     store.check_belongs(
         model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
     )
+    ranks.first(lambda: tidy(store.path))
+    if resume:
+        ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
     warn_if_updates_vanish(network, config)
     if loads_once:
@@ -227,9 +261,10 @@ def _learn(
         check_room(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
-    method = config.method_class(config.method_settings, context)
+    method = config.method.kind(config.method.settings, context)
     try:
-        stand = Standing(saves, identity, method, begun)
+        places = places_of(store.path, output, saves.place)
+        stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
             general = _general_examples(config, store, encoder)
             if general:
@@ -281,8 +316,15 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
-        save_model(output, network, tokenizer, add_files, tensors)
+        if committed is not None and committed.model_sha256 != new_model:
+            raise OutputError(
+                f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
+            )
+        save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
+        if committed is not None:
+            return
+        former = store.current
         try:
             store.commit(
                 new_tasks,
@@ -292,21 +334,20 @@ def _learn(
                 tokenizer_sha256=tokens_sha,
                 method=describe_method(config),
                 model_folder=output,
-                method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
+                method_state=ready.carried and MethodState(config.method.name, *ready.carried),
                 dtype=weights_dtype,
             )
         except BaseException:
-            # A model without its generation of the memory would only stand in the way of the next try.
-            if not is_committed(store):
-                shutil.rmtree(output, ignore_errors=True)
+            # A model without its generation of the memory would only stand in the way of the next try. One whose
+            # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+            if is_uncommitted(store.path, former):
+                remove_made(output)
             raise
         fault_point("learn.committed")
 
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(saves.clear)
-    fault_point("learn.cleared")
     if loads_once:
         return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
@@ -320,7 +361,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    tasks: list[Task], store: ReplayMemory, output: Path, config: SeekrConfig, begun: Checkpoint | None
+    model: str | Path,
+    tasks: list[Task],
+    store: ReplayMemory,
+    output: Path,
+    config: SeekrConfig,
+    begun: Checkpoint | None,
+    source: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -329,6 +376,9 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
+    if begun is not None:
+        former, _ = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
@@ -342,7 +392,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
         "fingerprint": tasks[0].fingerprint(),
         "metric": tasks[0].metric,
     }
-    return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
+    return facts | ({"choice": config.replay.choice} if config.method.kind.keeps else {})
 
 
 def _name(tasks: list[Task]) -> str:
@@ -352,46 +402,8 @@ def _name(tasks: list[Task]) -> str:
 def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer) -> Carry | None:
     if not config.carry_optimizer:
         return None
-    leak = getattr(config.method_settings, "gradient_leak", False)
+    leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
-
-
-def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
-    asked = config.max_length
-    if asked is not None and context is not None and asked > context:
-        warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    boundary = config.boundary or "exact"
-    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
-
-
-def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
-    """The training examples and their tokens; those whose completion does not fit are refused or left out.
-
-    Raises:
-        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
-    """
-    kept: list[tuple[Example, Encoded]] = []
-    for example in task.train:
-        try:
-            kept.append((example, encoder.encode(example)))
-        except TooLongError:
-            if config.long_completions == "refuse":
-                raise
-    left_out = len(task.train) - len(kept)
-    if not kept:
-        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
-    if left_out:
-        warnings.warn(
-            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
-            stacklevel=2,
-        )
-    return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
@@ -413,7 +425,7 @@ def _train(
     method.check_replay(held)
     check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
-    settings = config.replay_settings
+    settings = config.replay
     official = config.order == "official"
     order: dict[str, Any] = {
         "num_replay": len(replay),
@@ -425,7 +437,7 @@ def _train(
     schedule = build_schedule(
         epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
         batch_size=config.per_device_train_batch_size * ranks.count(),
-        cadence=settings.schedule_cadence(),
+        cadence=settings,
         joint=settings.step == "joint",
         **order,
     )
@@ -454,21 +466,13 @@ def _train(
         reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
-    _drop_printers(trainer)
+    drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_if_inert(
@@ -492,6 +496,6 @@ def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder
     if config.general is None or store.generation:
         return []
     examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
+    count = config.general_samples or max(8, config.replay.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
     return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

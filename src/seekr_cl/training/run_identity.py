@@ -26,7 +26,7 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE}
-    if getattr(config.method_settings, "lambda2", None) != "auto":
+    if not config.method.kind.steers(config.method.settings):
         settings.pop("measure_every")
     return settings
 
@@ -34,11 +34,14 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
 def describe_method(config: SeekrConfig) -> dict[str, Any]:
     """Name and settings of the method and of replay, as JSON."""
     return {
-        "name": config.method_class.name,
+        "name": config.method.name,
         "preset": config.preset,
-        "settings": asdict(config.method_settings),
-        "replay": asdict(config.replay_settings) if config.method_class.keeps else None,
-        "memory": asdict(config.memory_settings) if config.method_class.keeps else None,
+        "settings": asdict(config.method.settings),
+        "replay": asdict(config.replay) if config.method.kind.keeps else None,
+        # Who may read the files decides nothing.
+        "memory": {key: value for key, value in asdict(config.memory).items() if key != "mode"}
+        if config.method.kind.keeps
+        else None,
     }
 
 
@@ -53,11 +56,14 @@ def learning_identity(
     tasks: list[Task], store: ReplayMemory, config: SeekrConfig, model_sha256: str, tokenizer_sha256: str
 ) -> dict[str, Any]:
     """What one learning is: a checkpoint of it fits no other."""
+    facts = {"model": model_sha256, "tokenizer": tokenizer_sha256, "generation": store.generation}
+    return facts | task_identity(tasks, config)
+
+
+def task_identity(tasks: list[Task], config: SeekrConfig) -> dict[str, Any]:
+    """The part of ``learning_identity`` that is known without model and memory."""
     return _as_json(
         {
-            "model": model_sha256,
-            "tokenizer": tokenizer_sha256,
-            "generation": store.generation,
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,
