@@ -70,9 +70,9 @@ def test_an_answer_with_tokens_is_learnt():
 
 def test_a_prompt_that_is_not_seen_whole_is_warned_of_once():
     encoder = Encoder(characters("1+="), 50)
+    rows = [Example("what1", "1", source=f"row {row}") for row in (1, 2)]
     with pytest.warns(DataWarning, match="row 1: the tokenizer has no token for 'what'") as said:
-        for row in (1, 2):
-            encoder.encode(Example("what1", "1", source=f"row {row}"))
+        list(map(encoder.encode, rows))
     assert len(said) == 1
 
 

@@ -148,8 +148,7 @@ def learn(
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
-    if output.name in ("", ".."):
-        # What is beside a folder is found by its name, and "." has none.
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
         output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
