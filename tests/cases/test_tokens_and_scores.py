@@ -163,4 +163,4 @@ def test_the_command_line_says_what_is_broken_off(tmp_path, base: Path, capsys):
     assert main([*command, "--output", str(tmp_path / "e")]) == 0
     assert "1 of 1 references are longer than max_new_tokens 2" in capsys.readouterr().err
     scores = json.loads((tmp_path / "e" / "scores.json").read_text())
-    assert scores["tasks"]["data"]["references_longer"] == 1
+    assert scores["broken_off"]["data"]["references_longer"] == 1

@@ -108,11 +108,13 @@ def _score_tasks(
         | ({"quantization": given.quantization} if given.quantization else {}),
     }
     scores = ranks.once(lambda: _begun(output, identity))
+    # Answers that fill max_new_tokens, and references that would not fit into it.
+    broken_off = ranks.once(lambda: _former_counts(output))
     place = Place(output, model_id, ranks.own(), ranks.count())
 
     def note(score: TaskScore) -> None:
         write_predictions(output, score)
-        write_json(output / PARTIAL, identity | {"tasks": scores})
+        write_json(output / PARTIAL, identity | {"tasks": scores, "broken_off": broken_off})
 
     for task in tasks:
         if task.name in scores:
@@ -124,10 +126,9 @@ def _score_tasks(
             "interval": score.interval.to_json(),
             "examples": score.count,
             "max_new_tokens": task.max_new_tokens,
-            "references_longer": score.references_longer,
-            "answers_broken_off": score.broken_off,
             "sha256": scoring_hash(task),
         }
+        broken_off[task.name] = {"references_longer": score.references_longer, "answers": score.broken_off}
         ranks.first(partial(note, score))
         stop_if_asked()
     settings = identity["evaluation"]
@@ -135,6 +136,7 @@ def _score_tasks(
         "model": given.model,
         "model_sha256": model_id,
         "tasks": scores,
+        "broken_off": broken_off,
         "benchmarks": [
             spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
             for spec in streams.values()
@@ -157,7 +159,7 @@ def _score_tasks(
         )
     out().print(table)
     for name, score in scores.items():
-        if count := score.get("answers_broken_off", 0):
+        if count := broken_off.get(name, {}).get("answers", 0):
             warnings.warn(
                 f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
                 "and may be broken off",
@@ -197,6 +199,12 @@ def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
             f"{former}: was begun with another {differ[0]}; resume with the same, or take another --output"
         )
     return scores
+
+
+def _former_counts(output: Path) -> dict[str, dict[str, int]]:
+    former = next((path for name in (SCORES, PARTIAL) if (path := output / name).is_file()), None)
+    counts = {} if former is None else _read(former).get("broken_off")
+    return counts if isinstance(counts, dict) else {}
 
 
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
