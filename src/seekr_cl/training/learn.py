@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,14 @@ from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import (
+    MemoryTask,
+    MethodState,
+    ReplayMemory,
+    TaskSamples,
+    accepted_hashes,
+    model_hash,
+)
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
@@ -31,6 +39,7 @@ from seekr_cl.models.loading import (
     save_model,
     written_state,
 )
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
 from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
@@ -40,6 +49,7 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.tasks import Encoded, Task
@@ -50,7 +60,8 @@ from seekr_cl.training.context_check import check_room
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
-from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
     carried_state,
@@ -138,6 +149,8 @@ def learn(
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
+        output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
@@ -151,6 +164,7 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            ranks.first(partial(refuse_mount, output))
             for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
@@ -210,15 +224,21 @@ def _learn(
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
     set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
-    tokens_sha = tokenizer_hash(tokenizer)
+    tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
+        if begun.state["identity"].get("tokenizer") == former_sha:
+            identity["tokenizer"] = former_sha
         check_same_learning(begun.state["identity"], identity, str(saves.place))
-    store.check_belongs(model_sha, tokens_sha)
+    weights_dtype = dtype_of(network)
+    store.check_belongs(
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
+    )
     ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
+    warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
     else:
@@ -293,6 +313,7 @@ def _learn(
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, new_model, config.quantization)
 
     new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
@@ -319,6 +340,7 @@ def _learn(
                 method=describe_method(config),
                 model_folder=output,
                 method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+                dtype=weights_dtype,
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try. One whose
@@ -455,21 +477,13 @@ def _train(
     trainer.rate_source = rate_source
     if settings.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
-    _drop_printers(trainer)
+    drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_if_inert(
