@@ -27,7 +27,7 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.answers import describe_intervals
 from seekr_cl.faults import fault_point
-from seekr_cl.locks import hold
+from seekr_cl.locks import hold, remove_left_over
 from seekr_cl.memory import model_hash, tokenizer_hash
 from seekr_cl.memory.files import write_json
 from seekr_cl.report import plot_matrix
@@ -143,9 +143,8 @@ class Run:
                 remove_leftovers(folder)
         for path in self.output.glob("models/.*.partial"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
-            # Whoever held it held the run, which is held by this process now.
-            path.unlink(missing_ok=True)
+        # The memory and the models may be held by another command that does not hold the run.
+        remove_left_over([*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")])
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
