@@ -1,6 +1,6 @@
 """One process at a time on a folder, by whatever path it is named.
 
-A holder has the ``flock`` of a file beside the folder (which may not exist yet) and of the folder itself, where there is
+A holder has the ``flock`` of a file beside the folder, which may not exist yet, and of the folder itself where there is
 one: the first is found by the resolved path, the second by device and inode, so that neither a symbolic link nor a
 second mount leads around it. The system lets go of both when the holder dies.
 """
@@ -28,7 +28,7 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class _Held(Exception):
+class _HeldError(Exception):
     """Somebody else has the lock; what the lock file says of it."""
 
     def __init__(self, text: bytes = b"") -> None:
@@ -67,7 +67,7 @@ def remove_left_over(paths: Iterable[Path]) -> None:
         paths: lock files, as ``lock_path`` names them.
     """
     for path in paths:
-        with suppress(OSError, _Held):
+        with suppress(OSError, _HeldError):
             handle = _acquire(path, create=False)
             path.unlink()
             _release(handle)
@@ -87,11 +87,13 @@ def _hold(folder: Path, what: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = _take_file(stack, path, folder, what)
             _take_folder(stack, Path(os.path.realpath(folder)), whole)
-        except _Held as held:
-            raise OutputError(f"{folder}: this {what} is in use by {_holder(held.text)}; wait for it or stop it") from None
+        except _HeldError as held:
+            holder = _holder(held.text)
+            raise OutputError(f"{folder}: this {what} is in use by {holder}; wait for it or stop it") from None
         except OSError as error:
             raise OutputError(
-                f"{folder}: cannot be locked ({error.strerror}: {path}); choose another folder or change its permissions"
+                f"{folder}: cannot be locked ({error.strerror}: {path}); choose another folder or change its "
+                "permissions"
             ) from error
         yield
 
@@ -135,7 +137,7 @@ def _take_folder(stack: ExitStack, folder: Path, have_file: bool) -> None:
         try:
             _flock(handle)
             same = _is_at(handle, folder)
-        except _Held:
+        except _HeldError:
             os.close(handle)
             raise
         except OSError:
@@ -154,7 +156,7 @@ def _acquire(path: Path, create: bool) -> int:
     """The lock file, opened and held.
 
     Raises:
-        _Held: if another process has it.
+        _HeldError: if another process has it.
         OSError: if it cannot be opened or locked.
     """
     while True:
@@ -175,12 +177,12 @@ def _acquire(path: Path, create: bool) -> int:
                 os.close(handle)
                 continue
             if _lives(text):
-                raise _Held(text)
+                raise _HeldError(text)
             return handle
-        except _Held as held:
+        except _HeldError as held:
             text = held.text or os.pread(handle, 4096, 0)
             os.close(handle)
-            raise _Held(text) from None
+            raise _HeldError(text) from None
         except OSError:
             os.close(handle)
             raise
@@ -190,7 +192,7 @@ def _flock(handle: int) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _Held from None
+        raise _HeldError from None
 
 
 def _release(handle: int) -> None:

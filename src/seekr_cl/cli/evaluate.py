@@ -1,6 +1,5 @@
 """``seekr evaluate``: generate, score, and measure general ability."""
 
-import json
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
-from seekr_cl import ranks
+from seekr_cl import ranks, reading
 from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
@@ -269,7 +268,7 @@ def _length(asked: int | None, context: int | None) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
         if isinstance(content, dict):
             return content
     raise DataError(f"{path}: damaged; choose another --output, or remove it to begin again")

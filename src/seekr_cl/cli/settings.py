@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
-from seekr_cl.tasks.yaml_file import expand, read_yaml
+from seekr_cl.tasks.yaml_file import expand, parse_yaml, read_yaml
 from seekr_cl.training.config import KEEPING
 
 _REPLAY_KEYS = ("replay", "general", "general_samples")
@@ -50,9 +48,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         if not sign or not key:
             raise ConfigError(f"'{pair}' is not a setting; write key=value, e.g. replay.ratio=0.02")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a value ({str(error).splitlines()[0]})") from error
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {text[:80]!r} is not a value ({error})") from error
         place = merged
         *outer, last = key.split(".")
         for part in outer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl import ranks, reading
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
@@ -193,7 +193,7 @@ def read_tally(path: Path, metric_name: str) -> Tally:
     """
     metric = get_metric(metric_name)
     try:
-        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        rows = [json.loads(line) for line in reading.read_bytes(path, limit=None).split(b"\n")[:-1]]
         texts = [str(row.get("scored", row["prediction"])) for row in rows]
         references = [[str(one) for one in row["references"]] for row in rows]
         scores = [float(row["score"]) for row in rows]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seekr_cl import reading
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.faults import fault_point
 
@@ -130,7 +131,7 @@ def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
 def _read(path: Path, identity: str) -> tuple[dict[int, str], int]:
     """Answers of a journal of this identity, and how many bytes of it are whole lines; none of any other."""
     try:
-        content = path.read_bytes()
+        content = reading.read_bytes(path, limit=None)
     except OSError:
         return {}, 0
     answers: dict[int, str] = {}

@@ -20,6 +20,7 @@ from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_fold
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.memory.upkeep import opened, verify
+from seekr_cl.reading import open_plain
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -87,7 +88,7 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
         raise OutputError(f"{folder}: already exists and is not empty; choose another folder")
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        with open(archive, "rb") as file:
+        with open_plain(archive) as file:
             members = _members(file, archive)
             _extract(file, members, temporary)
     except OSError as error:

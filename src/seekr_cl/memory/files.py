@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,14 +14,13 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from seekr_cl import reading
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
 LONGEST_NAME = 100
 """Bytes of a file name: what a tar header holds without extensions."""
-LARGEST_JSON = 1 << 26
-"""Bytes of a JSON file that is read at all: a manifest from a stranger must not fill the RAM."""
 _CHUNK = 1 << 20
 
 
@@ -75,7 +75,7 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
 
 def read_chunks(path: Path) -> Iterable[bytes]:
     """A file's content in pieces."""
-    with open(path, "rb") as file:
+    with reading.open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             yield chunk
 
@@ -87,13 +87,10 @@ def read_json(path: Path) -> Any:
         MemoryFormatError: if it is missing, unreadable, larger than any that is written here, or no JSON.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except MemoryFormatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        return reading.read_json(path)
+    except OSError as error:
+        raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore the folder from a copy") from error
+    except ValueError as error:
         raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
 
 
@@ -128,7 +125,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file's content."""
-    with open(path, "rb") as file:
+    with reading.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -160,9 +157,14 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         MemoryFormatError: for a name that is not a plain file name, and for a missing, truncated or altered file.
     """
     path = folder / plain_name(record.get("file"), source)
-    if path.is_symlink() or not path.is_file():
-        raise MemoryFormatError(f"{path}: missing; restore it or the whole folder from a copy")
-    size = path.stat().st_size
+    try:
+        state = path.lstat()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror})"
+        raise MemoryFormatError(f"{path}: {reason}; restore it or the whole folder from a copy") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise MemoryFormatError(f"{path}: not a regular file; restore it or the whole folder from a copy")
+    size = state.st_size
     if size != record.get("bytes"):
         raise MemoryFormatError(
             f"{path}: {size} bytes where the manifest says {record.get('bytes')}; it is truncated or altered, "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seekr_cl.attention.stored import stored_from
 from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.reading import parse_json
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -128,7 +129,7 @@ def kinds_from_text(text: Any) -> list[Kind]:
     """
     if not isinstance(text, str):
         raise ValueError("no kinds of samples")
-    kinds = [tuple(Field(*field) for field in kind) for kind in json.loads(text)]
+    kinds = [tuple(Field(*field) for field in kind) for kind in parse_json(text)]
     for kind in kinds:
         for name, dtype, axes in kind:
             good = isinstance(name, str) and isinstance(dtype, str) and dtype in TYPES and type(axes) is int

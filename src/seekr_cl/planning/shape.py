@@ -1,6 +1,5 @@
 """A model's shape from its config: no weights, no GPU."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from seekr_cl import reading
 from seekr_cl.attention import AttentionCall, AttentionTap
 from seekr_cl.errors import ModelError
 from seekr_cl.methods.writing import context_length
@@ -127,7 +127,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     if not file.is_file():
         raise ModelError(f"{file}: no such file; name a model folder or its config.json")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = reading.read_json(file)
         kind = content["model_type"]
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error}); name a model folder or its config.json") from error

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from seekr_cl import reading
 from seekr_cl.errors import DataError
 from seekr_cl.suggest import nearest
 
@@ -129,16 +130,19 @@ def _loads(text: str) -> Any:
         repeated.key = next(key for key in names if names.count(key) > 1)
         return repeated
 
+    reading.require_records(text)
     return json.loads(text, object_pairs_hook=collect)
 
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = reading.read_bytes(path, limit=None)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from None
+    except MemoryError:
+        raise DataError(f"{path}: is larger than the memory that is free; split it") from None
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         # The decoder counts from behind a byte order mark, and looking the byte up there would name the wrong line.
         start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
@@ -189,6 +193,7 @@ def _read_parquet(path: Path) -> list[Any]:
     import pyarrow.parquet
 
     try:
+        reading.open_plain(path).close()
         table = pyarrow.parquet.read_table(path)
     except Exception as error:  # whatever arrow raises, the user needs the file and the reason
         raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); mend or export it again") from None

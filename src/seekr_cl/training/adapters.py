@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from seekr_cl import reading
 from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory.files import plain_name, write_json
 from seekr_cl.shards import state_of, whole
@@ -257,7 +258,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     active = [DEFAULT]
     try:
         if (folder / ACTIVE).is_file():
-            content = json.loads((folder / ACTIVE).read_text(encoding="utf-8"))
+            content = reading.read_json(folder / ACTIVE)
             active = [str(name) for name in content["active"]]
             places |= {name: folder / plain_name(name, folder / ACTIVE) for name in content["others"]}
             if not active or not places.keys() >= set(active):
@@ -386,7 +387,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
             raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
         kind = content["peft_type"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not an adapter's config ({error}); restore it from a copy") from error

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl import ranks, reading
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.faults import fault_point
 from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
@@ -274,7 +274,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
         _DamageError: if anything in it is not what the manifest says.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = reading.read_json(path / MANIFEST)
     except (OSError, ValueError, RecursionError) as error:
         raise _DamageError(f"{MANIFEST} is not readable: {error}") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
@@ -283,7 +283,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
         raise _DamageError(f"{MANIFEST} is of another format or version")
     try:
         files = [checked_path(path, record, path / MANIFEST, content=content) for record in manifest["files"]]
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads(reading.read_text(path / STATE, limit=None))
         parts = tuple(file.stem for file in files if file.suffix == ".safetensors")
     except MemoryFormatError as error:
         raise _DamageError(str(error)) from error

@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from seekr_cl import ranks
+from seekr_cl import ranks, reading
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
@@ -118,7 +118,7 @@ class Run:
             write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+            former = dict(reading.read_json(ledger))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -155,7 +155,7 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method_class.joint
         current = self.model
-        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds = 0.0
         for number, stage in enumerate(self._stages(), start=1):
@@ -231,7 +231,7 @@ class Run:
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method_class.name}: after {name}: {shown}")
         ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
-        content = json.loads(done.read_text(encoding="utf-8"))
+        content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
@@ -252,7 +252,7 @@ class Run:
         tasks = [*self.tasks, *self.probes]
         batch_size = self.config.per_device_eval_batch_size
         unfinished = place.folder / PARTIAL
-        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
+        scores: dict[str, float] = reading.read_json(unfinished) if unfinished.exists() else {}
         scores = ranks.from_first(scores)
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 

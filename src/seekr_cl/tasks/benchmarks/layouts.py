@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from seekr_cl import reading
 from seekr_cl.errors import DataError
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.benchmarks.archives import Files
@@ -129,7 +130,9 @@ def _of_variant(files: Files, benchmark: Benchmark, variant: str | None) -> list
 
 def _json(files: Files, name: str) -> Any:
     try:
-        return json.loads(files.read(name).decode("utf-8-sig"))
+        text = files.read(name).decode("utf-8-sig")
+        reading.require_records(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.label}: {name}: broken JSON ({error}); download it again") from None
 
