@@ -48,7 +48,7 @@ def open_plain(path: str | os.PathLike[str]) -> BufferedReader:
     except BaseException:
         os.close(handle)
         raise
-    return os.fdopen(handle, "rb")
+    return open(handle, "rb")
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int | None = LARGEST_JSON) -> bytes:

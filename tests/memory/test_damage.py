@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import ReplayMemory, records, shard, upkeep
-from seekr_cl.memory.files import LARGEST_JSON, file_record
+from seekr_cl.memory.files import file_record
 from seekr_cl.memory.lineage import digest
 from seekr_cl.memory.records import Field
+from seekr_cl.reading import LARGEST_JSON
 
 TEXTS, SIGNALS, IMPORTANCE = "0001-first.jsonl", "0001-first.safetensors", "importance-0002.safetensors"
 FILES = [

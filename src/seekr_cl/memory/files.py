@@ -125,7 +125,7 @@ def file_record(path: Path) -> dict[str, Any]:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file's content."""
-    with reading.open_plain(path) as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -172,6 +172,7 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         )
     if content:
         try:
+            reading.open_plain(path).close()
             found = file_hash(path)
         except OSError as error:
             raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore it from a copy") from error

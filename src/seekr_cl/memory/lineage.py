@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.memory import claims
 from seekr_cl.memory.files import checked_path, file_hash, plain_name, read_json, write_json
 
 FORMAT = "seekr-memory"
@@ -120,6 +121,7 @@ class Lineage:
                 raise ValueError("the current generation is none of those kept")
             for record in kept:
                 check_record(record)
+                claims.check_file(record, "'generations'")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _damaged(path, error) from error
         return cls(folder, kept, current, file_hash(path))
@@ -302,6 +304,7 @@ def _check_generation(content: Any, path: Path) -> None:
         check_record(content["method_state"])
         typed(content["method_state"]["method"], str)
         typed(content["method_state"]["content"], dict)
+    claims.check_generation(content)
 
 
 def heads_of(task: dict[str, Any]) -> dict[int, list[int]]:

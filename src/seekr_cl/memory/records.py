@@ -33,6 +33,8 @@ TYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _ROWS = "rows/"
 _MOST_AXES = 4
+_WIDEST_NOTHING = 1 << 16
+"""Of a tensor without elements, whose shape no number of bytes vouches for."""
 
 
 class Field(NamedTuple):
@@ -96,6 +98,8 @@ def decode(record: Record, text: tuple[str, str], completion_start: int) -> Repl
     for name, kind, axes in record.kind:
         shape, dims = dims[:axes], dims[axes:]
         dtype, count = TYPES[kind], math.prod(shape)
+        if not count and max(shape) > _WIDEST_NOTHING:
+            raise ValueError(f"{name} of shape {shape}")
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize

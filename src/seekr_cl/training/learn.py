@@ -51,7 +51,7 @@ from seekr_cl.training.models import (
     written_state,
 )
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.room import check_room
+from seekr_cl.training.room import check_memory, check_room
 from seekr_cl.training.schedule import build_schedule, review_rounds
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
@@ -179,6 +179,7 @@ def _learn(
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
+    check_memory(store, network)
     network = adapted(network, config, model)
     if loads_once:
         once.shard(network, config)

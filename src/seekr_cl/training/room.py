@@ -1,10 +1,14 @@
 """Whether examples and the prompts that a method learns fit into the model's context together."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl import ranks
 from seekr_cl.errors import DataError
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.methods.writing import context_length
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.config import SeekrConfig
@@ -44,6 +48,36 @@ def check_room(
                 f"tokens of prompts before them are more than the model's context of {context}; "
                 f"{_remedy(config, context, _virtual(model, config, last), last)}"
             )
+
+
+def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
+    """Makes sure that a memory, which may be a stranger's, is about tokens, layers and heads that the model has.
+
+    Args:
+        store: of which every sample is read.
+        model: before it is sharded.
+
+    Raises:
+        MemoryFormatError: naming what the model has not.
+    """
+    config = model.config.get_text_config()
+
+    def said(key: str) -> int | None:
+        value = getattr(config, key, None)
+        return value if type(value) is int else None
+
+    rows, outputs = embedding_rows(model), model.get_output_embeddings()
+    width = max(rows, getattr(outputs, "out_features", 0), said("vocab_size") or 0)
+    limits = Limits(rows, width, said("num_hidden_layers"), said("num_attention_heads"), context_length(model))
+    layers = () if store.importance is None else store.importance.layers
+    ranks.first(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many tokens a model has a vector for."""
+    embedding: Any = model.get_input_embeddings()
+    # Of a module that is cut up the number is known where its weight is not.
+    return int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
 
 
 def tests_encoder(
