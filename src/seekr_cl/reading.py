@@ -79,25 +79,25 @@ def read_text(path: str | os.PathLike[str], limit: int | None = LARGEST_JSON) ->
     return read_bytes(path, limit).removeprefix(_BOM).decode("utf-8")
 
 
-def read_json(path: str | os.PathLike[str], limit: int = LARGEST_JSON) -> Any:
+def read_json(path: str | os.PathLike[str], limit: int = LARGEST_JSON, bounded: bool = True) -> Any:
     """A regular file's JSON.
 
     Raises:
         OSError: as ``read_bytes``.
         ValueError: as ``parse_json``.
     """
-    return parse_json(read_text(path, limit))
+    return parse_json(read_text(path, limit), bounded=bounded)
 
 
 def parse_json(
-    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, finite: bool = True
+    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, bounded: bool = True
 ) -> Any:
     """JSON that cannot take much more memory than its text, and no number that others cannot hold.
 
     Args:
         text: the JSON.
         pairs: makes an object of its keys and values; default a ``dict``.
-        finite: refuse NaN and infinity, which are not JSON and which no file but a log of losses has.
+        bounded: refuse numbers beyond 64 bits, NaN and infinity; tokenizers have 1e30 as the longest text.
 
     Raises:
         ValueError: if it is broken, nested too deeply, of too many values, or has a number beyond 64 bits.
@@ -109,9 +109,9 @@ def parse_json(
     try:
         return json.loads(
             text,
-            parse_int=_whole,
-            parse_float=_real if finite else None,
-            parse_constant=_refuse if finite else None,
+            parse_int=_whole if bounded else None,
+            parse_float=_real if bounded else None,
+            parse_constant=_refuse if bounded else None,
             object_pairs_hook=pairs,
         )
     except RecursionError:

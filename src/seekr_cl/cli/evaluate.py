@@ -38,6 +38,7 @@ from seekr_cl.training.adapters import is_adapter
 from seekr_cl.training.identity import scoring_hash
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.models import load_model, require_free
+from seekr_cl.training.room import check_tokens
 
 SCORES = "scores.json"
 PARTIAL = "partial.json"
@@ -86,8 +87,9 @@ def _score_tasks(
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context))
     for task in tasks:
         # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
-        for example in task.test:
-            encoder.encode_prompt(example, reserve=task.max_new_tokens)
+        prompts = [encoder.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+        if isinstance(engine, TransformersEngine):
+            check_tokens(engine.model, task.name, prompts)
     identity: dict[str, Any] = {
         "model_sha256": model_id,
         "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},

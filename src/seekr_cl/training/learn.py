@@ -51,7 +51,7 @@ from seekr_cl.training.models import (
     written_state,
 )
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.room import check_memory, check_room
+from seekr_cl.training.room import check_memory, check_room, check_tokens
 from seekr_cl.training.schedule import build_schedule, review_rounds
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
@@ -201,6 +201,7 @@ def _learn(
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
         check_room(network, config, one, examples, encoded)
+        check_tokens(network, one.name, (item.input_ids for item in encoded))
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
     method = config.method_class(config.method_settings, context)

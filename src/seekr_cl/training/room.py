@@ -1,7 +1,6 @@
 """Whether examples and the prompts that a method learns fit into the model's context together."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +11,7 @@ from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.methods.writing import context_length
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.config import SeekrConfig
+from seekr_cl.training.whole import require_known, token_rows
 
 
 def check_room(
@@ -66,18 +66,22 @@ def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
         value = getattr(config, key, None)
         return value if type(value) is int else None
 
-    rows, outputs = embedding_rows(model), model.get_output_embeddings()
+    rows, outputs = token_rows(model), model.get_output_embeddings()
     width = max(rows, getattr(outputs, "out_features", 0), said("vocab_size") or 0)
     limits = Limits(rows, width, said("num_hidden_layers"), said("num_attention_heads"), context_length(model))
     layers = () if store.importance is None else store.importance.layers
     ranks.first(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
-    """How many tokens a model has a vector for."""
-    embedding: Any = model.get_input_embeddings()
-    # Of a module that is cut up the number is known where its weight is not.
-    return int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+def check_tokens(model: PreTrainedModel, name: str, texts: Iterable[Sequence[int]]) -> None:
+    """Makes sure that the model has a vector for every token of a task's texts.
+
+    Raises:
+        DataError: naming the task and the token.
+    """
+    rows = token_rows(model)
+    for ids in texts:
+        require_known(ids, rows, f"task '{name}'")
 
 
 def tests_encoder(

@@ -40,7 +40,7 @@ from seekr_cl.training.identity import decisive, describe_method, scoring_hash
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.progress import console, counting
-from seekr_cl.training.room import check_room, tests_encoder
+from seekr_cl.training.room import check_room, check_tokens, tests_encoder
 from seekr_cl.training.standing import open_memory, remove_leftovers
 
 LEDGER = "run.json"
@@ -206,10 +206,11 @@ class Run:
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
                 check_room(model, self.config, task, examples, encoded, number, len(stages))
+                check_tokens(model, task.name, (item.input_ids for item in encoded))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
-            for example in task.test:
-                asked.encode_prompt(example, reserve=task.max_new_tokens)
+            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+            check_tokens(model, task.name, prompts)
         return hashes
 
     def _stages(self) -> list[list[Task]]:
