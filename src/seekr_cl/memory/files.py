@@ -87,11 +87,19 @@ def read_json(path: Path) -> Any:
         MemoryFormatError: if it is missing, unreadable, larger than any that is written here, or no JSON.
     """
     try:
+        _require_small(path, path.stat().st_size)
         return reading.read_json(path)
     except OSError as error:
         raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore the folder from a copy") from error
     except ValueError as error:
+        if isinstance(error, MemoryFormatError):
+            raise
         raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+
+
+def _require_small(path: Path, size: int) -> None:
+    if size > reading.LARGEST_JSON:
+        raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
 
 
 def file_above(path: Path) -> Path | None:
@@ -165,6 +173,8 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
     if not stat.S_ISREG(state.st_mode):
         raise MemoryFormatError(f"{path}: not a regular file; restore it or the whole folder from a copy")
     size = state.st_size
+    if path.suffix == ".json":
+        _require_small(path, size)
     if size != record.get("bytes"):
         raise MemoryFormatError(
             f"{path}: {size} bytes where the manifest says {record.get('bytes')}; it is truncated or altered, "

@@ -1,6 +1,7 @@
 """SeekrConfig: transformers' TrainingArguments plus continual learning, from Python, YAML or the command line."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from seekr_cl.training.presets import PRESETS
 from seekr_cl.training.quantised import FORMS as QUANTIZATIONS
 from seekr_cl.training.quantised import require as require_quantization
 from seekr_cl.training.schedule import Cadence
+from seekr_cl.training.tried import require_bounds
 
 # Settings of the Trainer that this library decides itself; accepting them would be accepting dead options.
 _OWN_BUSINESS = {
@@ -319,6 +321,7 @@ class SeekrConfig(TrainingArguments):
             value = getattr(self, key)
             if value is not None and not value >= least:
                 raise ConfigError(f"{key}: {value} must be at least {least}")
+        require_bounds(self)
         if not self.num_train_epochs > 0:
             raise ConfigError(f"num_train_epochs: {self.num_train_epochs} must be above 0")
         for key in ("adam_beta1", "adam_beta2"):
@@ -338,8 +341,10 @@ class SeekrConfig(TrainingArguments):
             super().__post_init__()
             # Asking for the device is what makes the launched processes find each other.
             _ = self.device
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigError(f"training settings: {error}") from error
+            self.to_dict()
+        except Exception as error:  # of values that it was not made for it raises what it likes
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"training settings: {line}") from error
         ranks.require_all()
         if not ranks.is_first():
             self.progress = "none"
@@ -476,7 +481,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         # An environment variable in a YAML file is text.
         with suppress(ValueError):
             value = int(value)
-    if type(value) in plain and value == value:  # not a number is never what a setting means
+    if type(value) in plain and not (type(value) is float and not math.isfinite(value)):
         return value
     names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in plain)
     raise ConfigError(f"{where}: {value!r} is not a {names}")

@@ -56,6 +56,7 @@ from seekr_cl.training.schedule import build_schedule, review_rounds
 from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
+from seekr_cl.training.tried import require_schedulable, try_settings
 from seekr_cl.training.wrapped import keeps_shards, plain
 
 GENERAL = "general"
@@ -163,6 +164,7 @@ def _learn(
     begun: Checkpoint | None,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing."""
+    kept_of_each = try_settings(config)
     loads_once = once.is_asked()
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -181,6 +183,8 @@ def _learn(
     store.check_belongs(model_sha, tokens_sha)
     check_memory(store, network)
     network = adapted(network, config, model)
+    if config.carry_optimizer and (former := Carry.load(Path(model))):
+        former.check(Path(model), network, kept_of_each)
     if loads_once:
         once.shard(network, config)
     else:
@@ -200,6 +204,7 @@ def _learn(
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
+        require_schedulable(one.name, len(examples), float(one.epochs or config.num_train_epochs))
         check_room(network, config, one, examples, encoded)
         check_tokens(network, one.name, (item.input_ids for item in encoded))
     context.examples = [item for _, encoded in trained for item in encoded]

@@ -42,6 +42,7 @@ from seekr_cl.training.models import load_model, require_free
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.room import check_room, check_tokens, tests_encoder
 from seekr_cl.training.standing import open_memory, remove_leftovers
+from seekr_cl.training.tried import require_schedulable, try_settings
 
 LEDGER = "run.json"
 SCORES = "scores.json"
@@ -195,6 +196,7 @@ class Run:
         Returns:
             The hashes of model and tokenizer.
         """
+        try_settings(self.config)
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
@@ -205,6 +207,8 @@ class Run:
         for number, stage in enumerate(stages, start=1):
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
+                epochs = float(task.epochs or self.config.num_train_epochs)
+                require_schedulable(task.name, len(examples), epochs)
                 check_room(model, self.config, task, examples, encoded, number, len(stages))
                 check_tokens(model, task.name, (item.input_ids for item in encoded))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
