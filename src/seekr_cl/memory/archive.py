@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_folder, write_stream
-from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
+from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest, settled
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.memory.upkeep import opened, verify
 from seekr_cl.reading import open_plain
@@ -42,9 +42,14 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
         MemoryFormatError: if the memory is damaged; everything that goes in is read and compared first.
         OutputError: if the file is there already or cannot be written.
     """
-    lineage, out = opened(path), Path(target)
+    out = Path(target)
     if out.exists():
         raise OutputError(f"{out}: already exists; choose another file or remove it first")
+    return settled(Path(path), lambda: _export(path, out, every))
+
+
+def _export(path: str | os.PathLike[str], out: Path, every: bool) -> int:
+    lineage = opened(path)
     if every:
         broken = verify(path)[1]
         if broken:

@@ -11,14 +11,16 @@ beside the old and takes effect when the marker is renamed into place.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory import claims
 from seekr_cl.memory.files import checked_path, file_hash, plain_name, read_json, write_json
+
+Result = TypeVar("Result")
 
 FORMAT = "seekr-memory"
 VERSION = 3
@@ -27,6 +29,8 @@ GENERATIONS = "generations"
 _READERS = {1: "the sources before the signals became compact", 2: "the sources up to git 4ee3e57"}
 _OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|(importance|state|teacher)-\d{4,}(-\d+)?\.safetensors")
 _OUR_GENERATION = re.compile(r"\d{4,}(-\d+)?\.json")
+_PATIENCE = 10
+"""Times a reader begins anew because another process has changed the memory."""
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 
 
@@ -221,6 +225,39 @@ class Lineage:
                 if known and place + path.name not in needed and (path.is_symlink() or path.is_file()):
                     found.append(path)
         return found
+
+
+def settled(folder: Path, read: Callable[[], Result], broken: Callable[[Result], bool] = lambda _: False) -> Result:
+    """What somebody reads who does not hold the memory: all of one generation, whatever is done to it meanwhile.
+
+    Args:
+        folder: the memory's.
+        read: reads; does it again where it fails and another process has written a manifest since it began.
+        broken: whether what it gave is of a memory that is not whole.
+
+    Raises:
+        MemoryFormatError: the one that ``read`` raised, if nobody has.
+    """
+    for _ in range(_PATIENCE):
+        before = _seen(folder)
+        try:
+            found = read()
+        except (MemoryFormatError, OutputError):
+            if _seen(folder) == before:
+                raise
+        else:
+            if not broken(found) or _seen(folder) == before:
+                return found
+    return read()
+
+
+def _seen(folder: Path) -> tuple[int, ...] | None:
+    # Each manifest is a file of its own, renamed into place.
+    try:
+        state = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def is_new(folder: Path) -> bool:

@@ -152,7 +152,7 @@ def save_model(
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
-            require_written(temporary, model, tensors)
+            require_written(temporary, model, tensors, str(path))
         tokenizer.save_pretrained(temporary)
         if extra is not None:
             extra(temporary)

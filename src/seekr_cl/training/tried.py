@@ -21,7 +21,10 @@ from seekr_cl.errors import ConfigError, SeekrError
 MOST_BATCHES = 100_000_000
 """Of one task over all its epochs: their order is a list made before training."""
 _STEPS = 10
-_BESIDE = {"optim": ("optim_args",), "lr_scheduler_type": ("lr_scheduler_kwargs",)}
+_BESIDE = {
+    "optim": ("optim_args", "adam_epsilon", "adam_beta1", "adam_beta2"),
+    "lr_scheduler_type": ("lr_scheduler_kwargs", "warmup_steps"),
+}
 _TARGETED = ("galore", "apollo")
 """Optimizers that look at ``optim_target_modules``."""
 
@@ -139,7 +142,8 @@ def refused(config: Any, key: str) -> Iterator[None]:
                 f"report_to: {', '.join(reports)} cannot be used ({line}); install it, or set report_to: none"
             ) from error
         # What was said beside it is as likely to be wrong.
-        keys = [key, *(one for one in _BESIDE.get(key, ()) if getattr(config, one, None))]
+        usual = {field.name: field.default for field in dataclasses.fields(config)}
+        keys = [key, *(one for one in _BESIDE.get(key, ()) if getattr(config, one) not in (None, {}, usual[one]))]
         said = ", ".join(f"{one} {_plain(getattr(config, one))}" if hasattr(config, one) else one for one in keys)
         raise ConfigError(f"{said}: {line[:300]}; change or remove it") from error
 

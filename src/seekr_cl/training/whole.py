@@ -123,13 +123,16 @@ def _patterns(conversion: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return names(conversion.source_patterns), names(conversion.target_patterns)
 
 
-def require_written(folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor] | None = None) -> None:
+def require_written(
+    folder: Path, model: PreTrainedModel, tensors: dict[str, Tensor] | None = None, name: str | None = None
+) -> None:
     """Makes sure that the folder just written gives all of the model's weights when it is loaded.
 
     Args:
         folder: under its temporary name.
         model: what was written; not one with adapters.
         tensors: its state, if the model holds only its shards of it.
+        name: what messages call the folder.
 
     Raises:
         OutputError: naming the weights that would be missing.
@@ -144,11 +147,11 @@ def require_written(folder: Path, model: PreTrainedModel, tensors: dict[str, Ten
             held = {_place(expected[key]) for key in written}
             missing = [key for key in expected if key not in written and _place(expected[key]) not in held]
     except (OSError, SafetensorError, ValueError) as error:
-        raise OutputError(f"{folder.name}: what was written cannot be read back ({error})") from error
+        raise OutputError(f"{name or folder}: what was written cannot be read back ({error})") from error
     if missing:
         raise OutputError(
-            f"{folder.name}: {_listed(sorted(missing))} cannot be read back as transformers has written them; update "
-            "transformers, or begin with a model whose weights are not packed"
+            f"{name or folder}: {_listed(sorted(missing))} cannot be read back as transformers has written them; "
+            "update transformers, or begin with a model whose weights are not packed"
         )
 
 
