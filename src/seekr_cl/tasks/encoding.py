@@ -6,6 +6,7 @@ from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.suggest import nearest
 from seekr_cl.tasks.batches import Encoded, collate
 from seekr_cl.tasks.records import Example
+from seekr_cl.tasks.templates import bound
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "collate"]
 
@@ -103,6 +104,7 @@ class Encoder:
                 "use records with prompt and completion, or set tokenizer.chat_template"
             )
         try:
+            bound(self._tokenizer.chat_template)
             prompt = self._tokenizer.apply_chat_template(
                 [dict(turn) for turn in example.messages[:-1]], tokenize=False, add_generation_prompt=True
             )
