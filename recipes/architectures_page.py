@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "attention"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from architectures import MATRIX, REFUSED, STRICT, Architecture, build, make_config  # noqa: E402
 
@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architectures.md"
 
 HEAD = """# Architectures
 
-Written by `recipes/architectures_page.py` from `tests/attention/architectures.py`, the table that the tests run over.
+Written by `recipes/architectures_page.py` from `tests/helpers/architectures.py`, the table that the tests run over.
 
 SEEKR reads the attention of a model where transformers looks its attention function up (`AttentionInterface`), so a
 model works if its attention goes through there and has one causal map a layer and head. For each of the {count} models

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-sys.path[:0] = [str(ROOT / "src"), *(str(TESTS / part) for part in ("invariants", "methods", "training"))]
+sys.path[:0] = [str(ROOT / "src"), str(TESTS / "helpers")]
 
 
 def git(*words: str) -> str:

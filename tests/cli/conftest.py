@@ -16,7 +16,7 @@ Server = Callable[..., Any]
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("output")
-    command = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "forkserver.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from cli_world import World, write, write_stream, write_task
@@ -224,14 +224,15 @@ def test_a_plan_needs_a_config_and_no_weights(world, seekr, tmp_path):
     [[], ["learn"], ["run"], ["evaluate"], ["compare"], ["demo"], ["plan"], ["memory", "show"], ["memory", "forget"]],
 )
 def test_help_is_there_at_once(words, tmp_path):
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "-X", "importtime", "-m", "seekr_cl", *words, "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - started
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.stdout.startswith("usage: seekr")
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "transformers", "datasets", "matplotlib", "numpy"}
-    assert seconds < 2 or os.getloadavg()[0] > os.cpu_count()
+    # Time of the processor, which a busy machine does not stretch as it does the clock's.
+    assert seconds < 2
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together,
     assert not shares[0] & shares[1]
     config = write(tmp_path / "accelerate.yaml", ACCELERATE | {"main_process_port": free_port()})
     launched = [sys.executable, "-m", "seekr_cl", *map(str, words), "--resume", "--launch", str(config)]
-    done = subprocess.run(launched, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(launched, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("scores and predictions in") == 1
     assert evaluation(tmp_path / "together") == evaluation(tmp_path / "alone")

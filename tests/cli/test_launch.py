@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_world import World, write
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-
 import yaml
+from cli_world import World, write
 from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
+from safetensors.torch import load_file
 from tinylm import assert_same, differs, memory_tensors
 
 TWO = {
@@ -108,7 +105,7 @@ class Launched:
     def end(self, code: int) -> list[str]:
         """The lines on stderr from here to the end, which must be this."""
         try:
-            _, err = self.process.communicate(timeout=120)
+            _, err = self.process.communicate(timeout=900)
         finally:
             self.process.kill()
         assert self.process.returncode == code, err

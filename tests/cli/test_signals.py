@@ -34,7 +34,7 @@ def test_stopped_and_resumed(world: World, seekr, tmp_path: Path, signum: int, c
     words = world.learn(tmp_path, *LONG)
     process = begun(words, tmp_path)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == code, err
     assert err.splitlines()[-1] == "stopped, and the state is saved; go on with the same command and --resume"
     assert not (tmp_path / "model").exists()
@@ -54,7 +54,7 @@ def test_a_second_interrupt_does_not_wait(world: World, tmp_path: Path) -> None:
     process.send_signal(signal.SIGCONT)
     time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert (tmp_path / "run" / "run.json").exists()

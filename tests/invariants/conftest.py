@@ -1,14 +1,9 @@
 """Tiny models of two families; the helpers are those of the training tests."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "methods"))
-
 from cases import CASES, settings_of, words_of
 from pair import learn_two
 from tinylm import save_base

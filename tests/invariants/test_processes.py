@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tinylm import assert_same, config_for, differs, memory_tensors, weights
 
 from seekr_cl.methods import get_method
-from seekr_cl.training.once import hindrance
+from seekr_cl.training.fsdp_loading import hindrance
 from seekr_cl.training.trainer import looks_at_weights
 
 FSDP2 = {
@@ -136,7 +136,7 @@ def test_compiled_processes_are_one(bases: dict[str, Path], two: Pair, tmp_path:
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     alone, together = tmp_path / "alone", tmp_path / "together"
     learn_two(bases["llama"], alone, {"count": 6}, settings_of(case, 4))
-    answers = two.ask(bases["llama"], together, {"count": 6}, settings_of(case | compiled, 2), patience=300)
+    answers = two.ask(bases["llama"], together, {"count": 6}, settings_of(case | compiled, 2))
     assert answers == ["", ""]
     assert_same_outcome(alone, together, "derpp")
 

@@ -1,7 +1,7 @@
 """Sizes as a person writes them, and what goes when a memory is full."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_memory import commit, make_task
 
@@ -55,6 +55,7 @@ def test_the_smallest_possible_is_named():
     assert shrink([], 1) == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 50), max_size=12), max_size=6), st.integers(1, 900))
 def test_shrinking_in_general(sizes, limit):
     least = sum(task[0] for task in sizes if task)

@@ -20,9 +20,9 @@ from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.runs.stream_run import run as run_stream
 from seekr_cl.tasks import Encoder
 from seekr_cl.training import learn
-from seekr_cl.training.run import run as run_stream
 
 TASKS = [constant_task("yes", "yes", 4), reverse_task(count=8), constant_task("no", "no", 2)]
 RANK, ALPHA, REFLECTION, TEMPERATURE = 2, 8.0, 0.7, 2.0
@@ -206,7 +206,7 @@ def test_what_does_not_belong_together_is_refused(base: Path, run: Path, tmp_pat
 
 def test_whoever_says_when_replay_comes_says_all_of_it(tmp_path: Path) -> None:
     def replay(**given: Any) -> Any:
-        return config_for(SETTINGS, tmp_path, replay=given).replay_settings
+        return config_for(SETTINGS, tmp_path, replay=given).replay
 
     paper, own, official = replay(), replay(share=0.5), replay(cadence="official", ratio=0.1)
     assert (paper.ratio, paper.every, paper.step) == (0.02, 1, "joint")

@@ -11,10 +11,10 @@ from tinylm import config_for
 from torch import nn
 
 from seekr_cl.memory import ReplayMemory, ReplaySample
-from seekr_cl.memory.records import pack
+from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods import get_method
 from seekr_cl.methods.base import Method
-from seekr_cl.methods.references import ReferenceMethod
+from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.planning import read_shape
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -138,7 +138,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
     """At most: what cannot be read is not held. Counted with as many samples as the model would be asked for."""
     config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"samples": 3, "every": 1})
     made = planned(base, config).overhead
-    kind, sizes = config.method_class, []
+    kind, sizes = config.method.kind, []
     old = kind.old_samples
 
     def watched(self, tasks):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from seekr_cl import locks
 from seekr_cl.errors import OutputError
-from seekr_cl.locks import hold, lock_path, remove_left_over
+from seekr_cl.system import locks
+from seekr_cl.system.locks import hold, lock_path, remove_left_over
 
 IN_USE = "this memory is in use by "
 

@@ -14,14 +14,14 @@ from tinylm import char_tokenizer, config_for, reverse_task, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from seekr_cl.cli.main import main
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.memory import model_hash
+from seekr_cl.models.loading import load_model, save_model
+from seekr_cl.models.whole import require_written
+from seekr_cl.runs.stream_run import run
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model, save_model
-from seekr_cl.training.run import run
-from seekr_cl.training.tried import try_settings
-from seekr_cl.training.whole import require_written
 
 CASES = Path(os.environ.get("SEEKR_SHARED", "/nowhere")) / "cases"
 

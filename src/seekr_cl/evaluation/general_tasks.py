@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import reading
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from seekr_cl import reading
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 CONVENTIONS = {
     "op": "overall performance: mean over the learnt tasks j of the last row, R_Nj",

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory import claims
-from seekr_cl.memory.files import checked_path, file_hash, plain_name, read_json, write_json
+from seekr_cl.system.files import checked_path, file_hash, plain_name, read_json, write_json
 
 Result = TypeVar("Result")
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.planning.plan import WIDTHS, Plan
-from seekr_cl.training.config import SeekrConfig
 
 SMALL = 0.1
 """A term is small as long as it is at most this part of what it is measured by."""
@@ -65,7 +65,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     most, last = max(plan.kept, default=0), sum(plan.kept[:-1])
     epochs = plan.work.epochs[-1]
     new = plan.work.examples[-1] * epochs
-    settings = config.replay_settings
+    settings = config.replay
     by_volume = settings.every is None and settings.share is None
     replayed = last * epochs if by_volume else min(float(plan.steps.replayed), new)
     if not plan.steps.replayed:

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import reading
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import DataError, nearest
+from seekr_cl.system import reading
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 

@@ -30,10 +30,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seekr_cl import ranks, reading
+from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
+from seekr_cl.system import reading
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
 
 FORMAT = "seekr-checkpoint"
 VERSION = 1

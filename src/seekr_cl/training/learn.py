@@ -15,34 +15,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import require_schedulable, try_settings
+from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
+from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.locks import hold
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
-from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.methods.writing import context_length
-from seekr_cl.shards import is_sharded, reshard, whole
-from seekr_cl.stopping import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
-from seekr_cl.training import once
-from seekr_cl.training.adapters import adapted, is_prompt_learning
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.carry import Carry
-from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.clock import Reviews, UpdateClock
-from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import (
-    as_sample,
-    carried_state,
-    check_budget,
-    choose_samples,
-    replay_weights,
-    within_budget,
-)
-from seekr_cl.training.models import (
+from seekr_cl.models.context import context_length
+from seekr_cl.models.loading import (
     load_model,
     pad_id,
     refuse_unwritable,
@@ -50,14 +32,33 @@ from seekr_cl.training.models import (
     save_model,
     written_state,
 )
+from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
+from seekr_cl.replay.schedule import build_schedule, review_rounds
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import write_json
+from seekr_cl.system.locks import hold
+from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training import fsdp_loading as once
+from seekr_cl.training.adapting import adapted
+from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.context_check import check_memory, check_room, check_tokens
+from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.room import check_memory, check_room, check_tokens
-from seekr_cl.training.schedule import build_schedule, review_rounds
-from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.sample_selection import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
+from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.tried import require_schedulable, try_settings
-from seekr_cl.training.wrapped import keeps_shards, plain
 
 GENERAL = "general"
 LOG = "training_log.json"
@@ -123,8 +124,8 @@ def learn(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     tasks = task if isinstance(task, list) else [task]
-    if len(tasks) > 1 and not config.method_class.joint:
-        raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
+    if len(tasks) > 1 and not config.method.kind.joint:
+        raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
@@ -209,7 +210,7 @@ def _learn(
         check_tokens(network, one.name, (item.input_ids for item in encoded))
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
-    method = config.method_class(config.method_settings, context)
+    method = config.method.kind(config.method.settings, context)
     try:
         stand = Standing(saves, identity, method, begun)
         if not stand.reached("general"):
@@ -273,7 +274,7 @@ def _learn(
                 tokenizer_sha256=tokens_sha,
                 method=describe_method(config),
                 model_folder=output,
-                method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
+                method_state=ready.carried and MethodState(config.method.name, *ready.carried),
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try.
@@ -322,7 +323,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
         "fingerprint": tasks[0].fingerprint(),
         "metric": tasks[0].metric,
     }
-    return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
+    return facts | ({"choice": config.replay.choice} if config.method.kind.keeps else {})
 
 
 def _name(tasks: list[Task]) -> str:
@@ -332,7 +333,7 @@ def _name(tasks: list[Task]) -> str:
 def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer) -> Carry | None:
     if not config.carry_optimizer:
         return None
-    leak = getattr(config.method_settings, "gradient_leak", False)
+    leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
 
 
@@ -392,7 +393,7 @@ def _train(
     method.check_replay(held)
     check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
-    settings = config.replay_settings
+    settings = config.replay
     official = config.order == "official"
     order: dict[str, Any] = {
         "num_replay": len(replay),
@@ -404,7 +405,7 @@ def _train(
     schedule = build_schedule(
         epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
         batch_size=config.per_device_train_batch_size * ranks.count(),
-        cadence=settings.schedule_cadence(),
+        cadence=settings,
         joint=settings.step == "joint",
         **order,
     )
@@ -471,6 +472,6 @@ def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder
     if config.general is None or store.generation:
         return []
     examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
+    count = config.general_samples or max(8, config.replay.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
     return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from seekr_cl import reading
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 LARGEST_FILE = 1 << 30
 """Bytes of one file: the largest of any published benchmark here is a tenth of that."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from seekr_cl import reading
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 MANIFEST = "benchmark.json"
 _LARGEST = 1 << 24

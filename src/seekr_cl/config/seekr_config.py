@@ -1,0 +1,232 @@
+"""SeekrConfig: transformers' TrainingArguments plus continual learning, from Python, YAML or the command line."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from seekr_cl import ranks
+from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.liger import liger_settings
+from seekr_cl.config.presets import PRESETS
+from seekr_cl.config.trainer_settings import DECIDED
+from seekr_cl.config.tried import require_bounds
+from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.memory.config import MemoryConfig
+from seekr_cl.methods.config import MethodConfig, read_method
+from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
+from seekr_cl.models.bitsandbytes import require as require_quantization
+from seekr_cl.models.peft_adapters import read_peft
+from seekr_cl.replay.config import KEEPING, ReplayConfig, read_replay
+from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+
+_DEFAULTS: dict[str, Any] = {
+    "boundary": "exact",
+    "padding_side": "right",
+    "pad_multiple": 1,
+    "order": "shuffled",
+    "loss_average": "tokens",
+    "carry_optimizer": False,
+    "signal_dtype": "int8",
+    "lr_scheduler_type": "cosine",
+}
+"""What a setting left at ``None`` is where the preset says nothing."""
+
+_GROUPS = ("replay", "memory", "method")
+
+
+@dataclass
+class SeekrConfig(TrainingArguments):
+    """All settings of learning one task after another.
+
+    Everything of ``TrainingArguments`` is here too; the defaults that differ are the paper's. Fields left at ``None``
+    take the preset's value.
+
+    Attributes:
+        preset: ``default``, ``paper`` or ``official``.
+        method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
+        replay: a mapping of its settings, or a ``ReplayConfig``.
+        memory: a mapping of its settings, or a ``MemoryConfig``.
+        general: examples of general data that go into the memory, with the base model's own signals, before the
+            first task.
+        general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
+        dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        trust_remote_code: run code that comes with the model.
+        peft: train an adapter instead of all weights: ``lora``, a PEFT config such as ``LoraConfig(...)``, or a mapping
+            of one with ``peft_type``. The output is an adapter folder; a model that is one goes on with its adapter
+            without this.
+        quantization: ``4bit`` holds the base model's weights in four bits (NF4, bitsandbytes) while an adapter is
+            trained.
+        max_length: tokens of an example; default 1024 or the model's context if that is shorter.
+        max_prompt_length: tokens of a prompt.
+        max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
+        long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
+        boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        padding_side: ``right`` or ``left``, in training; generation always pads on the left.
+        pad_multiple: batches are padded to a multiple of this.
+        order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
+        loss_average: ``tokens`` weighs all answer tokens of an optimizer step alike; ``micro_batches`` all batches.
+        carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
+        signal_dtype: precision of stored teacher signals: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
+        measure_every: gradient norms of the loss terms are measured on every so many batches of each kind; 0 never.
+        checkpoint_every: inside a task the state is saved every so many optimizer steps, for ``--resume``; 0 saves it
+            only between the phases of a task.
+        keep_models: ``all`` models of a run or only the ``last``.
+        progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
+    """
+
+    learning_rate: Annotated[float, Ge(0)] = 1e-5
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    per_device_train_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_eval_batch_size: Annotated[int, Ge(1)] = 8
+    gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
+    num_train_epochs: Annotated[float, Gt(0)] = 3.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    seed: Annotated[int, Ge(0)] = 42
+    report_to: str | list[str] | None = "none"
+    lr_scheduler_type: Any = None
+    logging_steps: float = 10
+    preset: Annotated[str, OneOf(PRESETS)] = "default"
+    method: Any = "seekr"
+    replay: Any = field(default_factory=dict)
+    memory: Any = field(default_factory=dict)
+    general: str | None = None
+    general_samples: Annotated[int | None, Ge(1)] = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    trust_remote_code: bool = False
+    peft: Any = None
+    quantization: Annotated[str | None, OneOf(QUANTIZATIONS)] = None
+    max_length: Annotated[int | None, Ge(1)] = None
+    max_prompt_length: Annotated[int | None, Ge(1)] = None
+    max_answer_length: Annotated[int | None, Ge(1)] = None
+    long_completions: Literal["refuse", "skip"] = "refuse"
+    boundary: Literal["exact", "joint"] | None = None
+    padding_side: Literal["right", "left"] | None = None
+    pad_multiple: Annotated[int | None, Ge(1)] = None
+    order: Literal["shuffled", "official"] | None = None
+    loss_average: Literal["tokens", "micro_batches"] | None = None
+    carry_optimizer: bool | None = None
+    signal_dtype: Annotated[str | None, OneOf(DTYPES)] = None
+    measure_every: Annotated[int, Ge(0)] = 20
+    checkpoint_every: Annotated[int, Ge(0)] = 200
+    keep_models: Literal["all", "last"] = "all"
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._made = False
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        require_bounds(self)
+        # Before anything is derived from them.
+        for key in _CHECKED:
+            setattr(self, key, check_value(getattr(self, key), hints[key], key))
+        preset = PRESETS[self.preset]
+        for key, value in (_DEFAULTS | {k: v for k, v in preset.items() if k in _DEFAULTS}).items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        self.method: MethodConfig = read_method(self.method, preset)
+        given_replay = as_mapping(self.replay, ReplayConfig, "replay")
+        given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        _refuse_unused(self.method, given_replay, given_memory, self.general)
+        self.replay: ReplayConfig = read_replay(
+            given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
+        )
+        self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        self.peft = read_peft(self.peft)
+        if self.peft is not None and self.method.kind.adapters:
+            raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
+        require_quantization(self.quantization)
+        self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
+        if self.general is None and self.general_samples is not None:
+            raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
+        if self.measure_every == 0 and self.method.kind.steers(self.method.settings):
+            raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
+        # The library's own bar and its own saving take the place of the Trainer's.
+        self.disable_tqdm = True
+        self.save_strategy = "no"
+        self.eval_strategy = "no"
+        self.remove_unused_columns = False
+        if ranks.launched() > 1 and not torch.cuda.is_available():
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+            self.use_cpu = True
+        try:
+            super().__post_init__()
+            # Asking for the device is what makes the launched processes find each other.
+            _ = self.device
+            super().to_dict()
+        except Exception as error:  # of values that it was not made for it raises what it likes
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"training settings: {line}") from error
+        ranks.require_all()
+        if not ranks.is_first():
+            self.progress = "none"
+        self._made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GROUPS and getattr(self, "_made", False):
+            raise ConfigError(
+                f"{name}: a config cannot be given another {name} once it is made; make a new SeekrConfig, or use "
+                f"dataclasses.replace(config, {name}=...)"
+            )
+        super().__setattr__(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON types."""
+        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
+        return super().to_dict() | plain
+
+
+def _refuse_unused(
+    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | None
+) -> None:
+    """Refuses settings of samples and of their schedule for a method that has no use for them."""
+    if not method.kind.keeps:
+        if replay:
+            raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
+        if memory:
+            raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
+        if general is not None:
+            raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")
+    if not method.kind.replays:
+        for key in replay:
+            if key not in KEEPING:
+                raise ConfigError(
+                    f"replay.{key}: would be ignored: {method.name} keeps samples but does not replay them on a "
+                    f"schedule; only {', '.join(KEEPING)} are for it"
+                )
+
+
+_CHECKED = tuple(
+    name for name in SeekrConfig.__annotations__ if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type")
+)
+"""Fields whose annotation says all that a value may be."""
+
+
+def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:
+    """A config from a mapping such as a YAML file's top level.
+
+    Args:
+        settings: keys are ``SeekrConfig`` fields.
+        output_dir: where the Trainer may put its own files.
+        source: the file's name, for messages.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest), one that would be ignored, or a value of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(SeekrConfig) if f.init}
+    hints = typing.get_type_hints(SeekrConfig, include_extras=True)
+    values = {}
+    for key, value in settings.items():
+        if key in DECIDED:
+            raise ConfigError(f"{source}: '{key}' would be ignored: {DECIDED[key]}; remove it")
+        if key not in fields:
+            known = [name for name in fields if name not in DECIDED]
+            raise ConfigError(f"{source}: unknown key '{key}'{nearest(str(key), known)}")
+        values[key] = check_value(value, hints[key], f"{source}: {key}")
+    return SeekrConfig(output_dir=output_dir, **values)

@@ -1,0 +1,56 @@
+"""Two real processes that evaluate together, forked after the imports; each writes what it got as JSON."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lm_eval
+from generating import random_model
+
+from seekr_cl import ranks
+from seekr_cl.evaluation import Place, TransformersEngine, score_task
+from seekr_cl.evaluation.general import evaluate_general
+from seekr_cl.system.stop_requests import Stopped, graceful, stop_here_if_asked
+from seekr_cl.tasks import Encoder, Example, Task
+
+BENCHMARKS = ("boolq", "piqa")
+TASK = Task("t", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in range(14)], max_new_tokens=5)
+
+
+def main(data: Path, folder: Path) -> dict[str, object]:
+    ranks.join()
+    model, tokenizer = random_model("llama")
+    asked = []
+    evaluate = lm_eval.simple_evaluate
+    lm_eval.simple_evaluate = lambda **given: (asked.append(given["tasks"]), evaluate(**given))[1]
+    general = evaluate_general(model, tokenizer, 2, data, names=BENCHMARKS)
+    answered = []
+
+    def signal_the_second(count: int) -> None:
+        answered.append(count)
+        if ranks.own() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop_here_if_asked()
+
+    place = Place(folder, "m", ranks.own(), ranks.count())
+    code = 0
+    try:
+        with graceful():
+            score_task(TransformersEngine(model, tokenizer, 3), TASK, Encoder(tokenizer, 64), signal_the_second, place)
+    except Stopped as stopped:
+        code = stopped.code
+    return {"general": general, "benchmarks": len(asked), "code": code, "answered": answered}
+
+
+if __name__ == "__main__":
+    data, place = Path(sys.argv[1]), Path(sys.argv[2])
+    children = []
+    for rank in ("0", "1"):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ.update(RANK=rank, LOCAL_RANK=rank)
+            (place / f"{rank}.json").write_text(json.dumps(main(data, place / "answers")))
+            os._exit(0)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
