@@ -21,12 +21,12 @@ from seekr_cl.memory import (
     ReplayMemory,
     ReplaySample,
     archive,
-    records,
-    upkeep,
 )
+from seekr_cl.memory import maintenance as upkeep
+from seekr_cl.memory import sample_codec as records
 from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.memory.lineage import Lineage
-from seekr_cl.memory.records import Field
+from seekr_cl.memory.sample_codec import Field
 
 LIMITS = Limits(tokens=50, outputs=60, layers=4, heads=8, length=16)
 

@@ -38,6 +38,7 @@ def talk() -> Example:
     return Example("", "1", messages=turns, source="f row 1")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tokenizer", [(False, False)], indirect=True, ids=["bare"])
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS.keys())
 def test_a_template_comes_to_an_end(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template

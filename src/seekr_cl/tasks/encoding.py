@@ -5,7 +5,7 @@ from typing import Any
 from seekr_cl.errors import ConfigError, DataError, ModelError, nearest
 from seekr_cl.tasks.collate import Encoded, collate
 from seekr_cl.tasks.examples import Example
-from seekr_cl.tasks.templates import bound
+from seekr_cl.tasks.templates import bounded
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "collate"]
 
@@ -103,10 +103,10 @@ class Encoder:
                 "use records with prompt and completion, or set tokenizer.chat_template"
             )
         try:
-            bound(self._tokenizer.chat_template)
-            prompt = self._tokenizer.apply_chat_template(
-                [dict(turn) for turn in example.messages[:-1]], tokenize=False, add_generation_prompt=True
-            )
+            with bounded(self._tokenizer.chat_template):
+                prompt = self._tokenizer.apply_chat_template(
+                    [dict(turn) for turn in example.messages[:-1]], tokenize=False, add_generation_prompt=True
+                )
         except Exception as error:  # templates are programs of their own and raise what they like
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{where}: the chat template refuses the messages ({reason}); change their order") from None

@@ -5,7 +5,9 @@ long text or number of a few letters is looked at before it is made.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from threading import RLock
 from typing import Any
 
 from jinja2 import nodes
@@ -20,6 +22,7 @@ _LARGEST_POWER = 1000
 _WORTH = 20
 """Letters or items that a function is given and that count as one step."""
 _OPERATORS = frozenset({"*", "**", "+", "%"})
+_ONE_AT_A_TIME = RLock()
 _COUNTED, _SHORT = "seekr_counted", "seekr_short"
 
 
@@ -45,34 +48,42 @@ class _Budget:
             yield item
 
 
-def bound(template: str | None) -> None:
-    """Puts the bounds on a chat template; to be called before each rendering, which begins to count anew.
+@contextmanager
+def bounded(template: str | None) -> Iterator[None]:
+    """Within, ``apply_chat_template`` renders a template that comes to an end; each time it begins to count anew.
 
     Args:
-        template: what ``apply_chat_template`` will be told to use, or finds at the tokenizer.
+        template: the tokenizer's.
 
     Raises:
         TemplateError: if the template itself is too long.
     """
     if not isinstance(template, str):
+        yield
         return
     if len(template) > _LARGEST_TEMPLATE:
-        raise TemplateError(f"its {len(template)} letters are too many")
-    compiled: Any = chat_template_utils._compile_jinja_template(template)
-    budget = getattr(compiled, "seekr_budget", None)
-    if budget is None:
-        budget = compiled.seekr_budget = _Budget()
-        _rebuild(compiled, template, budget)
-    budget.left = MOST_STEPS
+        raise TemplateError(f"it has {len(template)} letters, too many for a template")
+    with _ONE_AT_A_TIME:
+        # What transformers has compiled cannot be bounded any more: 'x' * 3000000000 is made by the compiler.
+        theirs = chat_template_utils._compile_jinja_template
+        setattr(chat_template_utils, "_compile_jinja_template", _compiled)  # noqa: B010 - read-only to type checkers
+        try:
+            _compiled(template).seekr_budget.left = MOST_STEPS
+            yield
+        finally:
+            setattr(chat_template_utils, "_compile_jinja_template", theirs)  # noqa: B010
 
 
-def _rebuild(compiled: Any, source: str, budget: _Budget) -> None:
-    """Compiles a template again, in its own environment with bounds; transformers keeps one for each template."""
-    environment = compiled.environment
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Any:
+    """A template compiled in transformers' own environment, with bounds."""
+    compiled: Any = chat_template_utils._cached_compile_jinja_template("")
+    environment, budget = compiled.environment, _Budget()
     call, operate = environment.call, environment.call_binop
 
     def counted_call(context: Any, function: Any, *args: Any, **given: Any) -> Any:
-        of = getattr(function, "__self__", None)
+        # The sandbox wraps a text's format method.
+        of = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         budget.take(of, *args, *given.values())
         _require_small(of, *args, *given.values())
         return _short(call(context, function, *args, **given))
@@ -82,7 +93,7 @@ def _rebuild(compiled: Any, source: str, budget: _Budget) -> None:
         _require_result(operator, left, right)
         return operate(context, operator, left, right)
 
-    def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def held(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def run(*args: Any, **given: Any) -> Any:
             budget.take(*args)
@@ -91,17 +102,19 @@ def _rebuild(compiled: Any, source: str, budget: _Budget) -> None:
 
         return run
 
+    environment.optimized, environment.concat = False, _joined
     environment.call, environment.call_binop = counted_call, bounded_operate
     environment.intercepted_binops = _OPERATORS
-    environment.filters = {name: bounded(one) for name, one in environment.filters.items()}
+    environment.filters = {name: held(one) for name, one in environment.filters.items()}
     environment.filters |= {_COUNTED: budget.counted, _SHORT: _short}
     tree = environment.parse(source)
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None)
     _shorten(tree)
     made = environment.make_globals(None)
-    fresh = environment.template_class.from_code(environment, environment.compile(tree), made, None)
-    compiled.root_render_func, compiled.blocks = fresh.root_render_func, fresh.blocks
+    fresh: Any = environment.template_class.from_code(environment, environment.compile(tree), made, None)
+    fresh.seekr_budget = budget
+    return fresh
 
 
 def _shorten(node: nodes.Node) -> None:
@@ -129,6 +142,16 @@ def _short(value: Any) -> Any:
     if not isinstance(value, int) and _size(value) > LONGEST:
         raise TemplateError(f"it makes a text of {_size(value)} letters")
     return value
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    total, found = 0, []
+    for piece in pieces:
+        total += len(piece)
+        if total > LONGEST:
+            raise TemplateError(f"it writes more than {LONGEST} letters")
+        found.append(piece)
+    return "".join(found)
 
 
 def _require_small(*values: Any) -> None:
