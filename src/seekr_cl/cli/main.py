@@ -88,6 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
     _take_launch(evaluate)
+    _take_overrides(evaluate)
+    evaluate.epilog = (
+        "KEY=VALUE sets how conversations are rendered and read: chat_template_kwargs.enable_thinking=false "
+        "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
+    )
 
     score = commands.add_parser("score", help="score answers from a file, whoever made them")
     score.add_argument(
@@ -118,6 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
+
+    inspect = commands.add_parser("inspect", help="what is taught: each example's text, its learned tokens, its cuts")
+    inspect.add_argument("--model", required=True, help="model folder or Hub name; a tokenizer is enough")
+    inspect.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
+    inspect.add_argument("-n", type=int, default=3, dest="examples", metavar="N", help="examples to show (default 3)")
+    inspect.add_argument("--json", action="store_true", help="for a program")
+    _config_options(inspect)
 
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
@@ -161,6 +173,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")
@@ -196,6 +211,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
+    if isinstance(getattr(given, "task", None), list):
+        settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
+        rest += settings
+        given.task = [word for word in given.task if word not in settings]
     if hasattr(given, "plan_stream"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]

@@ -41,7 +41,8 @@ class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``.
+        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``; ``learnt`` of samples in which
+            other tokens are learnt than all from the completion's first.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -174,6 +175,8 @@ def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[
 
 def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
+    if sample.learnt is not None:
+        tensors["learnt"] = torch.tensor(sample.learnt, dtype=torch.int32).reshape(-1, 2)
     if sample.logits is not None:
         signal = sample.logits
         tensors |= {"logits/position": signal.position_A.to(torch.int32), "logits/code": signal.code_AK}
@@ -189,6 +192,10 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
 def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: int) -> ReplaySample:
     logits = attention = None
     ids_L = part.pop("ids").long()
+    spans = part.pop("learnt", None)
+    if spans is not None and (spans.dim() != 2 or spans.shape[1] != 2):
+        raise ValueError("learnt must be rows of begin and end")
+    learnt = None if spans is None else tuple((int(begin), int(end)) for begin, end in spans)
     if any(name.startswith("logits/") for name in part):
         position_A, code_AK = part.pop("logits/position").long(), part.pop("logits/code")
         rest = (part.pop(f"logits/{name}", None) for name in ("token", "tail", "offset"))
@@ -201,7 +208,7 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
             attention = AttentionSignal(query_R, stored_from(rows) if rows else None, of)
     if part:
         raise ValueError(f"{sorted(part)} unknown")
-    return ReplaySample(*text, ids_L, completion_start, logits, attention)
+    return ReplaySample(*text, ids_L, completion_start, logits, attention, learnt)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
 from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.tasks.collate import Encoded, Spans, spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,10 @@ class ReplaySample:
         prompt: text, for people and for other tokenizers.
         completion: text.
         ids_L: token ids as they were trained on.
-        completion_start: index of the first completion token.
+        completion_start: index of the first token of the last answer.
         logits: for logit distillation, if the method stored it.
         attention: for attention distillation, if the method stored it.
+        learnt: begin and end of each run of tokens to learn; ``None`` if it is all from ``completion_start`` on.
     """
 
     prompt: str
@@ -109,6 +111,22 @@ class ReplaySample:
     completion_start: int
     logits: LogitSignal | None = None
     attention: AttentionSignal | None = None
+    learnt: Spans | None = None
+
+    @property
+    def spans(self) -> Spans:
+        """Begin and end of each run of tokens to learn."""
+        return spans_of(self.learnt, self.completion_start, len(self.ids_L))
+
+    @property
+    def answer(self) -> tuple[int, int]:
+        """Begin and end of the last answer."""
+        return self.spans[-1]
+
+    @property
+    def encoded(self) -> Encoded:
+        """The sample as the encoder gave it."""
+        return Encoded(self.ids_L.tolist(), self.completion_start, 0, self.learnt)
 
     @property
     def sample_id(self) -> str:
@@ -214,8 +232,16 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
         ValueError: saying what does not fit.
     """
     length = len(sample.ids_L)
-    fits = {"completion_start": 0 <= sample.completion_start <= length}
-    fits["ids"] = sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any())
+    fits = {
+        "ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any()),
+        "completion_start": 0 <= sample.completion_start <= length,
+    }
+    if sample.learnt is not None:
+        borders = [border for span in sample.learnt for border in span]
+        whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
+        # Every run has a token, and none begins before the former ends.
+        fits["learnt"] = whole and borders == sorted(borders) and all(begin < end for begin, end in sample.learnt)
+        fits["completion_start"] = whole and sample.completion_start == sample.learnt[-1][0]
     if sample.logits is not None:
         signal = sample.logits
         fits["logits/position"] = _inside(signal.position_A, length)

@@ -21,6 +21,7 @@ from typing import Any
 from seekr_cl import ranks
 from seekr_cl.errors import OutputError
 from seekr_cl.system.files import file_above
+from seekr_cl.system.removal import remove_empty, remove_file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -69,7 +70,7 @@ def remove_left_over(paths: Iterable[Path]) -> None:
     for path in paths:
         with suppress(OSError, _HeldError):
             handle = _acquire(path, create=False)
-            path.unlink()
+            remove_file(path)
             _release(handle)
 
 
@@ -112,7 +113,7 @@ def _take_file(stack: ExitStack, path: Path, folder: Path, what: str) -> bool:
     def leave() -> None:
         # Unlinked while it is held; whoever waits on this file finds that it is no longer the one at this path.
         with suppress(OSError):
-            path.unlink()
+            remove_file(path)
         with suppress(OSError):
             os.ftruncate(handle, 0)
         _release(handle)
@@ -262,5 +263,4 @@ def _holder(text: bytes) -> str:
 
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
+        remove_empty(folder)
