@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
-from seekr_cl.config.tried import require_schedulable, try_settings
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
@@ -41,7 +41,7 @@ from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_room, check_tokens, tests_encoder
+from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
@@ -212,10 +212,7 @@ class Run:
         for number, stage in enumerate(stages, start=1):
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
-                epochs = float(task.epochs or self.config.num_train_epochs)
-                require_schedulable(task.name, len(examples), epochs)
-                check_room(model, self.config, task, examples, encoded, number, len(stages))
-                check_tokens(model, task.name, (item.input_ids for item in encoded))
+                check_task(model, self.config, task, examples, encoded, number, len(stages))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
             prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import require_schedulable
 from seekr_cl.errors import DataError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.claims import Limits, check_fits
@@ -71,6 +72,25 @@ def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
     limits = Limits(rows, width, said("num_hidden_layers"), said("num_attention_heads"), context_length(model))
     layers = () if store.importance is None else store.importance.layers
     ranks.first(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
+
+
+def check_task(
+    model: PreTrainedModel,
+    config: SeekrConfig,
+    task: Task,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    number: int = 1,
+    last: int = 1,
+) -> None:
+    """Makes sure that a task can be learnt: its schedule, its lengths (``check_room``, same arguments), its tokens.
+
+    Raises:
+        SeekrError: naming the task.
+    """
+    require_schedulable(task.name, len(examples), float(task.epochs or config.num_train_epochs))
+    check_room(model, config, task, examples, encoded, number, last)
+    check_tokens(model, task.name, (item.input_ids for item in encoded))
 
 
 def check_tokens(model: PreTrainedModel, name: str, texts: Iterable[Sequence[int]]) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
-from seekr_cl.config.tried import require_schedulable, try_settings
+from seekr_cl.config.tried import try_settings
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
@@ -46,8 +46,8 @@ from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.context_check import check_memory, check_room, check_tokens
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.context_check import check_memory, check_task
+from seekr_cl.training.optimizer_carryover import Carry, check_carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
@@ -206,8 +206,8 @@ def _learn(
     if resume:
         ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
-    if config.carry_optimizer and (former := Carry.load(Path(model))):
-        former.check(Path(model), network, kept_of_each)
+    if config.carry_optimizer:
+        check_carry(Path(model), network, kept_of_each)
     if loads_once:
         once.shard(network, config)
     else:
@@ -227,9 +227,7 @@ def _learn(
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
-        require_schedulable(one.name, len(examples), float(one.epochs or config.num_train_epochs))
-        check_room(network, config, one, examples, encoded)
-        check_tokens(network, one.name, (item.input_ids for item in encoded))
+        check_task(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)

@@ -104,6 +104,12 @@ class Carry:
                 parameter.grad = gradient.to(parameter.device)
 
 
+def check_carry(folder: Path, model: nn.Module, keys: frozenset[str] | None) -> None:
+    """Makes sure of what was carried over into a model's folder, if something was; see ``Carry.check``."""
+    if (former := Carry.load(folder)) is not None:
+        former.check(folder, model, keys)
+
+
 def _may_be(shape: tuple[int, ...], weight: tuple[int, ...], key: str) -> bool:
     """Whether a state of that shape can be of a weight: as large, one number, or Adafactor's rows and columns."""
     if not key or shape in (weight, (), (1,)):
