@@ -17,6 +17,7 @@ from typing import Any
 
 from seekr_cl.errors import DataError, nearest
 from seekr_cl.system import reading
+from seekr_cl.system.utf8 import BOM, decoded
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -141,10 +142,10 @@ def _read_text(path: Path) -> str:
     except MemoryError:
         raise DataError(f"{path}: is larger than the memory that is free; split it") from None
     try:
-        text = raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        text = decoded(raw)
     except UnicodeDecodeError as error:
         # The decoder counts from behind a byte order mark, and looking the byte up there would name the wrong line.
-        start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
+        start = error.start + (len(BOM) if raw.startswith(BOM) else 0)
         line = raw.count(b"\n", 0, start) + 1
         raise DataError(
             f"{path} line {line}: byte {start} (0x{raw[start]:02x}) is not UTF-8; save the file as UTF-8"

@@ -20,6 +20,7 @@ from typing import Any
 
 from seekr_cl.errors import DataError, nearest
 from seekr_cl.system import reading
+from seekr_cl.system.utf8 import decoded
 from seekr_cl.tasks.benchmarks.archives import Files
 from seekr_cl.tasks.benchmarks.registry import Benchmark
 from seekr_cl.tasks.examples import example_from, kind_of
@@ -132,7 +133,7 @@ def _of_variant(files: Files, benchmark: Benchmark, variant: str | None) -> list
 
 def _json(files: Files, name: str) -> Any:
     try:
-        text = files.read(name).decode("utf-8-sig")
+        text = decoded(files.read(name))
         reading.require_records(text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
