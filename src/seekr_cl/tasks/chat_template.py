@@ -19,6 +19,7 @@ from transformers.utils import chat_template_utils
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.tasks.messages import WEIGHT, spoken
+from seekr_cl.tasks.templates import bounded
 
 TRAIN_ON = ("all", "last")
 DATE = "2024-07-26"
@@ -108,7 +109,7 @@ class Template:
         Raises:
             Exception: whatever the template raises; templates are programs of their own.
         """
-        with _clock(self._settings.date):
+        with bounded(self.source(one.tools)), _clock(self._settings.date):
             text = self._tokenizer.apply_chat_template(
                 copy.deepcopy(list(turns)),
                 tools=one.tools,
