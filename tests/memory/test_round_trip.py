@@ -160,11 +160,11 @@ def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
     ReplayMemory(folder / "new").check_belongs("whatever", "whatever")
 
 
-def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
+def test_files_are_read_by_their_owner_alone_and_the_manifest_by_people(folder: Path) -> None:
     listed = "".join(path.read_text("utf-8") for path in [*folder.glob("generations/*"), folder / "manifest.json"])
     for path in folder.rglob("*"):
         if path.is_file():
-            assert path.stat().st_mode & 0o777 == 0o644
+            assert path.stat().st_mode & 0o777 == 0o600
             assert path.name == "manifest.json" or f'"{path.name}"' in listed
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
     assert "∑" in (folder / "0001-first.jsonl").read_text("utf-8")

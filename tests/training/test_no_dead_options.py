@@ -86,7 +86,10 @@ REPLAY_ROWS = {
     "sample_weights": Row("surprise", "weights", replay(samples=8, batch_size=8, every=1) | {"learning_rate": 0.02}),
     "step": Row("joint", "weights"),
 }
-MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+MEMORY_ROWS = {
+    "max_bytes": Row(9000, "memory", {"memory": {}}),
+    "mode": Row("0640", "modes", {"memory": {}}),
+}
 SCHEDULE_ROWS = {
     "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
 }
@@ -197,6 +200,7 @@ def observe(
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
         "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
         "screen": capsys.readouterr().err,
+        "modes": sorted((path.name, path.stat().st_mode) for path in (folder / "memory").iterdir()),
     }
 
 

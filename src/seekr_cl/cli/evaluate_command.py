@@ -39,6 +39,7 @@ from seekr_cl.models.peft_adapters import is_adapter
 from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
@@ -77,6 +78,8 @@ def evaluate_command(given: Any) -> None:
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
+        if given.resume:
+            ranks.first(lambda: remove_unfinished_inside(output))
         if tasks:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
@@ -139,7 +142,7 @@ def _score_tasks(
 
     def finish() -> None:
         write_json(output / SCORES, content)
-        (output / PARTIAL).unlink(missing_ok=True)
+        remove_file(output / PARTIAL, is_regular)
 
     ranks.first(finish)
     table = Table("task", "metric", "score", "examples", "95% interval")

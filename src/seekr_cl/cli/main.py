@@ -94,6 +94,17 @@ def build_parser() -> argparse.ArgumentParser:
         "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
     )
 
+    score = commands.add_parser("score", help="score answers from a file, whoever made them")
+    score.add_argument(
+        "predictions",
+        metavar="PREDICTIONS.jsonl",
+        help="one object a line: prediction, reference or references, prompt",
+    )
+    score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
+    score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
+    score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
+    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
+
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
     export.add_argument("output", metavar="OUTPUT", help="folder for the model; must not hold anything")
@@ -162,6 +173,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")
@@ -225,9 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
         with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
-            from seekr_cl.cli import commands
+            if given.command == "score":
+                # Before anything that imports torch, which takes longer than scoring.
+                from seekr_cl.cli.score import score_command
 
-            commands.COMMANDS[given.command](given)
+                score_command(given)
+            else:
+                from seekr_cl.cli import commands
+
+                commands.COMMANDS[given.command](given)
     except Stopped as stopped:
         if not _PROCESS:
             print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)

@@ -201,7 +201,8 @@ def _refuse_unused(
     if not method.kind.keeps:
         if replay:
             raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
-        if memory:
+        # Predictions and journals have a mode, whatever the method keeps.
+        if memory.keys() - {"mode"}:
             raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
         if general is not None:
             raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")

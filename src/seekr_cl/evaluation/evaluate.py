@@ -193,7 +193,7 @@ def write_predictions(folder: Path, score: TaskScore) -> Path:
     slug = safe_name(score.task)
     path = folder / f"{slug}.jsonl"
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in score.predictions)
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode(), private=True)
     discard(folder, slug)
     return path
 

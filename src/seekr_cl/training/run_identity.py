@@ -38,7 +38,10 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         "preset": config.preset,
         "settings": asdict(config.method.settings),
         "replay": asdict(config.replay) if config.method.kind.keeps else None,
-        "memory": asdict(config.memory) if config.method.kind.keeps else None,
+        # Who may read the files decides nothing.
+        "memory": {key: value for key, value in asdict(config.memory).items() if key != "mode"}
+        if config.method.kind.keeps
+        else None,
     }
 
 
@@ -53,11 +56,14 @@ def learning_identity(
     tasks: list[Task], store: ReplayMemory, config: SeekrConfig, model_sha256: str, tokenizer_sha256: str
 ) -> dict[str, Any]:
     """What one learning is: a checkpoint of it fits no other."""
+    facts = {"model": model_sha256, "tokenizer": tokenizer_sha256, "generation": store.generation}
+    return facts | task_identity(tasks, config)
+
+
+def task_identity(tasks: list[Task], config: SeekrConfig) -> dict[str, Any]:
+    """The part of ``learning_identity`` that is known without model and memory."""
     return _as_json(
         {
-            "model": model_sha256,
-            "tokenizer": tokenizer_sha256,
-            "generation": store.generation,
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,
