@@ -1,5 +1,6 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,21 @@ def learn_command(given: Any) -> None:
         out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
     memory = ReplayMemory.open(given.memory)
     out().print(
-        f"learnt {task.name} in {learnt.steps} steps, {learnt.seconds:.0f} s; model in {given.output}; "
+        f"learnt {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
+        f"{given.output}; "
         f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
         f"{size(memory.num_bytes)}",
         soft_wrap=True,
     )
+
+
+def _rate(training: dict[str, Any]) -> str:
+    """The learning rate, and where it comes from if not from the user."""
+    if "learning_rate" not in training:
+        return ""
+    source = training["from"]["learning_rate"]
+    told = "" if source == "user" else f" (the default of the {source})"
+    return f" at learning rate {training['learning_rate']:g}{told}"
 
 
 def run_command(given: Any) -> None:
@@ -163,8 +174,8 @@ COMMANDS = {
 
 
 def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
-    # The Trainer wants a folder of its own although nothing is saved through it.
-    return config_from(settings, str(Path(tempfile.gettempdir()) / "seekr-trainer"), source)
+    # The Trainer wants a folder of its own although nothing is saved through it; another user's would not do.
+    return config_from(settings, str(Path(tempfile.gettempdir()) / f"seekr-trainer-{os.getuid()}"), source)
 
 
 def _model_source(folder: Path, model: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities, small_float
 from seekr_cl.tasks.collate import Encoded, Spans, spans_of
 
 
@@ -29,6 +29,7 @@ class LogitSignal:
         token_AK: which tokens these are.
         tail_A: probability of all other tokens; ``None`` when there are none.
         offset_A: present if tokens are drawn for the others as in ``StoredTopK``; otherwise they are one bucket.
+            Beside no ``token_AK`` it says that the codes are the logits themselves.
     """
 
     position_A: Tensor
@@ -49,9 +50,23 @@ class LogitSignal:
         offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
         return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
 
+    @classmethod
+    def of_logits(cls, position_A: Tensor, logits_AV: Tensor, dtype: str) -> Self:
+        """The logits themselves, for losses that compare them; in half precision unless ``dtype`` is ``float32``."""
+        code_AV = logits_AV.to(small_float(dtype))
+        return cls(position_A, code_AV, offset_A=torch.zeros(len(code_AV), dtype=code_AV.dtype))
+
+    @property
+    def logits_AV(self) -> Tensor | None:  # noqa: N802
+        """Float32 logits, where these were kept and not their probabilities."""
+        return self.code_AK.float() if self.token_AK is None and self.offset_A is not None else None
+
     def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
         count, width = self.code_AK.shape
+        if (logits_AV := self.logits_AV) is not None:
+            none_A = torch.zeros(count)
+            return logits_AV.softmax(-1), torch.arange(width).expand(count, -1), none_A, none_A
         if self.token_AK is None or self.tail_A is None:
             prob_AK = decode_probabilities(self.code_AK, torch.ones(count))
             return prob_AK, torch.arange(width).expand(count, -1), torch.zeros(count), torch.zeros(count)

@@ -19,6 +19,7 @@ from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.settings import Settings
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
@@ -129,6 +130,7 @@ class Method(ABC):
         carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
         knows_shards: whether what it does with single weights and gradients also goes for sharded ones (FSDP2).
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
+        training_defaults: the same for learning rate, scheduler and optimizer.
     """
 
     name: ClassVar[str]
@@ -145,6 +147,7 @@ class Method(ABC):
     carries_weights: ClassVar[bool] = True
     knows_shards: ClassVar[bool] = False
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
+    training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings

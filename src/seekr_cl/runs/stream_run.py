@@ -28,8 +28,10 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
-from seekr_cl.report import plot_matrix
+from seekr_cl.os_errors import named
+from seekr_cl.report.drawing import draw
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
@@ -52,11 +54,12 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
+    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -117,7 +120,8 @@ class Run:
             model, tokens = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            sources = {"training_from": self.config.training_sources}
+            write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
             former = dict(json.loads(ledger.read_text(encoding="utf-8")))
@@ -158,7 +162,7 @@ class Run:
         current = self.model
         base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
-        seconds = 0.0
+        seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
@@ -182,11 +186,13 @@ class Run:
             elif self.config.keep_models != "last":
                 ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
+            made: Any = memory.tasks[-1].info.get("training", {})
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            training.append({"task": name} | done.training)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
                 if self.config.keep_models == "last" and former != self.model:
                     remove_made(Path(former))
         ranks.first(partial(give_away, Path(current)))
@@ -221,7 +227,14 @@ class Run:
         return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
 
     def _stage(
-        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+        self,
+        number: int,
+        name: str,
+        folder: str,
+        learnt: Learnt | None,
+        matrix: ScoreMatrix,
+        model_hash: str,
+        training: dict[str, Any] | None = None,
     ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
@@ -231,6 +244,7 @@ class Run:
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
@@ -241,7 +255,8 @@ class Run:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
-        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
+        in_order = [scores[task.name] for task in self.tasks]
+        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
     def _evaluate(
         self, name: str, folder: str, learnt: Learnt | None, place: Place
@@ -278,7 +293,14 @@ class Run:
                 stop_if_asked()
         return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
+    def _write(
+        self,
+        matrix: ScoreMatrix,
+        seconds: float,
+        memory_bytes: int,
+        evaluation: dict[str, Any],
+        training: list[dict[str, Any]],
+    ) -> None:
         content = (
             matrix.to_json()
             | self._benchmark()
@@ -287,6 +309,7 @@ class Run:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "training": training,
                 "evaluation": evaluation,
                 "tests": {
                     task.name: {
@@ -299,8 +322,18 @@ class Run:
                 "intervals": describe_intervals(self.output, matrix),
             }
         )
+        if self._shows_more(len(content["matrix"])):
+            # A run that is done and asked for again: what is there is not replaced by its own beginning.
+            return
         write_json(self.output / SCORES, content)
-        plot_matrix(matrix, self.output / "scores.png")
+        draw("plot_matrix", matrix, self.output / "scores.png")
+
+    def _shows_more(self, rows: int) -> bool:
+        """Whether scores of more rows are written already."""
+        try:
+            return len(json.loads((self.output / SCORES).read_text(encoding="utf-8"))["matrix"]) > rows
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _benchmark(self) -> dict[str, Any]:
         return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
@@ -324,6 +357,7 @@ class Run:
             console().print(line, soft_wrap=True, markup=False)
 
 
+@named()
 def run(
     model: str | Path,
     tasks: Sequence[Task],
@@ -354,6 +388,7 @@ def run(
         SeekrError: for bad input; what is on disk stays.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
+    require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         ranks.first(lambda: one.start(resume))

@@ -5,24 +5,24 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
+from seekr_cl.config.rates import record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.errors import ConfigError, OutputError
+from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
-from seekr_cl.methods.base import task_generator
-from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -32,6 +32,7 @@ from seekr_cl.models.loading import (
     written_state,
 )
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import build_schedule, review_rounds
@@ -41,36 +42,41 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
+from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
-    as_sample,
     carried_state,
     check_budget,
     choose_samples,
+    chooses_after_training,
+    general_samples,
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory, tidy
+from seekr_cl.training.task_progress import (
+    Standing,
+    before_lost_model,
+    is_uncommitted,
+    make_room,
+    open_memory,
+    tidy,
+    tidy_up,
+)
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
 LOG = "training_log.json"
-DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Learnt:
         steps: optimizer steps.
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts lost tokens on their left.
+        training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
     """
 
     model: PreTrainedModel | None
@@ -92,8 +99,10 @@ class Learnt:
     steps: int
     log: list[dict[str, Any]]
     cut: int
+    training: dict[str, Any] = field(default_factory=dict)
 
 
+@named()
 def learn(
     model: str | Path,
     task: Task | list[Task],
@@ -131,6 +140,7 @@ def learn(
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    require_open_files()
     ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
@@ -141,14 +151,16 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
-            for folder in (place, output):
+            for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
                 done = _finished(model, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
                     ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
-            learnt = _learn(model, tasks, store, output, config, callbacks, saves, begun, resume)
+            former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
+            here, gone = (store, None) if former is None else (former, store)
+            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -158,7 +170,7 @@ def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool
     """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
     if alone or config.keep_models != "last":
         give_away(output)
-    saves.clear()
+    tidy_up(saves)
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -180,8 +192,12 @@ def _learn(
     saves: Checkpoints,
     begun: Checkpoint | None,
     resume: bool,
+    committed: ReplayMemory | None = None,
 ) -> Learnt:
-    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
+    """The phases: general data, choosing and looking at samples, training, scoring, writing.
+
+    ``committed`` is the memory with what is learnt here in it, where only its model is missing.
+    """
     loads_once = once.is_asked()
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -230,22 +246,27 @@ def _learn(
         places = places_of(store.path, output, saves.place)
         stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
-            general = _general_examples(config, store, encoder)
+            general = general_samples(config, store, encoder, GENERAL)
             if general:
                 method.before_task(general)
                 stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.keeps else []
+            # Where the trained model chooses, as many stand for those samples until then.
+            meanwhile = "random" if chooses_after_training(config) else None
+            stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
             context.model.eval()
+            if method.keeps and chooses_after_training(config):
+                stand.kept = choose_samples(config, *trained[0], encoder, context)
             scored = method.after_task(_name(tasks), stand.kept)
             reshard(network)
-            stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
+            made = record(config, trainer.args, trainer.rate_source, trainer.state.global_step)
+            stand.new_tasks.append(_described(scored, info=_facts(tasks, config) | {"training": made}))
             carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
@@ -279,8 +300,15 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
+        if committed is not None and committed.model_sha256 != new_model:
+            raise OutputError(
+                f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
+            )
         save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
+        if committed is not None:
+            return
+        former = store.current
         try:
             store.commit(
                 new_tasks,
@@ -293,8 +321,9 @@ def _learn(
                 method_state=ready.carried and MethodState(config.method.name, *ready.carried),
             )
         except BaseException:
-            # A model without its generation of the memory would only stand in the way of the next try.
-            if not is_committed(store):
+            # A model without its generation of the memory would only stand in the way of the next try. One whose
+            # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+            if is_uncommitted(store.path, former):
                 remove_made(output)
             raise
         fault_point("learn.committed")
@@ -302,11 +331,12 @@ def _learn(
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
+    training: Any = new_tasks[-1].info.get("training", {})
     if loads_once:
-        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
-    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:
@@ -337,7 +367,8 @@ def _finished(
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
-    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+    training: Any = store.tasks[-1].info.get("training", {})
+    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
 
 
 def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
@@ -358,44 +389,6 @@ def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer)
         return None
     leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
-
-
-def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
-    asked = config.max_length
-    if asked is not None and context is not None and asked > context:
-        warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    boundary = config.boundary or "exact"
-    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
-
-
-def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
-    """The training examples and their tokens; those whose completion does not fit are refused or left out.
-
-    Raises:
-        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
-    """
-    kept: list[tuple[Example, Encoded]] = []
-    for example in task.train:
-        try:
-            kept.append((example, encoder.encode(example)))
-        except TooLongError:
-            if config.long_completions == "refuse":
-                raise
-    left_out = len(task.train) - len(kept)
-    if not kept:
-        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
-    if left_out:
-        warnings.warn(
-            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
-            stacklevel=2,
-        )
-    return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
@@ -444,6 +437,7 @@ def _train(
     cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
@@ -458,6 +452,9 @@ def _train(
         reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
+    trainer.rate_source = rate_source
+    if settings.over_tasks == "sum":
+        trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     _drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
@@ -489,13 +486,3 @@ def _warn_if_inert(
         )
     if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
-
-
-def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
-    """Task 0: general data for a memory that is new; later generations have it already."""
-    if config.general is None or store.generation:
-        return []
-    examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay.count(len(examples)))
-    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
-    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

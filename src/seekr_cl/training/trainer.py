@@ -60,9 +60,13 @@ class SeekrTrainer(Trainer):
     Attributes:
         shares: gradient norms of the loss terms.
         weights: term weights that replaced the method's own because it asked for a share.
+        rate_source: where the learning rate comes from, for the record.
+        replay_factor: what the weights of replay terms are multiplied by.
     """
 
     args: SeekrConfig
+    rate_source: str = "user"
+    replay_factor: int = 1
 
     def __init__(
         self,
@@ -227,6 +231,9 @@ class SeekrTrainer(Trainer):
             self._join(found, batch)
             if kind == "new":
                 found["task"].weight *= self._token_factor(batch)
+            elif self.replay_factor != 1:
+                for term in found.values():
+                    term.weight *= 1 if term.of_weights else self.replay_factor
             self._steer(found)
             return found
 
