@@ -20,7 +20,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from seekr_cl import errors
+from seekr_cl.environment import environment_number
 from seekr_cl.errors import SeekrError
+from seekr_cl.os_errors import named
 
 Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
@@ -53,12 +55,12 @@ def is_first() -> bool:
 
 def launched() -> int:
     """How many processes the launcher says it started, whether or not they have found each other."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return environment_number("WORLD_SIZE", 1)
 
 
 def launched_as() -> int:
     """Which of them this is."""
-    return int(os.environ.get("RANK") or 0)
+    return environment_number("RANK", 0)
 
 
 def join() -> torch.device:
@@ -114,7 +116,8 @@ def first(work: Callable[[], Result]) -> Result | None:
     result, failure = None, None
     if is_first():
         try:
-            result = work()
+            with named():
+                result = work()
         except SeekrError as error:
             failure = error
     _raise_if_any([from_first(_described(failure))], failure)
@@ -137,7 +140,8 @@ def each(work: Callable[[], Result]) -> list[Result]:
     """
     result, failure = None, None
     try:
-        result = work()
+        with named():
+            result = work()
     except SeekrError as error:
         failure = error
     if count() == 1 and failure is not None:

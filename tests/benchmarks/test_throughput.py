@@ -120,7 +120,6 @@ def test_rows_fit_and_keep_their_answers(bench: SimpleNamespace, shared: Path, t
 
 @pytest.mark.slow
 def test_it_measures_both_trainers_and_prints_one_line(shared: Path, tmp_path: Path) -> None:
-    pytest.importorskip("trl", reason="TRL is absent; pip install 'seekr-cl[bench]'")
     command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--quick", "--json", "--no-run", "--sets", "yahoo"]
     command += ["--model", str(shared / "data" / "tiny_lm" / "stories260K"), "--rows", "4", "--length", "256"]
     command += ["--batch", "2", "--threads", "1", "--work", str(tmp_path), "--output", str(tmp_path / "all.json")]

@@ -1,6 +1,7 @@
 """What goes into a memory comes out of it, in this process and in the next."""
 
 import ast
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import seekr_cl
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory.sample_codec import pack, unpack
+from seekr_cl.tasks import Encoded
 
 SOURCE = Path(seekr_cl.__file__).parent
 
@@ -52,6 +55,31 @@ def test_what_is_committed_is_read_back(tmp_path: Path, dtype: str) -> None:
     same_samples(later.tasks[0].samples, given.samples)
     same_samples(memory.tasks[0].samples, later.tasks[0].samples)
     assert (later.tasks[0].name, later.tasks[0].heads, later.tasks[0].info) == ("task", HEADS, INFO)
+
+
+def test_which_tokens_of_a_conversation_are_learnt_is_read_back(tmp_path: Path) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    task = make_task("task")
+    length = len(task.samples[0].ids_L)
+    spans = ((1, 2), (length - 2, length - 1))
+    turns = dataclasses.replace(task.samples[0], learnt=spans, completion_start=length - 2)
+    commit(memory, dataclasses.replace(task, samples=[turns, task.samples[1]]))
+    kept = ReplayMemory.open(tmp_path / "memory").tasks[0].samples
+    assert [sample.learnt for sample in kept] == [spans, None]
+    assert kept[0].encoded == Encoded(turns.ids_L.tolist(), length - 2, 0, spans)
+    assert [one.learnt for one in unpack(pack(kept), [{"prompt": "p", "completion": "c"}] * 2)] == [spans, None]
+
+
+@pytest.mark.parametrize(
+    "learnt", [(), ((2, 1),), ((0, 99),), ((3, 4), (1, 2)), ((1, 3), (2, 4)), ((-1, 2),), ((1, 2),)]
+)
+def test_runs_of_tokens_that_cannot_be_are_found(tmp_path: Path, learnt: tuple[tuple[int, int], ...]) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    task = make_task("task")
+    wrong = dataclasses.replace(task.samples[0], learnt=learnt, completion_start=0)
+    commit(memory, dataclasses.replace(task, samples=[wrong]))
+    with pytest.raises(MemoryFormatError, match=r"sample 0 is not one .*out of place"):
+        _ = ReplayMemory.open(tmp_path / "memory").tasks[0].samples[0]
 
 
 def test_generations_pile_up_and_old_files_never_change(tmp_path: Path) -> None:
@@ -132,11 +160,11 @@ def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
     ReplayMemory(folder / "new").check_belongs("whatever", "whatever")
 
 
-def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
+def test_files_are_read_by_their_owner_alone_and_the_manifest_by_people(folder: Path) -> None:
     listed = "".join(path.read_text("utf-8") for path in [*folder.glob("generations/*"), folder / "manifest.json"])
     for path in folder.rglob("*"):
         if path.is_file():
-            assert path.stat().st_mode & 0o777 == 0o644
+            assert path.stat().st_mode & 0o777 == 0o600
             assert path.name == "manifest.json" or f'"{path.name}"' in listed
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
     assert "∑" in (folder / "0001-first.jsonl").read_text("utf-8")

@@ -1,7 +1,6 @@
 """The command ``seekr``."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -9,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
-_LAUNCHED = int(os.environ.get("WORLD_SIZE") or 1) > 1
-_PROCESS = int(os.environ.get("RANK") or 0)
+# What is no number is refused in ``main``, in one line.
+_LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
+_PROCESS = whole_number(os.environ.get("RANK")) or 0
+_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -88,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
     _take_launch(evaluate)
+    _take_overrides(evaluate)
+    evaluate.epilog = (
+        "KEY=VALUE sets how conversations are rendered and read: chat_template_kwargs.enable_thinking=false "
+        "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
+    )
 
     score = commands.add_parser("score", help="score answers from a file, whoever made them")
     score.add_argument(
@@ -118,6 +126,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
+
+    inspect = commands.add_parser("inspect", help="what is taught: each example's text, its learned tokens, its cuts")
+    inspect.add_argument("--model", required=True, help="model folder or Hub name; a tokenizer is enough")
+    inspect.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
+    inspect.add_argument("-n", type=int, default=3, dest="examples", metavar="N", help="examples to show (default 3)")
+    inspect.add_argument("--json", action="store_true", help="for a program")
+    _config_options(inspect)
 
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
@@ -161,6 +176,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")
@@ -196,6 +214,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
+    if isinstance(getattr(given, "task", None), list):
+        settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
+        rest += settings
+        given.task = [word for word in given.task if word not in settings]
     if hasattr(given, "plan_stream"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
@@ -217,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     launch = getattr(given, "launch", None)
     try:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+            environment_number(name, 0)
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
         with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
@@ -243,9 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _PIPE_CLOSED
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: {str(error.filename)[:80]}...: {error.strerror}; name another path", file=sys.stderr)
+        # Whatever the system refuses, anywhere: a full disk, a folder without permission, too many open files.
+        if _may_speak(describe(error)):
+            print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
@@ -306,10 +330,8 @@ def _others_lost(error: RuntimeError) -> int | None:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    from seekr_cl.training.checkpoint import CheckpointWarning
-    from seekr_cl.training.learn import InertWarning
-
-    if issubclass(category, (InertWarning, CheckpointWarning)):
+    # Not by import: what is warned of may be that a library cannot be imported.
+    if category.__name__ in _SHOWN:
         print(f"warning: {message}", file=sys.stderr)
 
 

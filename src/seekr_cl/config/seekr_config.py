@@ -11,9 +11,12 @@ from transformers import TrainingArguments
 
 from seekr_cl import ranks
 from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
+from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
+from seekr_cl.config.tried import require_bounds
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.memory.config import MemoryConfig
 from seekr_cl.methods.config import MethodConfig, read_method
@@ -22,6 +25,7 @@ from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
 from seekr_cl.replay.config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
     "boundary": "exact",
@@ -31,7 +35,6 @@ _DEFAULTS: dict[str, Any] = {
     "loss_average": "tokens",
     "carry_optimizer": False,
     "signal_dtype": "int8",
-    "lr_scheduler_type": "cosine",
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
@@ -46,6 +49,9 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        lr_scheduler_type: default the method's own, else ``cosine``.
+        optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         replay: a mapping of its settings, or a ``ReplayConfig``.
@@ -65,6 +71,13 @@ class SeekrConfig(TrainingArguments):
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
         long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
         boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        train_on: which assistant turns of a conversation are learnt: ``all`` or only the ``last``; default all, but the
+            last where the method or ``boundary: joint`` knows one answer per example.
+        chat_template: a file with a chat template that takes the place of the tokenizer's own.
+        chat_template_kwargs: what the chat template is told, such as ``enable_thinking: false``; a record's own
+            ``chat_template_kwargs`` come on top.
+        template_date: the day, ``YYYY-MM-DD``, that a chat template with a date writes: one learning has one date.
+        strip_thinking: score answers to ``messages`` without think block and the template's markers.
         padding_side: ``right`` or ``left``, in training; generation always pads on the left.
         pad_multiple: batches are padded to a multiple of this.
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
@@ -78,7 +91,7 @@ class SeekrConfig(TrainingArguments):
         progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
     """
 
-    learning_rate: Annotated[float, Ge(0)] = 1e-5
+    learning_rate: Annotated[float | None, Ge(0)] = None  # type: ignore[assignment]
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
@@ -90,6 +103,7 @@ class SeekrConfig(TrainingArguments):
     seed: Annotated[int, Ge(0)] = 42
     report_to: str | list[str] | None = "none"
     lr_scheduler_type: Any = None
+    optim: Any = None
     logging_steps: float = 10
     preset: Annotated[str, OneOf(PRESETS)] = "default"
     method: Any = "seekr"
@@ -106,6 +120,11 @@ class SeekrConfig(TrainingArguments):
     max_answer_length: Annotated[int | None, Ge(1)] = None
     long_completions: Literal["refuse", "skip"] = "refuse"
     boundary: Literal["exact", "joint"] | None = None
+    train_on: Literal["all", "last"] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: Any = field(default_factory=dict)
+    template_date: Any = DATE
+    strip_thinking: bool = True
     padding_side: Literal["right", "left"] | None = None
     pad_multiple: Annotated[int | None, Ge(1)] = None
     order: Literal["shuffled", "official"] | None = None
@@ -120,6 +139,10 @@ class SeekrConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._made = False
         hints = typing.get_type_hints(type(self), include_extras=True)
+        if isinstance(self.learning_rate, DefaultRate):
+            # Of the config that this is a copy of, with another method perhaps.
+            self.learning_rate = None
+        require_bounds(self)
         # Before anything is derived from them.
         for key in _CHECKED:
             setattr(self, key, check_value(getattr(self, key), hints[key], key))
@@ -138,7 +161,13 @@ class SeekrConfig(TrainingArguments):
         self.peft = read_peft(self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
+        given_training = {key: getattr(self, key) for key in SETTLED}
+        self.settled, self.training_sources = settle(given_training, self.method.kind, self.peft, preset)
+        for key, value in self.settled.items():
+            setattr(self, key, value)
         require_quantization(self.quantization)
+        self.chat = chat_settings(self, self.method.kind)
+        self.template_date = self.chat.date
         self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
@@ -156,9 +185,12 @@ class SeekrConfig(TrainingArguments):
             super().__post_init__()
             # Asking for the device is what makes the launched processes find each other.
             _ = self.device
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigError(f"training settings: {error}") from error
+            super().to_dict()
+        except Exception as error:  # of values that it was not made for it raises what it likes
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"training settings: {line}") from error
         ranks.require_all()
+        warn_of_training(self)
         if not ranks.is_first():
             self.progress = "none"
         self._made = True
@@ -185,7 +217,8 @@ def _refuse_unused(
     if not method.kind.keeps:
         if replay:
             raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
-        if memory:
+        # Predictions and journals have a mode, whatever the method keeps.
+        if memory.keys() - {"mode"}:
             raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
         if general is not None:
             raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")
@@ -199,7 +232,9 @@ def _refuse_unused(
 
 
 _CHECKED = tuple(
-    name for name in SeekrConfig.__annotations__ if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type")
+    name
+    for name in SeekrConfig.__annotations__
+    if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

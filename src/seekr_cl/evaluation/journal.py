@@ -7,12 +7,22 @@ Shards go to processes by the number of a prompt alone, so who has answered what
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.os_errors import reason_of
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import remove_file
+
+_START = 4096
+
+_ADVICE = "the answers so far are kept, mend it and go on with --resume"
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:
@@ -59,17 +69,19 @@ class Journal:
         own, kept = _read(self._path, identity)
         self.answers = _gather(folder, slug, identity) | own
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
+            if os.path.lexists(self._path) and not is_journal(self._path):
+                raise OutputError(f"{self._path}: is no journal of answers; move it elsewhere")
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
-                self._file = open(self._path, "ab")  # noqa: SIM115
+                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             else:
-                self._file = open(self._path, "wb")  # noqa: SIM115
-                self._file.write(json.dumps({"answering": identity}).encode() + b"\n")
-                self._file.flush()
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+                self._write(json.dumps({"answering": identity}).encode() + b"\n")
+            os.fchmod(self._file, file_mode())
         except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error
+            raise OutputError(f"{self._path}: cannot be written ({reason_of(error)}); {_ADVICE}") from error
 
     def add(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Writes answers down at once.
@@ -79,17 +91,23 @@ class Journal:
         """
         lines = [json.dumps({"index": index, "answer": text}) for index, text in zip(indices, texts, strict=True)]
         try:
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._write("".join(f"{line}\n" for line in lines).encode())
+            os.fsync(self._file)
         except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
+            raise OutputError(f"{self._path}: cannot be written ({reason_of(error)}); {_ADVICE}") from error
         self.answers.update(zip(indices, texts))
         fault_point("evaluation.answered")
 
     def close(self) -> None:
         """Closes the file; what is in it stays."""
-        self._file.close()
+        # What is in it has been synced, or its failure been told: a close that fails has nothing to add.
+        with suppress(OSError):
+            os.close(self._file)
+
+    def _write(self, content: bytes) -> None:
+        # Past Python's buffers, which would try again to write what did not fit when the file is closed.
+        while content:
+            content = content[os.write(self._file, content) :]
 
 
 def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
@@ -109,20 +127,37 @@ def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
 
 
 def discard(folder: Path, slug: str) -> None:
-    """Removes a task's journals, once its predictions are written."""
-    for path in _journals(folder, slug):
-        path.unlink(missing_ok=True)
+    """Removes a task's journals, once its predictions are written.
+
+    Raises:
+        OutputError: if one cannot be removed; the same command with ``--resume`` tries again.
+    """
+    for path in journals(folder, slug):
+        try:
+            remove_file(path, is_journal)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be removed ({reason_of(error)}); {_ADVICE}") from error
 
 
-def _journals(folder: Path, slug: str) -> list[Path]:
-    start = f"{slug}.answers-"
-    # Not glob: a name may hold characters that mean something there.
-    return sorted(path for path in folder.iterdir() if path.name.startswith(start)) if folder.is_dir() else []
+def journals(folder: Path, slug: str) -> list[Path]:
+    """The journals of a task, by their names."""
+    name = re.compile(rf"{re.escape(slug)}\.answers-\d+-\d+\.jsonl")
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def is_journal(path: Path) -> bool:
+    """Whether it begins as a journal does, or holds nothing: zeros after a power cut are nothing too."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(_START)
+        return not start.strip(b"\0") or start.startswith(b'{"answering":')
+    return False
 
 
 def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
     answers: dict[int, str] = {}
-    for path in _journals(folder, slug):
+    for path in journals(folder, slug):
         answers |= _read(path, identity)[0]
     return answers
 
@@ -130,7 +165,7 @@ def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
 def _read(path: Path, identity: str) -> tuple[dict[int, str], int]:
     """Answers of a journal of this identity, and how many bytes of it are whole lines; none of any other."""
     try:
-        content = path.read_bytes()
+        content = reading.read_bytes(path, limit=None)
     except OSError:
         return {}, 0
     answers: dict[int, str] = {}

@@ -8,24 +8,29 @@ before anything of it is written.
 import json
 import os
 import re
-import shutil
 import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
+from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest, settled
 from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
+from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import file_mode, files_like, folder_mode
+from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.reading import open_plain
+from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 
 _BLOCK = 512
 _CHUNK = 1 << 20
 _GENERATION = re.compile(rf"{GENERATIONS}/(\d{{4,}}(-\d+)?\.json)")
 
 
+@named()
 def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, every: bool = False) -> int:
     """Writes a memory into one file.
 
@@ -41,9 +46,16 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
         MemoryFormatError: if the memory is damaged; everything that goes in is read and compared first.
         OutputError: if the file is there already or cannot be written.
     """
-    lineage, out = opened(path), Path(target)
+    out = Path(target)
     if out.exists():
         raise OutputError(f"{out}: already exists; choose another file or remove it first")
+    with hold(out, "archive"), files_like(Path(path) / MANIFEST):
+        remove_unfinished(out)
+        return settled(Path(path), lambda: _export(opened(path), out, every))
+
+
+def _export(lineage: Lineage, out: Path, every: bool) -> int:
+    path = lineage.folder
     if every:
         broken = verify(path)[1]
         if broken:
@@ -64,9 +76,10 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
             yield from _member(name, needed[name], iter(read_chunks(lineage.folder / name)))
         yield bytes(2 * _BLOCK)
 
-    return write_stream(out, content())["bytes"]
+    return write_stream(out, content(), private=True)["bytes"]
 
 
+@named()
 def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> ReplayMemory:
     """Makes a memory folder of what ``export`` wrote.
 
@@ -85,16 +98,19 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
     above = file_above(folder)
     if above is not None or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise OutputError(f"{folder}: already exists and is not empty; choose another folder")
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    refuse_mount(folder)
+    remove_unfinished(folder)
+    temporary = unfinished_folder(folder)
     try:
-        with open(archive, "rb") as file:
+        with open_plain(archive) as file:
             members = _members(file, archive)
+            make_folder(temporary, folder_mode())
             _extract(file, members, temporary)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
         raise MemoryFormatError(f"{archive}: cannot be read ({error.strerror})") from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
         raise
     try:
         broken = verify(temporary)[1]
@@ -102,16 +118,16 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
         if broken or strangers:
             what = broken[0].replace(f"{temporary}{os.sep}", "") if broken else f"{min(strangers)} belongs to nothing"
             raise MemoryFormatError(f"{archive}: damaged: {what}")
-        if folder.is_dir():
-            folder.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, folder)
+        give_away(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     except MemoryFormatError as error:
         raise MemoryFormatError(str(error).replace(str(temporary), str(archive))) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
     return ReplayMemory.open(folder)
 
 
@@ -121,7 +137,7 @@ def _json(content: Any) -> bytes:
 
 def _member(name: str, size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
+    info.size, info.mode = size, file_mode()
     yield info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
     yield from chunks
     yield bytes(-size % _BLOCK)
@@ -159,7 +175,7 @@ def _members(file: IO[bytes], archive: Path) -> dict[str, tuple[int, int]]:
 
 def _extract(file: IO[bytes], members: dict[str, tuple[int, int]], folder: Path) -> None:
     for name, (begin, size) in members.items():
-        write_stream(folder / name, _part(file, begin, size))
+        write_stream(folder / name, _part(file, begin, size), private=True)
 
 
 def _part(file: IO[bytes], begin: int, size: int) -> Iterator[bytes]:

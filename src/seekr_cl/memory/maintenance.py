@@ -9,16 +9,23 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError, nearest
-from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage, settled
 from seekr_cl.memory.method_state import load_method_state
 from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import Chosen, load_importance, load_task, write_samples
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import sync_folder
+from seekr_cl.system.modes import files_like
+from seekr_cl.system.removal import give_away, remove_file
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Forgotten:
     freed: int
 
 
+@named(MemoryFormatError)
 def opened(path: str | os.PathLike[str]) -> Lineage:
     """The lineage of a memory with at least one generation.
 
@@ -47,7 +55,11 @@ def opened(path: str | os.PathLike[str]) -> Lineage:
         MemoryFormatError: if it is none, or its manifest is damaged.
     """
     folder = Path(path)
-    if not (folder / MANIFEST).exists():
+    try:
+        there = (folder / MANIFEST).exists()
+    except OSError as error:
+        raise MemoryFormatError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
+    if not there:
         raise MemoryFormatError(f"{folder}: holds no {MANIFEST}, so it is not a replay memory; name an existing memory")
     lineage = Lineage.read(folder)
     if lineage.current is None:
@@ -55,6 +67,7 @@ def opened(path: str | os.PathLike[str]) -> Lineage:
     return lineage
 
 
+@named(MemoryFormatError)
 def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     """Reads every file of every generation that is kept.
 
@@ -64,6 +77,10 @@ def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     Raises:
         MemoryFormatError: if the manifest itself is damaged.
     """
+    return settled(Path(path), lambda: _verify(path), lambda found: bool(found[1]))
+
+
+def _verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     lineage = opened(path)
     whole, broken, checked = [], [], set()
     for record in lineage.records:
@@ -93,6 +110,20 @@ def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     return whole, list(dict.fromkeys(broken))
 
 
+def _in_its_mode(change: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """The change, whose files get the mode that the memory's have."""
+
+    @wraps(change)
+    def changed(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        path: Any = args[0] if args else kwargs["path"]
+        with files_like(Path(path) / MANIFEST):
+            return change(*args, **kwargs)
+
+    return changed
+
+
+@_in_its_mode
+@named()
 def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     """Makes the generation after a task current again; later ones stay until ``collect``.
 
@@ -123,10 +154,13 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     target = found[0]
     for _, load in _parts(lineage.folder, target, lineage.folder / GENERATIONS / target.record["file"], full=False):
         load()
+    _sweep(lineage, begun_only=True)
     lineage.mark(lineage.records, target.record["file"])
     return target
 
 
+@_in_its_mode
+@named()
 def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str | None = None) -> Forgotten:
     """Removes a task's or one sample's texts and signals from every generation that is kept, and from the disk.
 
@@ -178,6 +212,8 @@ def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str
     return Forgotten(sum(gone.values()), holders, importance, states, freed + _sweep(lineage))
 
 
+@_in_its_mode
+@named()
 def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list[str], int]:
     """Removes generations and files that are not needed.
 
@@ -194,12 +230,14 @@ def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep: {keep} must be at least 1, the current generation")
     lineage = opened(path)
+    # Before anything is written, so that a full disk has room for the manifest.
+    freed = _sweep(lineage)
     stay = {one.record["file"] for one in (lineage.line() if keep is None else lineage.line()[-keep:])}
     records = [record for record in lineage.records if record["file"] in stay]
     dropped = [record["file"].removesuffix(".json") for record in lineage.records if record["file"] not in stay]
     if dropped:
         lineage.mark(records, lineage.current)
-    return dropped, _sweep(lineage)
+    return dropped, freed + _sweep(lineage)
 
 
 def _parts(
@@ -274,17 +312,21 @@ def _rewrite(
     lineage.mark(records, current)
 
 
-def _sweep(lineage: Lineage) -> int:
-    """Deletes leftovers; returns how many bytes they had.
+def _sweep(lineage: Lineage, begun_only: bool = False) -> int:
+    """Deletes leftovers, or only what an interrupted command had begun to write; returns how many bytes they had.
 
     Raises:
         OutputError: naming the file that cannot be deleted.
     """
     freed = 0
+    # An import that was killed at its very end.
+    give_away(lineage.folder)
     for path in lineage.leftovers():
+        if begun_only and not path.name.startswith("."):
+            continue
         try:
             freed += path.lstat().st_size
-            path.unlink()
+            remove_file(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be deleted ({error.strerror}); change its permissions") from error
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seekr_cl.attention.stored import stored_from
 from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.system.reading import parse_json
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -32,13 +33,16 @@ TYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _ROWS = "rows/"
 _MOST_AXES = 4
+_WIDEST_NOTHING = 1 << 16
+"""Of a tensor without elements, whose shape no number of bytes vouches for."""
 
 
 class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``.
+        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``; ``learnt`` of samples in which
+            other tokens are learnt than all from the completion's first.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -95,6 +99,8 @@ def decode(record: Record, text: tuple[str, str], completion_start: int) -> Repl
     for name, kind, axes in record.kind:
         shape, dims = dims[:axes], dims[axes:]
         dtype, count = TYPES[kind], math.prod(shape)
+        if not count and max(shape) > _WIDEST_NOTHING:
+            raise ValueError(f"{name} of shape {shape}")
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize
@@ -128,7 +134,7 @@ def kinds_from_text(text: Any) -> list[Kind]:
     """
     if not isinstance(text, str):
         raise ValueError("no kinds of samples")
-    kinds = [tuple(Field(*field) for field in kind) for kind in json.loads(text)]
+    kinds = [tuple(Field(*field) for field in kind) for kind in parse_json(text)]
     for kind in kinds:
         for name, dtype, axes in kind:
             good = isinstance(name, str) and isinstance(dtype, str) and dtype in TYPES and type(axes) is int
@@ -169,6 +175,8 @@ def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[
 
 def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
+    if sample.learnt is not None:
+        tensors["learnt"] = torch.tensor(sample.learnt, dtype=torch.int32).reshape(-1, 2)
     if sample.logits is not None:
         signal = sample.logits
         tensors |= {"logits/position": signal.position_A.to(torch.int32), "logits/code": signal.code_AK}
@@ -184,6 +192,10 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
 def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: int) -> ReplaySample:
     logits = attention = None
     ids_L = part.pop("ids").long()
+    spans = part.pop("learnt", None)
+    if spans is not None and (spans.dim() != 2 or spans.shape[1] != 2):
+        raise ValueError("learnt must be rows of begin and end")
+    learnt = None if spans is None else tuple((int(begin), int(end)) for begin, end in spans)
     if any(name.startswith("logits/") for name in part):
         position_A, code_AK = part.pop("logits/position").long(), part.pop("logits/code")
         rest = (part.pop(f"logits/{name}", None) for name in ("token", "tail", "offset"))
@@ -196,7 +208,7 @@ def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: in
             attention = AttentionSignal(query_R, stored_from(rows) if rows else None, of)
     if part:
         raise ValueError(f"{sorted(part)} unknown")
-    return ReplaySample(*text, ids_L, completion_start, logits, attention)
+    return ReplaySample(*text, ids_L, completion_start, logits, attention, learnt)
 
 
 def _bytes(tensor: Tensor) -> bytes:

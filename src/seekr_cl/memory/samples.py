@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities, small_float
+from seekr_cl.tasks.collate import Encoded, Spans, spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class LogitSignal:
         token_AK: which tokens these are.
         tail_A: probability of all other tokens; ``None`` when there are none.
         offset_A: present if tokens are drawn for the others as in ``StoredTopK``; otherwise they are one bucket.
+            Beside no ``token_AK`` it says that the codes are the logits themselves.
     """
 
     position_A: Tensor
@@ -48,9 +50,23 @@ class LogitSignal:
         offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
         return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
 
+    @classmethod
+    def of_logits(cls, position_A: Tensor, logits_AV: Tensor, dtype: str) -> Self:
+        """The logits themselves, for losses that compare them; in half precision unless ``dtype`` is ``float32``."""
+        code_AV = logits_AV.to(small_float(dtype))
+        return cls(position_A, code_AV, offset_A=torch.zeros(len(code_AV), dtype=code_AV.dtype))
+
+    @property
+    def logits_AV(self) -> Tensor | None:  # noqa: N802
+        """Float32 logits, where these were kept and not their probabilities."""
+        return self.code_AK.float() if self.token_AK is None and self.offset_A is not None else None
+
     def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
         count, width = self.code_AK.shape
+        if (logits_AV := self.logits_AV) is not None:
+            none_A = torch.zeros(count)
+            return logits_AV.softmax(-1), torch.arange(width).expand(count, -1), none_A, none_A
         if self.token_AK is None or self.tail_A is None:
             prob_AK = decode_probabilities(self.code_AK, torch.ones(count))
             return prob_AK, torch.arange(width).expand(count, -1), torch.zeros(count), torch.zeros(count)
@@ -98,9 +114,10 @@ class ReplaySample:
         prompt: text, for people and for other tokenizers.
         completion: text.
         ids_L: token ids as they were trained on.
-        completion_start: index of the first completion token.
+        completion_start: index of the first token of the last answer.
         logits: for logit distillation, if the method stored it.
         attention: for attention distillation, if the method stored it.
+        learnt: begin and end of each run of tokens to learn; ``None`` if it is all from ``completion_start`` on.
     """
 
     prompt: str
@@ -109,6 +126,22 @@ class ReplaySample:
     completion_start: int
     logits: LogitSignal | None = None
     attention: AttentionSignal | None = None
+    learnt: Spans | None = None
+
+    @property
+    def spans(self) -> Spans:
+        """Begin and end of each run of tokens to learn."""
+        return spans_of(self.learnt, self.completion_start, len(self.ids_L))
+
+    @property
+    def answer(self) -> tuple[int, int]:
+        """Begin and end of the last answer."""
+        return self.spans[-1]
+
+    @property
+    def encoded(self) -> Encoded:
+        """The sample as the encoder gave it."""
+        return Encoded(self.ids_L.tolist(), self.completion_start, 0, self.learnt)
 
     @property
     def sample_id(self) -> str:
@@ -214,16 +247,29 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
         ValueError: saying what does not fit.
     """
     length = len(sample.ids_L)
-    fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
+    fits = {
+        "ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any()),
+        "completion_start": 0 <= sample.completion_start <= length,
+    }
+    if sample.learnt is not None:
+        borders = [border for span in sample.learnt for border in span]
+        whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
+        # Every run has a token, and none begins before the former ends.
+        fits["learnt"] = whole and borders == sorted(borders) and all(begin < end for begin, end in sample.learnt)
+        fits["completion_start"] = whole and sample.completion_start == sample.learnt[-1][0]
     if sample.logits is not None:
         signal = sample.logits
         fits["logits/position"] = _inside(signal.position_A, length)
         fits["logits/code"] = signal.code_AK.dim() == 2 and len(signal.code_AK) == len(signal.position_A)
         fits["logits/token"] = signal.token_AK is None or (
-            signal.token_AK.shape == signal.code_AK.shape and not signal.token_AK.is_floating_point()
+            signal.token_AK.shape == signal.code_AK.shape
+            and not signal.token_AK.is_floating_point()
+            and not bool((signal.token_AK.long() < 0).any())
         )
         for name, numbers in (("tail", signal.tail_A), ("offset", signal.offset_A)):
-            fits[f"logits/{name}"] = numbers is None or numbers.shape == signal.position_A.shape
+            fits[f"logits/{name}"] = numbers is None or (
+                numbers.shape == signal.position_A.shape and bool(torch.isfinite(numbers.float()).all())
+            )
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
         of = sample.attention.of

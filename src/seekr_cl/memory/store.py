@@ -16,7 +16,7 @@ task's two files, ``upkeep`` about what else can be done to a memory. docs/memor
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.heads import HeadImportance
-from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new
+from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new, settled
 from seekr_cl.memory.method_state import (
     MethodState,
     load_method_state,
@@ -39,6 +39,7 @@ from seekr_cl.memory.method_state import (
 )
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.tasks.task import safe_name
 
@@ -71,6 +72,7 @@ class ReplayMemory:
     _current: Generation | None = None
 
     @classmethod
+    @named(MemoryFormatError)
     def open(cls, path: str | os.PathLike[str], *, create: bool = False, verify: bool = False) -> Self:
         """Opens a memory. Samples stay on disk; each is read and checked when it is asked for.
 
@@ -87,6 +89,14 @@ class ReplayMemory:
             MemoryFormatError: naming the file that is missing, truncated, altered, unreadable or of another format.
         """
         folder = Path(path)
+        try:
+            return settled(folder, lambda: cls._open(folder, create, verify))
+        except OSError as error:
+            where = error.filename or folder
+            raise MemoryFormatError(f"{where}: cannot be read ({error.strerror}); change its permissions") from error
+
+    @classmethod
+    def _open(cls, folder: Path, create: bool, verify: bool) -> Self:
         above = file_above(folder)
         if above is not None:
             raise MemoryFormatError(f"{folder}: {above} is a file, not a folder; choose another folder")
@@ -102,7 +112,13 @@ class ReplayMemory:
             if create:
                 return cls(folder, _lineage=lineage)
             raise MemoryFormatError(f"{folder}: nothing has been committed to this memory yet; learn a task first")
-        current = lineage.generation(lineage.current)
+        return cls._at(lineage, verify)
+
+    @classmethod
+    def _at(cls, lineage: Lineage, verify: bool = False) -> Self:
+        """The memory as the current generation of a lineage says."""
+        assert lineage.current is not None
+        folder, current = lineage.folder, lineage.generation(lineage.current)
         source = folder / "generations" / current.record["file"]
         return cls(
             folder,
@@ -115,6 +131,17 @@ class ReplayMemory:
             lineage,
             current,
         )
+
+    def former(self) -> Self | None:
+        """The memory as it was before its current generation, to look at; ``None`` if that is not kept any more."""
+        assert self._current is not None
+        assert self._lineage is not None
+        parent = self._current.content["parent"]
+        if parent is None:
+            return type(self)(self.path)
+        if parent["file"] not in [record["file"] for record in self._lineage.records]:
+            return None
+        return self._at(replace(self._lineage, current=parent["file"]))
 
     def reload(self) -> None:
         """Takes over what another process has committed."""
@@ -139,19 +166,43 @@ class ReplayMemory:
         """The current generation as it is on disk; ``None`` before the first commit."""
         return self._current
 
-    def check_belongs(self, model_sha256: str, tokenizer_sha256: str) -> None:
+    def check_belongs(
+        self,
+        model_sha256: str,
+        tokenizer_sha256: str,
+        *,
+        former_sha256: str | None = None,
+        merged_from: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
         """Makes sure that the memory goes with this model and tokenizer.
+
+        Args:
+            model_sha256: the model's hash.
+            tokenizer_sha256: the tokenizer's.
+            former_sha256: the tokenizer's as older versions of this library computed it.
+            merged_from: hash of the model that this one is, with its adapter merged.
+            dtype: of the model's weights.
 
         Raises:
             MemoryFormatError: if either differs from what the memory was committed with; it names the generation and
                 task whose model is wanted, and the generation that the given model belongs to if that is kept.
         """
-        if self.tokenizer_sha256 not in (None, tokenizer_sha256):
+        if self.tokenizer_sha256 not in (None, tokenizer_sha256, former_sha256):
             raise MemoryFormatError(
-                f"{self.path / MANIFEST}: its token ids come from another tokenizer; use the tokenizer of the model "
-                "this memory was made with"
+                f"{self.path / MANIFEST}: its token ids come from another tokenizer (vocabulary, special tokens, chat "
+                "template, or what is done to a text before); use the tokenizer of the model this memory was made with"
             )
         if self._current is None or self.model_sha256 in (None, model_sha256):
+            return
+        wanted_dtype = self._current.content.get("dtype")
+        if None not in (dtype, wanted_dtype) and dtype != wanted_dtype:
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: generation {self.generation} belongs to a model in {wanted_dtype}, this one "
+                f"was loaded in {dtype}; set dtype={wanted_dtype}, or begin a new memory"
+            )
+        if merged_from == self.model_sha256:
+            self._check_mergeable()
             return
         folder = self._current.content["model_folder"]
         wanted = f"the one written with it, after task '{last_task(self._current)}'" + (f", to {folder}" * bool(folder))
@@ -167,6 +218,19 @@ class ReplayMemory:
             f"{self.path / MANIFEST}: generation {self.generation} belongs to another model ({wanted}); {advice}"
         )
 
+    def _check_mergeable(self) -> None:
+        """Refuses a merged model where something of the memory is about the adapter.
+
+        Raises:
+            MemoryFormatError: if teachers are kept as adapters of the unmerged model.
+        """
+        if any(task.teacher is not None for task in self.tasks):
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: its signals are asked of adapters on the base model, which a merged model is "
+                "not; go on with the adapter, or begin a new memory"
+            )
+
+    @named()
     def commit(
         self,
         new_tasks: list[MemoryTask],
@@ -178,6 +242,7 @@ class ReplayMemory:
         keep: Mapping[int, Sequence[int]] | None = None,
         model_folder: str | os.PathLike[str] | None = None,
         method_state: MethodState | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
 
@@ -191,6 +256,7 @@ class ReplayMemory:
                 old order. Earlier generations keep the others until ``gc`` removes these.
             model_folder: where the model was written, for people.
             method_state: what the method carries on beside samples.
+            dtype: of the model's weights.
 
         Raises:
             OutputError: if something cannot be written, or another process has committed meanwhile; the former
@@ -211,6 +277,7 @@ class ReplayMemory:
             "model_sha256": model_sha256,
             "model_folder": None if model_folder is None else os.path.abspath(model_folder),
             "tokenizer_sha256": tokenizer_sha256,
+            "dtype": dtype,
             "method": method,
             "versions": _versions(),
             "importance": _write_importance(lineage, importance, number),

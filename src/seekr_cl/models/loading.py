@@ -1,8 +1,6 @@
 """Loading a model and tokenizer, and writing a model folder that either exists whole or not at all."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,14 @@ from seekr_cl.distributed.dtensor import state_of
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
+from seekr_cl.models.whole import check_folder, require_rows, require_weights, require_written, write_as_loaded
+from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
+from seekr_cl.system.removal import give_away, list_content, make_folder, remove_made, unfinished_folder
 
 
+@named(ModelError)
 def load_model(
     source: str | os.PathLike[str],
     dtype: str = "float32",
@@ -47,12 +49,16 @@ def load_model(
     refuse_mixed(path)
     if is_adapter(path):
         model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization, empty)
-        return load_adapter(model, path), _own_tokenizer(path, tokenizer, trust_remote_code)  # type: ignore[return-value]
+        model = load_adapter(model, path)  # type: ignore[assignment]
+        tokenizer = _own_tokenizer(path, tokenizer, trust_remote_code)
+        require_rows(name, model, tokenizer)
+        return model, tokenizer
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: holds no config.json; name a Hugging Face model folder")
     # "owner/name" may be on the Hub, unless the first part is a folder here and the second a slip.
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
         raise ModelError(f"{name}: no such model folder")
+    check_folder(path)
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, dtype) | ({"device_map": "meta"} if empty else {})
     transformers_logging.disable_progress_bar()
@@ -62,14 +68,37 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         # What transformers would leave out in all processes but one is for this library to say.
         with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error
+    model, info = loaded
+    require_weights(name, model, info)
+    require_rows(name, model, tokenizer)
+    write_as_loaded(model)
     keep_as_loaded(model, quantization)
     return model, tokenizer
+
+
+def load_tokenizer(source: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer with its chat template, from a folder that need not hold a model, or from the Hub.
+
+    Raises:
+        ModelError: if it is not there or cannot be loaded.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(path), trust_remote_code)
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
+        raise ModelError(f"{name}: no such model folder")
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: its tokenizer cannot be loaded ({first_line})") from error
 
 
 def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -118,12 +147,24 @@ def written_state(model: Any) -> dict[str, Tensor]:
     return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers' library has no kind of error for a full disk.
+        if "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+@named()
 def save_model(
     path: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     extra: Any = None,
     tensors: dict[str, Tensor] | None = None,
+    provisional: bool = False,
 ) -> None:
     """Writes a model folder under a temporary name and renames it into place.
 
@@ -133,29 +174,38 @@ def save_model(
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
         tensors: all of ``written_state``, if the model holds only its shards of it.
+        provisional: it keeps the marker, by which ``removal.remove_made`` can take it away again, until the caller
+            gives it away.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    if path.is_dir():
+        # A link to an empty folder: the folder is replaced, not the link.
+        path = path.resolve()
+    temporary = unfinished_folder(path)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
-        tokenizer.save_pretrained(temporary)
+            require_written(temporary, model, tensors, str(path))
+        _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)
+        if provisional:
+            list_content(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 handle = os.open(file, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
         fault_point("model.written")
-        if path.is_dir():
-            path.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, path)
+        if not provisional:
+            give_away(path)
         fault_point("model.renamed")
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
@@ -164,4 +214,4 @@ def save_model(
             f"{path}: the model cannot be written ({error}); free space or choose another folder"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,33 +14,39 @@ import transformers
 from transformers import TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
     ScoreMatrix,
     TransformersEngine,
-    evaluate_task,
     get_metric,
     settings_of,
-    write_predictions,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
-from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
+from seekr_cl.memory import accepted_hashes, model_hash
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
-from seekr_cl.report import plot_matrix
+from seekr_cl.os_errors import named
+from seekr_cl.report.drawing import draw
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
-from seekr_cl.system.locks import hold
+from seekr_cl.system.locks import hold, remove_left_over
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_room, tests_encoder
+from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
-from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
-from seekr_cl.training.task_progress import open_memory, remove_leftovers
+from seekr_cl.training.run_identity import decisive, describe_method
+from seekr_cl.training.task_progress import open_memory
 
 LEDGER = "run.json"
 SCORES = "scores.json"
@@ -50,11 +55,12 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
+    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -112,13 +118,14 @@ class Run:
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
-            model, tokens = self._check_examples()
+            model, tokens, _ = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            sources = {"training_from": self.config.training_sources}
+            write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+            former = dict(reading.read_json(ledger))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -131,21 +138,18 @@ class Run:
                 )
         if not (self.output / "memory").exists():
             # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
-            model, tokens = self._check_examples()
-            for key, value in (("model", model), ("tokenizer", tokens)):
-                if former.get(f"{key}_sha256") != value:
+            model, tokens, older = self._check_examples()
+            for key, values in (("model", [model]), ("tokenizer", [tokens, older])):
+                if former.get(f"{key}_sha256") not in values:
                     raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
 
     def _remove_leftovers(self) -> None:
         """What a killed process had begun to write; the memory and the checkpoints see to their own."""
         for folder in [self.output, *self.output.glob("evaluations/*")]:
             if folder.is_dir():
-                remove_leftovers(folder)
-        for path in self.output.glob("models/.*.partial"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
-            # Whoever held it held the run, which is held by this process now.
-            path.unlink(missing_ok=True)
+                remove_unfinished_inside(folder)
+        # The memory and the models may be held by another command that does not hold the run.
+        remove_left_over([*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")])
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -156,15 +160,15 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method.kind.joint
         current = self.model
-        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
-        seconds = 0.0
+        seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
             begun = saves.newest()
-            memory = open_memory(self.output / "memory", begun)
+            memory = open_memory(self.output / "memory")
             learnt = None
             if begun is not None and begun.state["identity"]["generation"] < memory.generation:
                 # Killed between committing and tidying up.
@@ -172,108 +176,125 @@ class Run:
             if memory.generation < number:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    ranks.first(partial(shutil.rmtree, folder, ignore_errors=True))
+                    ranks.first(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
                 stop_if_asked()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+            elif self.config.keep_models != "last":
+                ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
+            made: Any = memory.tasks[-1].info.get("training", {})
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            training.append({"task": name} | done.training)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
                 if self.config.keep_models == "last" and former != self.model:
-                    shutil.rmtree(former, ignore_errors=True)
+                    remove_made(Path(former))
+        ranks.first(partial(give_away, Path(current)))
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
-    def _check_examples(self) -> tuple[str, str]:
+    def _check_examples(self) -> tuple[str, str, str]:
         """Tokenises everything once, so that a bad row in the last task is not found after days of training.
 
         Returns:
-            The hashes of model and tokenizer.
+            The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
+        try_settings(self.config)
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
-        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        set_template(tokenizer, self.config.chat_template)
+        hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
         stages = self._stages()
         for number, stage in enumerate(stages, start=1):
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
-                check_room(model, self.config, task, examples, encoded, number, len(stages))
+                check_task(model, self.config, task, examples, encoded, number, len(stages))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
-            for example in task.test:
-                asked.encode_prompt(example, reserve=task.max_new_tokens)
+            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+            check_tokens(model, task.name, prompts)
         return hashes
 
     def _stages(self) -> list[list[Task]]:
         return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
 
     def _stage(
-        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+        self,
+        number: int,
+        name: str,
+        folder: str,
+        learnt: Learnt | None,
+        matrix: ScoreMatrix,
+        model_hash: str,
+        training: dict[str, Any] | None = None,
     ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not ranks.from_first(done.exists()):
-            scores, evaluation = self._evaluate(
+            scored, evaluation = self._evaluate(
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
+            scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
+            content |= {"broken_off": scored.broken_off}
+            content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
-        ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
-        content = json.loads(done.read_text(encoding="utf-8"))
+        ranks.first(partial(remove_file, place / PARTIAL, is_regular))
+        content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
-        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
+        in_order = [scores[task.name] for task in self.tasks]
+        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
-    def _evaluate(
-        self, name: str, folder: str, learnt: Learnt | None, place: Place
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Place) -> tuple[Scored, dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
             model, tokenizer = load_model(
                 folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
             )
+        set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        batch_size = self.config.per_device_eval_batch_size
+        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
         unfinished = place.folder / PARTIAL
-        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
-        scores = ranks.from_first(scores)
+        scored = Scored(**ranks.from_first(read_scores(unfinished) if unfinished.exists() else {}))
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
                 stop_here_if_asked()
 
-            for task in tasks:
-                if task.name in scores:
-                    advance(len(task.test))
-                    continue
-                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
-                scores[task.name] = score.score
-                ranks.first(partial(write_predictions, place.folder, score))
-                ranks.first(partial(write_json, unfinished, scores))
-                fault_point("run.task_evaluated")
-                stop_if_asked()
-        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
+            score_tasks(
+                engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
+            )
+        return scored, settings_of(engine, encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
+    def _write(
+        self,
+        matrix: ScoreMatrix,
+        seconds: float,
+        memory_bytes: int,
+        evaluation: dict[str, Any],
+        training: list[dict[str, Any]],
+    ) -> None:
         content = (
             matrix.to_json()
             | self._benchmark()
@@ -282,6 +303,7 @@ class Run:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "training": training,
                 "evaluation": evaluation,
                 "tests": {
                     task.name: {
@@ -294,8 +316,18 @@ class Run:
                 "intervals": describe_intervals(self.output, matrix),
             }
         )
+        if self._shows_more(len(content["matrix"])):
+            # A run that is done and asked for again: what is there is not replaced by its own beginning.
+            return
         write_json(self.output / SCORES, content)
-        plot_matrix(matrix, self.output / "scores.png")
+        draw("plot_matrix", matrix, self.output / "scores.png")
+
+    def _shows_more(self, rows: int) -> bool:
+        """Whether scores of more rows are written already."""
+        try:
+            return len(json.loads((self.output / SCORES).read_text(encoding="utf-8"))["matrix"]) > rows
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _benchmark(self) -> dict[str, Any]:
         return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
@@ -319,6 +351,7 @@ class Run:
             console().print(line, soft_wrap=True, markup=False)
 
 
+@named()
 def run(
     model: str | Path,
     tasks: Sequence[Task],
@@ -349,7 +382,8 @@ def run(
         SeekrError: for bad input; what is on disk stays.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
+    require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
-    with hold(one.output, "run"):
+    with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         ranks.first(lambda: one.start(resume))
         return one.execute()

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,32 @@ from safetensors.torch import save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import UNFINISHED_FILE, remove_file
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
 LONGEST_NAME = 100
 """Bytes of a file name: what a tar header holds without extensions."""
-LARGEST_JSON = 1 << 26
-"""Bytes of a JSON file that is read at all: a manifest from a stranger must not fill the RAM."""
+LARGEST_JSON = reading.LARGEST_JSON
 _CHUNK = 1 << 20
+OURS = {"format": "seekr-memory"}
+"""Metadata of a memory's safetensors files."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
     """``write_stream`` of one piece."""
-    write_stream(path, [content])
+    write_stream(path, [content], private)
 
 
-def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+def write_stream(path: Path, chunks: Iterable[bytes], private: bool = False) -> dict[str, Any]:
     """Writes a file so that a crash leaves the old one or the new one: temporary name, fsync, rename, fsync the folder.
 
     Args:
         path: the file; its folder is made if it is missing.
         chunks: its content in pieces, so that it never has to fit into RAM.
+        private: it holds somebody's texts, so its mode, and that of a folder made for it, is ``modes.file_mode``.
 
     Returns:
         What a manifest notes of it: name, size in bytes and sha256.
@@ -44,8 +50,10 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """
     temporary = ""
     try:
+        if private:
+            make_private(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(UNFINISHED_FILE, f".{path.name}.", path.parent)
         digest, size = hashlib.sha256(), 0
         with os.fdopen(handle, "wb") as file:
             for chunk in chunks:
@@ -54,8 +62,8 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
                 size += len(chunk)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's 0600 would shut out the colleagues a memory is handed to.
-        os.chmod(temporary, 0o644)
+        # mkstemp's 0600 would shut out colleagues from scores and plots.
+        os.chmod(temporary, file_mode() if private else 0o644)
         fault_point("file.written")
         os.replace(temporary, path)
         temporary = ""
@@ -69,13 +77,13 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
         if temporary:
             # A disk that does not even let go of the file is no second error; the first one says what is wrong.
             with suppress(OSError):
-                Path(temporary).unlink()
+                remove_file(Path(temporary))
     return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def read_chunks(path: Path) -> Iterable[bytes]:
     """A file's content in pieces."""
-    with open(path, "rb") as file:
+    with reading.open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             yield chunk
 
@@ -87,14 +95,19 @@ def read_json(path: Path) -> Any:
         MemoryFormatError: if it is missing, unreadable, larger than any that is written here, or no JSON.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except MemoryFormatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        _require_small(path, path.stat().st_size)
+        return reading.read_json(path)
+    except OSError as error:
+        raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore the folder from a copy") from error
+    except ValueError as error:
+        if isinstance(error, MemoryFormatError):
+            raise
         raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+
+
+def _require_small(path: Path, size: int) -> None:
+    if size > reading.LARGEST_JSON:
+        raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
 
 
 def file_above(path: Path) -> Path | None:
@@ -111,14 +124,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, private: bool = False) -> None:
     """``write_bytes`` of indented JSON in UTF-8."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), private)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """``write_bytes`` of a safetensors file."""
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: dict[str, Tensor], private: bool = True) -> None:
+    """``write_bytes`` of a safetensors file of a memory, which says so."""
+    write_bytes(path, tensor_bytes(tensors), private)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of a memory; its header's metadata tells it from anybody else's."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, OURS)
 
 
 def file_record(path: Path) -> dict[str, Any]:
@@ -160,9 +178,16 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         MemoryFormatError: for a name that is not a plain file name, and for a missing, truncated or altered file.
     """
     path = folder / plain_name(record.get("file"), source)
-    if path.is_symlink() or not path.is_file():
-        raise MemoryFormatError(f"{path}: missing; restore it or the whole folder from a copy")
-    size = path.stat().st_size
+    try:
+        state = path.lstat()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror})"
+        raise MemoryFormatError(f"{path}: {reason}; restore it or the whole folder from a copy") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise MemoryFormatError(f"{path}: not a regular file; restore it or the whole folder from a copy")
+    size = state.st_size
+    if path.suffix == ".json":
+        _require_small(path, size)
     if size != record.get("bytes"):
         raise MemoryFormatError(
             f"{path}: {size} bytes where the manifest says {record.get('bytes')}; it is truncated or altered, "
@@ -170,6 +195,7 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         )
     if content:
         try:
+            reading.open_plain(path).close()
             found = file_hash(path)
         except OSError as error:
             raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore it from a copy") from error

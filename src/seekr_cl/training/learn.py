@@ -3,26 +3,35 @@
 import copy
 import json
 import math
-import shutil
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
+from seekr_cl.config.rates import record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.errors import ConfigError, OutputError
+from seekr_cl.memory import (
+    MemoryTask,
+    MethodState,
+    ReplayMemory,
+    TaskSamples,
+    accepted_hashes,
+    model_hash,
+)
+from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
-from seekr_cl.methods.base import task_generator
-from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -31,43 +40,57 @@ from seekr_cl.models.loading import (
     save_model,
     written_state,
 )
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.source import ModelSource
+from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.context_check import check_room
-from seekr_cl.training.optimizer_carryover import Carry
-from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.context_check import check_memory, check_task
+from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
+from seekr_cl.training.given import as_tasks, require_config
+from seekr_cl.training.optimizer_carryover import Carry, check_carry
+from seekr_cl.training.places import check_places, places_of, refuse_overlap
+from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
-    as_sample,
     carried_state,
     check_budget,
     choose_samples,
+    chooses_after_training,
+    general_samples,
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.task_progress import (
+    Standing,
+    before_lost_model,
+    is_uncommitted,
+    make_room,
+    open_memory,
+    tidy,
+    tidy_up,
+)
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
 LOG = "training_log.json"
-DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,7 @@ class Learnt:
         steps: optimizer steps.
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts lost tokens on their left.
+        training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
     """
 
     model: PreTrainedModel | None
@@ -89,16 +113,19 @@ class Learnt:
     steps: int
     log: list[dict[str, Any]]
     cut: int
+    training: dict[str, Any] = field(default_factory=dict)
 
 
+@named()
 def learn(
-    model: str | Path,
-    task: Task | list[Task],
-    memory: str | Path | ReplayMemory,
-    output: str | Path,
+    model: str | os.PathLike[str] | PreTrainedModel,
+    task: Any,
+    memory: str | os.PathLike[str] | ReplayMemory,
+    output: str | os.PathLike[str],
     config: SeekrConfig,
     callbacks: Sequence[TrainerCallback] = (),
     *,
+    processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Learnt:
@@ -108,12 +135,14 @@ def learn(
     but these two folders connects one call to the next: two calls on two days equal one run of two tasks.
 
     Args:
-        model: model folder or Hub name.
-        task: the task; several only for a method that trains on all at once.
+        model: model folder, Hub name, or a loaded model, which is trained in place (``dtype`` is about loading).
+        task: a ``Task``, or what ``Task.load`` takes: rows, a ``datasets.Dataset``, a file. A list of tasks only for a
+            method that trains on all at once.
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
         config: all settings.
         callbacks: the Trainer's, beside the library's own progress.
+        processing_class: tokenizer of the model; default the one that comes with it.
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
@@ -122,26 +151,49 @@ def learn(
         SeekrError: for bad input; the output is not written and the memory stays as it was.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
-    tasks = task if isinstance(task, list) else [task]
+    tasks = as_tasks(task)
+    require_config(config)
+    source = ModelSource(model, processing_class)
+    ranks.first(lambda: require_base(source, config))
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
+        output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    require_open_files()
+    ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
-    with hold(output, "output"), hold(place, "memory"):
+    with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
-        store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        for folder in (place, output):
-            ranks.first(partial(refuse_unwritable, folder))
-        if resume:
-            done = _finished(tasks, store, output, config, begun)
-            if done is not None:
-                ranks.first(saves.clear)
-                return done
-            ranks.first(lambda: make_room(output, store, begun))
-        return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+        if begun is not None:
+            check_places(begun.state.get("places"), places_of(place, output, saves.place), saves.place)
+            check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
+        with hold(place, "memory"):
+            store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            ranks.first(partial(refuse_mount, output))
+            for folder in (place, place / GENERATIONS, output):
+                ranks.first(partial(refuse_unwritable, folder))
+            if resume:
+                done = _finished(source, tasks, store, output, config, begun, str(saves.place))
+                if done is not None:
+                    ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+                    return done
+            former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
+            here, gone = (store, None) if former is None else (former, store)
+            learnt = _learn(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+            fault_point("learn.cleared")
+            return learnt
+
+
+def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool) -> None:
+    """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
+    if alone or config.keep_models != "last":
+        give_away(output)
+    tidy_up(saves)
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -154,7 +206,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
 
 
 def _learn(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
@@ -162,9 +214,15 @@ def _learn(
     callbacks: Sequence[TrainerCallback],
     saves: Checkpoints,
     begun: Checkpoint | None,
+    resume: bool,
+    committed: ReplayMemory | None = None,
 ) -> Learnt:
-    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
-    loads_once = once.is_asked()
+    """The phases: general data, choosing and looking at samples, training, scoring, writing.
+
+    ``committed`` is the memory with what is learnt here in it, where only its model is missing.
+    """
+    kept_of_each = try_settings(config)
+    loads_once = once.is_asked() and not source.loaded
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
             f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
@@ -173,14 +231,27 @@ def _learn(
         )
         loads_once = False
     empty = loads_once and not ranks.is_first()
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    network, tokenizer = source.open(config.dtype, config.trust_remote_code, config.quantization, empty)
+    set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
-    tokens_sha = tokenizer_hash(tokenizer)
+    tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
+        if begun.state["identity"].get("tokenizer") == former_sha:
+            identity["tokenizer"] = former_sha
         check_same_learning(begun.state["identity"], identity, str(saves.place))
-    store.check_belongs(model_sha, tokens_sha)
-    network = adapted(network, config, model)
+    weights_dtype = dtype_of(network)
+    store.check_belongs(
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(source.name), dtype=weights_dtype
+    )
+    check_memory(store, network)
+    ranks.first(lambda: tidy(store.path))
+    if resume:
+        ranks.first(lambda: make_room(output))
+    network = adapted(network, config, source.name)
+    if config.carry_optimizer:
+        check_carry(Path(source.name), network, kept_of_each)
+    warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
     else:
@@ -200,29 +271,35 @@ def _learn(
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
-        check_room(network, config, one, examples, encoded)
+        check_task(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)
     try:
-        stand = Standing(saves, identity, method, begun)
+        places = places_of(store.path, output, saves.place)
+        stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
-            general = _general_examples(config, store, encoder)
+            general = general_samples(config, store, encoder, GENERAL)
             if general:
                 method.before_task(general)
                 stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.keeps else []
+            # Where the trained model chooses, as many stand for those samples until then.
+            meanwhile = "random" if chooses_after_training(config) else None
+            stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
-                config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
+                config, tasks, [part for _, part in trained], store, stand, context, Path(source.name), callbacks
             )
             context.model.eval()
+            if method.keeps and chooses_after_training(config):
+                stand.kept = choose_samples(config, *trained[0], encoder, context)
             scored = method.after_task(_name(tasks), stand.kept)
             reshard(network)
-            stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
+            made = record(config, trainer.args, trainer.rate_source, trainer.state.global_step)
+            stand.new_tasks.append(_described(scored, info=_facts(tasks, config) | {"training": made}))
             carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
@@ -249,6 +326,7 @@ def _learn(
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, new_model, config.quantization)
 
     new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
@@ -256,8 +334,15 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
-        save_model(output, network, tokenizer, add_files, tensors)
+        if committed is not None and committed.model_sha256 != new_model:
+            raise OutputError(
+                f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
+            )
+        save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
+        if committed is not None:
+            return
+        former = store.current
         try:
             store.commit(
                 new_tasks,
@@ -268,24 +353,25 @@ def _learn(
                 method=describe_method(config),
                 model_folder=output,
                 method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+                dtype=weights_dtype,
             )
         except BaseException:
-            # A model without its generation of the memory would only stand in the way of the next try.
-            if not is_committed(store):
-                shutil.rmtree(output, ignore_errors=True)
+            # A model without its generation of the memory would only stand in the way of the next try. One whose
+            # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+            if is_uncommitted(store.path, former):
+                remove_made(output)
             raise
         fault_point("learn.committed")
 
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(saves.clear)
-    fault_point("learn.cleared")
+    training: Any = new_tasks[-1].info.get("training", {})
     if loads_once:
-        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
-    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:
@@ -294,7 +380,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    tasks: list[Task], store: ReplayMemory, output: Path, config: SeekrConfig, begun: Checkpoint | None
+    source: ModelSource,
+    tasks: list[Task],
+    store: ReplayMemory,
+    output: Path,
+    config: SeekrConfig,
+    begun: Checkpoint | None,
+    where: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -303,11 +395,15 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
+    if begun is not None:
+        former, _ = source.open(config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, where)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
-    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+    training: Any = store.tasks[-1].info.get("training", {})
+    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
 
 
 def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
@@ -328,43 +424,6 @@ def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer)
         return None
     leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
-
-
-def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
-    asked = config.max_length
-    if asked is not None and context is not None and asked > context:
-        warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
-
-
-def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
-    """The training examples and their tokens; those whose completion does not fit are refused or left out.
-
-    Raises:
-        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
-    """
-    kept: list[tuple[Example, Encoded]] = []
-    for example in task.train:
-        try:
-            kept.append((example, encoder.encode(example)))
-        except DataError:
-            if config.long_completions == "refuse":
-                raise
-    left_out = len(task.train) - len(kept)
-    if not kept:
-        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
-    if left_out:
-        warnings.warn(
-            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
-            stacklevel=2,
-        )
-    return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:
@@ -413,6 +472,7 @@ def _train(
     cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
@@ -427,21 +487,16 @@ def _train(
         reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
-    _drop_printers(trainer)
+    trainer.rate_source = rate_source
+    if settings.over_tasks == "sum":
+        trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
+    drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_if_inert(
@@ -458,13 +513,3 @@ def _warn_if_inert(
         )
     if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
-
-
-def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
-    """Task 0: general data for a memory that is new; later generations have it already."""
-    if config.general is None or store.generation:
-        return []
-    examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay.count(len(examples)))
-    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
-    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

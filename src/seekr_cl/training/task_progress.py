@@ -1,8 +1,7 @@
 """Where the learning of one task stands: which phases are behind it, and what they left that the others need."""
 
-import re
-import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.distributed.engines import plain, split
-from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.errors import MemoryFormatError, OutputError, OutputWarning
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
 from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
 from seekr_cl.models.loading import require_free
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.optimizer_carryover import Carry
@@ -27,9 +27,6 @@ from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
-
-_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9a-f]{8}\.partial)")
-"""Names that ``write_bytes`` and ``save_model`` give to what is not complete yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,7 @@ class Standing:
     Args:
         saves: where checkpoints go.
         identity: what is being learnt, for the check when it is resumed.
+        places: the folders it is learnt into, for the same check.
         method: its state is saved and loaded here.
         begun: the checkpoint to go on from.
 
@@ -63,8 +61,15 @@ class Standing:
         kept: the chosen samples of the new task.
     """
 
-    def __init__(self, saves: Checkpoints, identity: dict[str, Any], method: Method, begun: Checkpoint | None) -> None:
-        self.saves, self.identity, self.method, self.begun = saves, identity, method, begun
+    def __init__(
+        self,
+        saves: Checkpoints,
+        identity: dict[str, Any],
+        places: dict[str, Any],
+        method: Method,
+        begun: Checkpoint | None,
+    ) -> None:
+        self.saves, self.identity, self.places, self.method, self.begun = saves, identity, places, method, begun
         self.new_tasks: list[MemoryTask] = []
         self.kept: list[ReplaySample] = []
         self._started, self._before = time.perf_counter(), 0.0
@@ -115,6 +120,7 @@ class Standing:
         state = {
             "phase": phase,
             "identity": self.identity,
+            "places": self.places,
             "seconds": self.seconds,
             "method": method,
             "rng": rng_content,
@@ -163,63 +169,86 @@ class Standing:
         return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
 
 
-def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
-    """Opens the memory, or a new one; what a killed process had not completed in it is removed.
+def open_memory(place: Path) -> ReplayMemory:
+    """Opens the memory, or a new one, and reads all of it once.
 
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    ranks.first(lambda: _tidy(place, begun))
+    ranks.first(lambda: _read(place))
     return ReplayMemory.open(place, create=True)
 
 
-def _tidy(place: Path, begun: Checkpoint | None) -> None:
+def _read(place: Path) -> None:
+    ReplayMemory.open(place, create=True, verify=True)
+
+
+def tidy(place: Path) -> None:
+    """Removes what killed processes had not completed of a memory that this one holds."""
+    remove_unfinished(place)
     for folder in (place, place / GENERATIONS):
-        if folder.is_dir():
-            remove_leftovers(folder)
-    try:
-        ReplayMemory.open(place, create=True, verify=True)
-    except MemoryFormatError:
-        # The folder was missing or empty when this learning began, and no generation has come into being since.
-        first = begun is not None and begun.state["phase"] == "scored" and begun.state["identity"]["generation"] == 0
-        if not first or (place / "manifest.json").exists():
-            raise
-        shutil.rmtree(place)
+        remove_unfinished_inside(folder)
 
 
-def is_committed(store: ReplayMemory) -> bool:
-    """Whether a commit that failed had failed after its generation had come into being."""
+def is_uncommitted(place: Path, former: Generation | None) -> bool:
+    """Whether it is certain that a commit which failed had failed before its generation came into being.
+
+    Only the manifest is asked: that something else cannot be read says nothing of it.
+
+    Args:
+        place: the memory's folder.
+        former: its generation before.
+    """
     try:
-        return ReplayMemory.open(store.path).generation > store.generation
-    except MemoryFormatError:
+        if not (place / MANIFEST).exists():
+            return former is None
+        return Lineage.read(place).current == (former and former.record["file"])
+    except (OSError, MemoryFormatError):
         return False
 
 
-def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
+def before_lost_model(
+    task: str, fingerprint: str, store: ReplayMemory, output: Path, begun: Checkpoint | None
+) -> ReplayMemory | None:
+    """The memory to learn with once more where it has gone on, its model is gone, and what both came from is there.
+
+    Args:
+        task: name of the task that is to be learnt.
+        fingerprint: of its data.
+        store: the memory as it is.
+        output: where the model would be.
+        begun: the checkpoint of the learning.
+
+    Returns:
+        The memory before its last generation; ``None`` if that is not how things are.
+    """
+    if begun is None or begun.state["phase"] != "scored":
+        return None
+    if begun.state["identity"]["generation"] + 1 != store.generation:
+        return None
+    if not store.tasks or (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (task, fingerprint):
+        return None
+    return None if output.exists() and (not output.is_dir() or any(output.iterdir())) else store.former()
+
+
+def tidy_up(saves: Checkpoints) -> None:
+    """Removes the checkpoints of what is written; one that stays is a warning, and goes with the next command here."""
+    try:
+        saves.clear()
+    except OutputError as error:
+        warnings.warn(f"{error}; model and memory are written", OutputWarning, stacklevel=2)
+
+
+def make_room(output: Path) -> None:
     """Removes a model that was written without the generation of the memory that belongs to it.
 
     Raises:
         OutputError: if the output holds something that is not known to be that.
     """
-    for path in output.parent.glob(f".{output.name}.*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-    if (
-        begun is not None
-        and begun.state["phase"] == "scored"
-        and store.generation == begun.state["identity"]["generation"]
-    ):
-        shutil.rmtree(output, ignore_errors=True)
+    remove_unfinished(output)
+    if is_made(output):
+        remove_made(output)
     require_free(output)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder that this one holds."""
-    try:
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); change its permissions") from error
 
 
 def _texts(samples: Sequence[ReplaySample]) -> list[dict[str, str]]:

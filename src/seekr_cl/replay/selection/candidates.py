@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.methods.common.logit_distillation import answer_logits
 from seekr_cl.tasks import Encoded
+from seekr_cl.tasks.collate import labels_of
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display from a label and a total; what it yields is told of every few that are done."""
@@ -27,7 +28,7 @@ class Candidates:
         count: how many to keep, at most ``len(encoded)``.
         completions: each example's completion as text.
         encoded: each example's tokens.
-        model: the model as it is before the task, in evaluation mode.
+        model: the model, in evaluation mode; before the task, or after it for ``AFTER_TRAINING``.
         seed: for everything that is drawn.
         counting: opens a progress display.
         say: for a sentence about how the choice was made.
@@ -63,7 +64,11 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     handle = bare.base_model.register_forward_hook(take)
     try:
         for one in ids:
-            answer_logits(bare, torch.tensor([list(one)], device=model.device), len(one) - 1)
+            ids_1L = torch.tensor([list(one)], device=model.device)
+            if hasattr(model, "ask"):
+                # Adapters that are mixed by the question have to be told which it is.
+                model.ask(ids_1L, None, None)  # type: ignore[operator]
+            answer_logits(bare, ids_1L, len(one) - 1)
             advance(1)
     finally:
         handle.remove()
@@ -75,8 +80,9 @@ def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Cal
     """Each example's mean cross entropy over its completion's tokens: float32 [N] on the CPU."""
     losses = []
     for one in encoded:
-        first = max(1, one.completion_start)  # nothing stands before a sample's first token to predict it from
-        labels_A = torch.tensor(one.input_ids[first:], dtype=torch.long, device=model.device)
+        first = max(1, one.spans[0][0])  # nothing stands before a sample's first token to predict it from
+        labels = labels_of(one.input_ids, one.spans)[first:]
+        labels_A = torch.tensor(labels, dtype=torch.long, device=model.device)
         ids_1L = torch.tensor([one.input_ids], device=model.device)
         logits_AV = answer_logits(model, ids_1L, first - 1)[:-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())
