@@ -7,11 +7,15 @@ KILLS := 200
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test torture lint clean
+.PHONY: demo check test torture lint clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/seekr demo --output $(DEMO)
+
+# The fast part of `make test`, for while you work: what starts processes, kills them or runs a demo is left out.
+check: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -22,6 +26,7 @@ torture: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 $(VENV)/bin/python:

@@ -44,7 +44,8 @@ from signals import DEFAULT, PAIRS, llama2_bytes, measure, train_pair
 from stage import stage_ratio
 from timing import alternate, in_own_process, machine, peak_of, ratio, spread
 
-from seekr_cl.methods import DERpp, Seekr
+from seekr_cl.methods.derpp import DERpp
+from seekr_cl.methods.seekr.method import Seekr
 
 LENGTHS = (512, 1024, 2048, 4096)
 STEPS = ("derpp", "seekr", "materialising")

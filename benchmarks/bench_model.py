@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
-from seekr_cl.methods.logits import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.seekr import SeekrSettings
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
+from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 
 LAYERS, HEADS, HIDDEN, VOCABULARY = 8, 8, 512, 8000
 BUDGETS = {"layer_budget": 6, "head_budget": 8, "query_budget": 100}

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"
 from tinylm import char_tokenizer, config_for, reverse_task, teach
 
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.memory.records import pack
-from seekr_cl.methods import Seekr
+from seekr_cl.memory.sample_codec import pack
+from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.training.trainer import SeekrTrainer

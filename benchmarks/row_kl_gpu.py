@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention import AttentionCall, DenseRows, FactorRows, RowIndex, RowTarget, TopKRows, row_kl
-from seekr_cl.attention.kernels import blocks, route
+from seekr_cl.attention.kernels import blocks
+from seekr_cl.attention.kernels.routing import route
 
 KEPT = 32
 HEADINGS = ("forward", "maps", "", "+ backward", "maps", "", "MiB", "maps")

@@ -25,14 +25,15 @@ from torch import Tensor
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RecordRows, RowIndex
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, join_layers
 from seekr_cl.heads import draw_queries
-from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, records
+from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.memory import sample_codec as records
 from seekr_cl.methods import Layout
-from seekr_cl.methods.logits import LogitSettings, distil_logits, pad_logits, take_logits
-from seekr_cl.methods.row_targets import row_targets
+from seekr_cl.methods.common.attention_targets import row_targets
+from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_logits, pad_logits, take_logits
+from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
 from seekr_cl.training.learn import as_sample, make_encoder
-from seekr_cl.training.models import load_model
 
 SHARED = Path(os.environ.get("SEEKR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 PAIRS = [("MeetingBank", "Py150"), ("ScienceQA", "20Minuten"), ("20Minuten", "NumGLUE-ds")]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.methods import METHODS
-from seekr_cl.methods.logits import LogitSettings
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.common.logit_distillation import LogitSettings
+from seekr_cl.methods.seekr.method import SeekrSettings
 from seekr_cl.tasks.benchmarks.use import BenchmarkBlock
 from seekr_cl.tasks.stream import TaskSpec
 from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig

@@ -10,15 +10,14 @@ from importlib import import_module
 from typing import Any
 
 from seekr_cl.errors import SeekrError
-
-__version__ = "0.1.0"
+from seekr_cl.version import __version__
 
 _PLACES = {
     "SeekrConfig": "seekr_cl.training",
     "SeekrTrainer": "seekr_cl.training",
     "learn": "seekr_cl.training",
-    "run": "seekr_cl.training.run",
-    "load_model": "seekr_cl.training.models",
+    "run": "seekr_cl.runs.stream_run",
+    "load_model": "seekr_cl.models.loading",
     "ReplayMemory": "seekr_cl.memory",
     "Task": "seekr_cl.tasks",
     "Stream": "seekr_cl.tasks",
@@ -38,6 +37,7 @@ __all__ = [
     "learn",
     "load_model",
     "run",
+    "__version__",
 ]
 
 

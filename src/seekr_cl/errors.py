@@ -4,6 +4,9 @@ Every message is one line that names the file, row or key and says what to do. T
 without a traceback and exits with code 2.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SeekrError(ValueError):
     """Base of every error raised for bad input; catching ``ValueError`` catches all of them."""
@@ -31,3 +34,18 @@ class TrainingError(SeekrError):
 
 class OutputError(SeekrError):
     """An output folder that already holds something, or that cannot be written."""
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return a hint such as ``"; did you mean 'epochs'?"`` to append to an error message.
+
+    Args:
+        key: The word that was given.
+        known: The words that would have been accepted.
+
+    Returns:
+        The hint, or an empty string when no known word is close enough to be worth guessing.
+    """
+    by_lower = {str(word).lower(): str(word) for word in known}
+    found = difflib.get_close_matches(str(key).lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""

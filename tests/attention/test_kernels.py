@@ -20,8 +20,10 @@ import kernel_compile
 import pytest
 import torch
 
-from seekr_cl.attention import DenseRows, RowTarget, kernels
-from seekr_cl.attention.kernels import available, blocks, usable
+from seekr_cl.attention import DenseRows, RowTarget
+from seekr_cl.attention.kernels import blocks
+from seekr_cl.attention.kernels import routing as kernels
+from seekr_cl.attention.kernels.routing import available, usable
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed (it has wheels for linux x86_64 only)"

@@ -5,7 +5,7 @@ import torch
 
 from seekr_cl.attention import AttentionCall, RowIndex, attention_rows
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredTopK, collate_rows, join_layers, stored_from
-from seekr_cl.quantise import DTYPES, decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored.codec import DTYPES, decode_probabilities, encode_probabilities
 
 HEADS, QUERIES, LENGTH, SIZE = 4, 40, 90, 8
 HALF = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3, "int8": 8e-3}

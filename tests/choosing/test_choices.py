@@ -8,10 +8,10 @@ import torch
 from tinylm import char_tokenizer, save_base
 from transformers import AutoModelForCausalLM
 
-from seekr_cl.choosing import CHOICES, Candidates
-from seekr_cl.choosing.by_model import herd
-from seekr_cl.choosing.candidates import answer_loss, mean_hidden
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.replay.selection import CHOICES, Candidates
+from seekr_cl.replay.selection.by_model import herd
+from seekr_cl.replay.selection.candidates import answer_loss, mean_hidden
 from seekr_cl.tasks import Encoded, Encoder, Example
 
 

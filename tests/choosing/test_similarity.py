@@ -6,8 +6,8 @@ import itertools
 import pytest
 import torch
 
-from seekr_cl.choosing.similarity import similarity_weights, wasserstein
-from seekr_cl.training.schedule import Cadence, build_schedule
+from seekr_cl.replay.schedule import Cadence, build_schedule
+from seekr_cl.replay.selection.similarity import similarity_weights, wasserstein
 
 
 def points(*rows: tuple[float, ...]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from cli_world import FAST
 
-from seekr_cl.locks import hold
+from seekr_cl.system.locks import hold
 
 COMMANDS = ("show", "log", "verify", "gc")
 

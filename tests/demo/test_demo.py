@@ -12,8 +12,8 @@ from seekr_cl.demo import variants
 from seekr_cl.demo.skills import BASE_SKILLS, MAX_CHARACTERS, STREAM_SKILLS, VOCABULARY, examples
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation import evaluate_task
+from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Encoder, Task
-from seekr_cl.training.models import load_model
 
 MODEL = Path(variants.__file__).parent / "model"
 SKILLS = [*BASE_SKILLS, *STREAM_SKILLS]

@@ -7,7 +7,7 @@ import pytest
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import evaluate_task, generate_answers, write_predictions
 from seekr_cl.tasks import Encoder, Example, Task
-from seekr_cl.tasks.answers import EXTRACTIONS
+from seekr_cl.tasks.extraction import EXTRACTIONS
 
 QUESTIONS = ["one", "two 中", "a longer question?", "b"]
 

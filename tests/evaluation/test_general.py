@@ -18,8 +18,8 @@ from seekr_cl.evaluation import generate_answers
 from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift
 from seekr_cl.evaluation.general_tasks import LOCAL
 from seekr_cl.evaluation.harness import PromptLM, QuestionLM
+from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import torch
 
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr import Seekr, SeekrSettings
+from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
+from seekr_cl.models.loading import load_model, pad_id
 from seekr_cl.tasks import Encoder, Example
 from seekr_cl.training import config_from
 from seekr_cl.training.learn import as_sample
-from seekr_cl.training.models import load_model, pad_id
 
 PATTERN = os.environ.get(
     "SEEKR_GOLDEN", str(Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "case*")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from seekr_cl.attention import AttentionCall, DenseRows, FactorRows, RowIndex, RowTarget, TopKRows, row_kl
-from seekr_cl.attention.kernels import route
+from seekr_cl.attention.kernels.routing import route
 
 BATCH, LENGTH = 2, 37
 CASES = {

@@ -29,7 +29,7 @@ _TIMES = {
 
 def named_points() -> set[str]:
     """Every fault point that the source names: a new one joins by itself. ``learn.`` ones are named by phase."""
-    from seekr_cl.training.standing import PHASES
+    from seekr_cl.training.task_progress import PHASES
 
     found = {
         name for path in SOURCES.rglob("*.py") for name in re.findall(r'fault_point\(f?"([^"]+)"\)', path.read_text())

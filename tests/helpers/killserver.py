@@ -18,11 +18,11 @@ from typing import Any
 
 from tinylm import config_for, constant_task, reverse_task
 
-from seekr_cl import faults
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.runs.stream_run import run
+from seekr_cl.system import fault_points as faults
 from seekr_cl.tasks import Task
 from seekr_cl.training import learn
-from seekr_cl.training.run import run
 
 CASES: dict[str, dict[str, Any]] = {
     # lambda2 is steered, and general data goes through the model before the first task.

@@ -10,7 +10,7 @@ from tiny_models import TABLE, build, make_batch, run
 from seekr_cl.attention import AttentionTap, DistillRows
 from seekr_cl.methods import LossTerm
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.training.gradients import GradientShares
+from seekr_cl.training.gradient_shares import GradientShares
 
 NAME = "llama-gqa"
 

@@ -9,8 +9,8 @@ import torch
 from seekr_cl.attention.stored import StoredDense, StoredTopK
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.files import file_record
 from seekr_cl.memory.lineage import digest
+from seekr_cl.system.files import file_record
 
 TOKENS, VOCABULARY = 9, 11
 HEADS = {0: [1, 3], 2: [0]}

@@ -21,8 +21,8 @@ from typing import Any
 
 from tinylm import config_for, teach, two_tasks
 
-from seekr_cl import faults
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.system import fault_points as faults
 from seekr_cl.training import learn
 
 HERE = Path(__file__).resolve()

@@ -12,7 +12,7 @@ from generating import random_model
 from seekr_cl import ranks
 from seekr_cl.evaluation import Place, TransformersEngine, score_task
 from seekr_cl.evaluation.general import evaluate_general
-from seekr_cl.stopping import Stopped, graceful, stop_here_if_asked
+from seekr_cl.system.stop_requests import Stopped, graceful, stop_here_if_asked
 from seekr_cl.tasks import Encoder, Example, Task
 
 BENCHMARKS = ("boolq", "piqa")

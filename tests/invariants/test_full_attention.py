@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr import Seekr, SeekrSettings
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
+from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 
 ALL: dict[str, Any] = {"heads": "all", "query_budget": None, "logits_top_k": None}
 

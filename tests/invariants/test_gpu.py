@@ -17,9 +17,9 @@ from recorded import assert_same_curves, curves
 from test_processes import FSDP2
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
-from seekr_cl.attention.kernels import _runs, route
+from seekr_cl.attention.kernels.routing import _runs, route
 from seekr_cl.memory import ReplayMemory, model_hash
-from seekr_cl.training.models import load_model
+from seekr_cl.models.loading import load_model
 
 WORDS = {"count": 12}
 DEVICES = ["cpu", "cuda"]

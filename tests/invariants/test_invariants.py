@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from seekr_cl.methods import METHODS, get_method
+from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model
 
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tinylm import assert_same, config_for, differs, memory_tensors, weights
 
 from seekr_cl.methods import get_method
-from seekr_cl.training.once import hindrance
+from seekr_cl.training.fsdp_loading import hindrance
 from seekr_cl.training.trainer import looks_at_weights
 
 FSDP2 = {

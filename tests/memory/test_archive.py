@@ -12,7 +12,8 @@ import pytest
 from made_memory import commit, make_task, read_all
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory import ReplayMemory, archive, upkeep
+from seekr_cl.memory import ReplayMemory, archive
+from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.memory.lineage import Lineage
 
 

@@ -13,10 +13,12 @@ from made_memory import current_of, manifest_of, put_right, read_all, remark, re
 from safetensors.torch import load_file, save_file
 
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.memory import ReplayMemory, records, shard, upkeep
-from seekr_cl.memory.files import LARGEST_JSON, file_record
+from seekr_cl.memory import ReplayMemory, shard
+from seekr_cl.memory import maintenance as upkeep
+from seekr_cl.memory import sample_codec as records
 from seekr_cl.memory.lineage import digest
-from seekr_cl.memory.records import Field
+from seekr_cl.memory.sample_codec import Field
+from seekr_cl.system.files import LARGEST_JSON, file_record
 
 TEXTS, SIGNALS, IMPORTANCE = "0001-first.jsonl", "0001-first.safetensors", "importance-0002.safetensors"
 FILES = [

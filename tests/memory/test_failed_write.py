@@ -10,8 +10,9 @@ import pytest
 from made_memory import commit, make_task, read_all
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory import ReplayMemory, upkeep
-from seekr_cl.memory.files import write_bytes
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory import maintenance as upkeep
+from seekr_cl.system.files import write_bytes
 
 # A commit writes texts, signals, importance, generation and manifest; each is fsynced, renamed, its folder fsynced.
 WRITES = 5

@@ -22,7 +22,7 @@ from seekr_cl.attention import DenseRows
 from seekr_cl.attention.stored import collate_rows
 from seekr_cl.errors import SeekrError
 from seekr_cl.memory import ReplayMemory, archive, shard
-from seekr_cl.memory.files import file_record
+from seekr_cl.system.files import file_record
 
 MANY = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 JSON = st.recursive(

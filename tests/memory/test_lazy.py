@@ -12,7 +12,7 @@ from seekr_cl.attention.stored import StoredFactors
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplayMemory, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples
-from seekr_cl.methods.logits import require_all_logits
+from seekr_cl.methods.common.logit_distillation import require_all_logits
 
 
 def factors(number: int, length: int, dtype: str, sink: bool) -> ReplaySample:

@@ -9,9 +9,9 @@ import torch
 from made_memory import HEADS, INFO, commit, make_importance, make_sample, make_task
 
 import seekr_cl
+from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.quantise import DTYPES
 
 SOURCE = Path(seekr_cl.__file__).parent
 

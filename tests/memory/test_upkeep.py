@@ -13,7 +13,8 @@ import torch
 from made_memory import commit, current_of, make_sample, make_task, manifest_of, read_all
 
 from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError
-from seekr_cl.memory import MemoryTask, ReplayMemory, upkeep
+from seekr_cl.memory import MemoryTask, ReplayMemory
+from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.memory.lineage import Lineage
 
 

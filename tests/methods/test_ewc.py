@@ -116,7 +116,7 @@ def _copy(folder: Path, first: bool) -> Path:
     """The memory as it was after the first task."""
     import shutil
 
-    from seekr_cl.memory import upkeep
+    from seekr_cl.memory import maintenance as upkeep
 
     shutil.copytree(folder / "memory", folder / "copy")
     if first:

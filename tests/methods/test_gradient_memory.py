@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Layout
+from seekr_cl.methods.common.gradients import mean_gradient
 from seekr_cl.methods.gem import dual_solution
-from seekr_cl.methods.parameters import mean_gradient
 from seekr_cl.tasks import Encoded, Example, Task
 from seekr_cl.training import learn
 from seekr_cl.training.checkpoint import Checkpoints

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from seekr_cl.attention.stored import join_layers
 from seekr_cl.memory import MemoryTask, ReplayMemory
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr import Seekr, SeekrSettings
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
+from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 
 LAYOUT = Layout(pad_id=0)
 

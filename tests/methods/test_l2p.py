@@ -16,12 +16,12 @@ import seekr_cl
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.evaluation import generate_answers
-from seekr_cl.memory import upkeep
+from seekr_cl.memory import maintenance as upkeep
+from seekr_cl.methods.common.generation import context_length
 from seekr_cl.methods.l2p import PromptPoolModel
-from seekr_cl.methods.writing import context_length
+from seekr_cl.runs.stream_run import run as run_stream
 from seekr_cl.tasks import Encoder
 from seekr_cl.training import learn
-from seekr_cl.training.run import run as run_stream
 
 TASKS = [constant_task("yes", "yes", 4), reverse_task(count=8)]
 POOL, LENGTH, TOP, PULL = 5, 2, 3, 0.7

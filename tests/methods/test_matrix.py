@@ -12,7 +12,8 @@ from tinylm import config_for, constant_task, differs, memory_tensors, reverse_t
 from transformers import TrainerCallback
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import ReplayMemory, upkeep
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.methods import METHODS, get_method
 from seekr_cl.training import SeekrConfig, learn
 

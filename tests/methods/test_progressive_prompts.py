@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import generate_answers
-from seekr_cl.memory import upkeep
+from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.methods.progressive_prompts import TrainedPrompt
+from seekr_cl.models.loading import load_model
+from seekr_cl.runs.stream_run import run as run_stream
 from seekr_cl.tasks import Encoder
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model
-from seekr_cl.training.run import run as run_stream
 
 TASKS = [constant_task("yes", "yes", 4), reverse_task(count=8), constant_task("no", "no", 4)]
 LENGTH = 3

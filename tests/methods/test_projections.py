@@ -22,11 +22,11 @@ from seekr_cl.attention.features import DistillProjected, HeadMaps, OutputRows
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr import Seekr, SeekrSettings
+from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
 from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training import learn
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
 
 BFP: dict[str, Any] = {"name": "seekr", "target": "hidden", "head_budget": 5, "query_budget": 4, "lambda2": 20.0}
 Picked = list[tuple[MemoryTask, ReplaySample]]

@@ -10,15 +10,15 @@ from tinylm import config_for, constant_task, differs, reverse_task, teach, weig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seekr_cl.choosing import information
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples
 from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.methods.base import Batch
-from seekr_cl.methods.writing import write
+from seekr_cl.methods.common.generation import write
+from seekr_cl.replay.schedule import Cadence, MicroBatch, build_schedule, review_batches
+from seekr_cl.replay.selection import information
 from seekr_cl.tasks import Encoded, Encoder, Example, collate
-from seekr_cl.training.keeping import replay_weights
-from seekr_cl.training.schedule import Cadence, MicroBatch, build_schedule, review_batches
+from seekr_cl.training.sample_selection import replay_weights
 
 LEARNING: dict[str, Any] = {"learning_rate": 0.02, "num_train_epochs": 10}
 

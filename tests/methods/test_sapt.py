@@ -20,9 +20,9 @@ from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.runs.stream_run import run as run_stream
 from seekr_cl.tasks import Encoder
 from seekr_cl.training import learn
-from seekr_cl.training.run import run as run_stream
 
 TASKS = [constant_task("yes", "yes", 4), reverse_task(count=8), constant_task("no", "no", 2)]
 RANK, ALPHA, REFLECTION, TEMPERATURE = 2, 8.0, 0.7, 2.0

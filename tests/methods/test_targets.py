@@ -18,16 +18,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from seekr_cl.attention.stored import StoredOutputs
+from seekr_cl.attention.stored.codec import encode_vectors
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.memory.records import pack, unpack
+from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.memory.samples import check_sample
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr import Seekr, SeekrSettings
-from seekr_cl.quantise import encode_vectors
+from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training import learn
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
 
 TARGETS = ("values", "hidden", "relations")
 COMMON: dict[str, Any] = {"attention_signal": "dense", "head_budget": 5, "query_budget": 4, "lambda2": 50.0}

@@ -12,10 +12,10 @@ from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.archive import export, import_
 from seekr_cl.memory.budget import task_bytes
-from seekr_cl.memory.upkeep import collect, forget, verify
+from seekr_cl.memory.maintenance import collect, forget, verify
 from seekr_cl.methods import Context, Layout, get_method
+from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model
 
 SETTINGS: dict[str, Any] = {"peft": {"r": 4, "target_modules": "all-linear"}, "learning_rate": 1e-2}
 SEEKR: dict[str, Any] = {"name": "seekr", "teacher": "adapter", "query_budget": 4}

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 import seekr_cl
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import ReplayMemory, upkeep
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.tree_lora import TreeLora, TreeLoraSettings, build_tree, search
 from seekr_cl.tasks import Encoder

@@ -12,10 +12,10 @@ from golden_case import FOLDERS, PATTERN, close, heads_of
 from safetensors.torch import load_file, save_file
 
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.methods.seekr import Seekr
+from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
-from seekr_cl.training.carry import FILE as CARRY
+from seekr_cl.training.optimizer_carryover import FILE as CARRY
 from seekr_cl.training.trainer import SeekrTrainer
 
 LOSS, NORM, IMPORTANCE, PARAMETER = 1e-3, 5e-3, 1e-3, 5e-3

@@ -5,8 +5,8 @@ from golden_case import close, each
 
 from seekr_cl.attention import AttentionTap, RecordRows, RowIndex
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.replay.batches import as_encoded
 from seekr_cl.tasks import collate
-from seekr_cl.training.batches import as_encoded
 
 
 def passes(case):

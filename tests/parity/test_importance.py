@@ -6,7 +6,7 @@ from golden_case import close, each, each_case, heads_of
 
 from seekr_cl.attention import AttentionTap
 from seekr_cl.heads import select_heads
-from seekr_cl.methods.scoring import Scorer
+from seekr_cl.methods.seekr.scoring import Scorer
 
 
 @each(lambda case: case.modes)

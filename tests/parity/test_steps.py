@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from golden_case import close, each, settings
 
-from seekr_cl.methods.logits import distil_logits, first_position, pad_logits, take_logits
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.schedule import MicroBatch
+from seekr_cl.methods.common.logit_distillation import distil_logits, first_position, pad_logits, take_logits
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.schedule import MicroBatch
 
 
 def kinds(case):

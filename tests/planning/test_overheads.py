@@ -11,10 +11,10 @@ from tinylm import config_for
 from torch import nn
 
 from seekr_cl.memory import ReplayMemory, ReplaySample
-from seekr_cl.memory.records import pack
+from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods import get_method
 from seekr_cl.methods.base import Method
-from seekr_cl.methods.references import ReferenceMethod
+from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.planning import read_shape
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -14,11 +14,11 @@ from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
 from seekr_cl.methods.lfpt5 import TRIES
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.scoring import Scorer
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.scoring import Scorer
+from seekr_cl.models.peft_adapters import put_adapter
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.passes import scoring_work, training_work
-from seekr_cl.training.adapters import put_adapter
 
 ON_A_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,

@@ -11,9 +11,9 @@ from made_runs import change, make_run, task
 
 from seekr_cl.cli.output import size
 from seekr_cl.errors import DataError
-from seekr_cl.report.compare import compare
-from seekr_cl.report.compare_plot import plot_runs
-from seekr_cl.report.compare_show import markdown, page, remarks
+from seekr_cl.report.comparison import compare
+from seekr_cl.report.comparison_plot import plot_runs
+from seekr_cl.report.comparison_tables import markdown, page, remarks
 
 
 @pytest.fixture

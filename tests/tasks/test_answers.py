@@ -4,7 +4,7 @@ import pytest
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.tasks import Task
-from seekr_cl.tasks.answers import EXTRACTIONS, get_extraction
+from seekr_cl.tasks.extraction import EXTRACTIONS, get_extraction
 
 TRACE = {
     "no mark": (" B \n", "B"),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from seekr_cl.errors import SeekrError
 from seekr_cl.tasks import StreamSpec, Task
-from seekr_cl.tasks.records import Example
+from seekr_cl.tasks.examples import Example
 
 MANY = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

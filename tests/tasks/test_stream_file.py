@@ -1,7 +1,6 @@
 import pytest
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.tasks import Stream, StreamSpec, Task
 
 ROWS = [{"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"}]

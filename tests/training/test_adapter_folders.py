@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ModelError
+from seekr_cl.models.loading import load_model, save_model
+from seekr_cl.models.peft_adapters import ACTIVE, CONFIG, WEIGHTS, make_config, put_adapter
 from seekr_cl.training import learn
-from seekr_cl.training.adapters import ACTIVE, CONFIG, WEIGHTS, make_config, put_adapter
-from seekr_cl.training.models import load_model, save_model
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "k_proj"]}
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, ModelError
 from seekr_cl.memory import ReplayMemory, model_hash
+from seekr_cl.models.loading import load_model
+from seekr_cl.models.peft_adapters import WEIGHTS, read_peft
+from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
-from seekr_cl.training.adapters import WEIGHTS, read_peft
-from seekr_cl.training.models import load_model
-from seekr_cl.training.run import run
 
 FAST = {"peft": "lora", "learning_rate": 1e-2}
 TASKS = [reverse_task(count=8), constant_task("no", "no", 8)]

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.training import learn
-from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.learn import InertWarning
 
 BY_UPDATES: dict[str, Any] = {"samples": 5, "batch_size": 2, "cadence": "forgetting_curve", "clock": "updates"}

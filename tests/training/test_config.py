@@ -8,13 +8,13 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
+from seekr_cl.config.presets import PRESETS
+from seekr_cl.config.seekr_config import _DEFAULTS, _OWN_BUSINESS
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
-from seekr_cl.methods.logits import LogitSettings
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.common.logit_distillation import LogitSettings
+from seekr_cl.methods.seekr.method import SeekrSettings
 from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig, config_from
-from seekr_cl.training.config import _DEFAULTS, _OWN_BUSINESS
-from seekr_cl.training.presets import PRESETS
 
 
 def make(**settings: Any) -> SeekrConfig:

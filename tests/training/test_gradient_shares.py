@@ -9,7 +9,7 @@ from tinylm import assert_same, config_for, constant_task, reverse_task, teach, 
 from torch import nn
 
 from seekr_cl.methods import LossTerm
-from seekr_cl.training.gradients import GradientShares
+from seekr_cl.training.gradient_shares import GradientShares
 from seekr_cl.training.trainer import SeekrTrainer
 
 TERMS = {

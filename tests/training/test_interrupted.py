@@ -13,16 +13,16 @@ import torch
 from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, save_base, weights
 
-from seekr_cl import stopping
 from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, TrainingError
-from seekr_cl.locks import hold, lock_path
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
-from seekr_cl.stopping import Stopped
+from seekr_cl.runs.stream_run import run
+from seekr_cl.system import stop_requests as stopping
+from seekr_cl.system.locks import hold, lock_path
+from seekr_cl.system.stop_requests import Stopped
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
 from seekr_cl.training.checkpoint import Checkpoints, CheckpointWarning
-from seekr_cl.training.run import run
 
 learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 

@@ -21,9 +21,9 @@ from tinylm import (
 
 from seekr_cl.errors import ConfigError, MemoryFormatError, ModelError, OutputError, SeekrError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
 from seekr_cl.training.learn import InertWarning
-from seekr_cl.training.run import run
 
 METHODS = ["replay", "derpp", "seekr"]
 

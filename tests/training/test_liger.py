@@ -9,8 +9,8 @@ import torch
 from tinylm import config_for
 from transformers import AutoModelForCausalLM
 
+from seekr_cl.config.liger import check_liger
 from seekr_cl.errors import ConfigError
-from seekr_cl.training.kernels import check_liger
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

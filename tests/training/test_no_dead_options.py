@@ -14,12 +14,12 @@ import pytest
 from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
-from seekr_cl.choosing import CHOICES
-from seekr_cl.methods.logits import LogitSettings
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.common.logit_distillation import LogitSettings
+from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
-from seekr_cl.training.batches import ScheduledBatches
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.learn import InertWarning
 

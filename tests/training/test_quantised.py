@@ -10,8 +10,8 @@ from tinylm import assert_same, config_for, constant_task, differs, reverse_task
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory, model_hash
+from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
-from seekr_cl.training.models import load_model
 
 installed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 TASKS = [reverse_task(count=8), constant_task("no", "no", 8)]

@@ -12,8 +12,8 @@ from tinylm import assert_same, config_for, constant_task, memory_tensors, rever
 
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.training import run as run_module
-from seekr_cl.training.run import run
+from seekr_cl.runs import stream_run as run_module
+from seekr_cl.runs.stream_run import run
 
 NAMES = ["01-reverse", "02-no"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.training.schedule import Cadence, MicroBatch, build_schedule
+from seekr_cl.replay.schedule import Cadence, MicroBatch, build_schedule
 
 
 def schedule(

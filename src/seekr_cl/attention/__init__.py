@@ -2,9 +2,10 @@
 
 from seekr_cl.attention.actions import DistillRows, InTurn, MeasureSensitivity, RecordRows
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.divergence import row_kl
 from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.tap import AttentionTap
+from seekr_cl.attention.targets import RowTarget
 from seekr_cl.attention.teachers import DenseRows, FactorRows, TeacherRows, TopKRows
 
 __all__ = [

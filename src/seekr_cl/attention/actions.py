@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.divergence import row_kl
 from seekr_cl.attention.masks import seen_entries
 from seekr_cl.attention.rows import attention_rows
 from seekr_cl.attention.sensitivity import (
@@ -20,6 +20,7 @@ from seekr_cl.attention.sensitivity import (
     squared_norm_seen,
     squared_norm_valid,
 )
+from seekr_cl.attention.targets import RowTarget
 
 Keep = Callable[[AttentionCall, RowIndex, Tensor], Any]
 

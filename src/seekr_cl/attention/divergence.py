@@ -6,44 +6,17 @@ Shapes: B batch, H query heads, K key/value heads, L sequence length, D head siz
 P (sample, head) pairs, R query rows per pair.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention import kernels
-from seekr_cl.attention.call import AttentionCall, RowIndex
+from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.kernels import routing
 from seekr_cl.attention.masks import add_to_mask_rows
 from seekr_cl.attention.rows import RowScores, student_scores
-from seekr_cl.attention.teachers import Comparison, TeacherRows
-
-
-@dataclass(frozen=True, slots=True)
-class RowTarget:
-    """What one layer's rows should be.
-
-    Attributes:
-        index: which rows.
-        teacher: the teacher's rows, P x R of them.
-        weight_PR: each row's weight in the layer's loss; zero for rows that only fill the rectangle.
-    """
-
-    index: RowIndex
-    teacher: TeacherRows
-    weight_PR: Tensor
-
-    def tile(self, pairs: slice) -> "RowTarget":
-        """The part of some of the pairs."""
-        return RowTarget(self.index[pairs], self.teacher.tile(pairs), self.weight_PR[pairs])
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowTarget":
-        """The same on another device; data loaders call this."""
-        return RowTarget(
-            self.index.to(device, non_blocking=non_blocking),
-            self.teacher.to(device, non_blocking=non_blocking),
-            self.weight_PR.to(device, non_blocking=non_blocking),
-        )
+from seekr_cl.attention.targets import RowTarget
+from seekr_cl.attention.teachers import Comparison
 
 
 def row_kl(call: AttentionCall, target: RowTarget, eps: float = 0.0) -> Tensor:
@@ -83,7 +56,7 @@ class RowKL(torch.autograd.Function):
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
         ctx.rest, ctx.state = (call, target, eps), None
         ctx.mask = None if mask_BHQL is None else (mask_BHQL.shape, mask_BHQL.dtype)
-        if kernels.usable(call, target, eps):
+        if routing.usable(call, target, eps):
             from seekr_cl.attention.kernels import launch
 
             value, ctx.state = launch.forward(call, target)

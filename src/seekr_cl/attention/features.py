@@ -13,7 +13,8 @@ from torch import Tensor
 
 from seekr_cl.attention.actions import DistillRows
 from seekr_cl.attention.call import AttentionCall
-from seekr_cl.attention.divergence import RowTarget, row_kl
+from seekr_cl.attention.divergence import row_kl
+from seekr_cl.attention.targets import RowTarget
 
 
 def value_call(call: AttentionCall) -> AttentionCall:

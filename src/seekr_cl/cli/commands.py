@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.output import out, size
-from seekr_cl.cli.settings import apply_overrides, benchmark_overrides, read_settings
+from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.models.loading import load_model, require_free, save_model
+from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
+from seekr_cl.runs.stream_run import run
+from seekr_cl.system.paths import beside
 from seekr_cl.tasks import StreamSpec, Task
-from seekr_cl.tasks.paths import beside
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
-from seekr_cl.training.adapters import merged
-from seekr_cl.training.models import load_model, require_free, save_model
-from seekr_cl.training.run import run
 
 
 def learn_command(given: Any) -> None:
@@ -67,14 +67,14 @@ def run_command(given: Any) -> None:
 
 def evaluate_command(given: Any) -> None:
     """``seekr evaluate``."""
-    from seekr_cl.cli.evaluate import evaluate_command
+    from seekr_cl.cli.evaluate_command import evaluate_command
 
     evaluate_command(given)
 
 
 def compare_command(given: Any) -> None:
     """``seekr compare``."""
-    from seekr_cl.cli.compare import compare_command
+    from seekr_cl.cli.compare_command import compare_command
 
     compare_command(given)
 
@@ -90,7 +90,7 @@ def export_command(given: Any) -> None:
 
 def demo_command(given: Any) -> None:
     """``seekr demo``."""
-    from seekr_cl.demo.run import demo
+    from seekr_cl.demo.demo_run import demo
 
     demo(
         Path(given.output),
@@ -103,28 +103,28 @@ def demo_command(given: Any) -> None:
 
 def memory_command(given: Any) -> None:
     """``seekr memory``."""
-    from seekr_cl.cli import memory
+    from seekr_cl.cli import memory_command as memory
 
     memory.COMMANDS[given.memory_command](given)
 
 
 def benchmark_command(given: Any) -> None:
     """``seekr benchmark``."""
-    from seekr_cl.cli import benchmark
+    from seekr_cl.cli import benchmark_command as benchmark
 
     benchmark.COMMANDS[given.benchmark_command](given)
 
 
 def methods_command(given: Any) -> None:
     """``seekr methods``."""
-    from seekr_cl.cli import methods
+    from seekr_cl.cli import methods_command as methods
 
     methods.methods_command(given)
 
 
 def plan_command(given: Any) -> None:
     """``seekr plan``."""
-    from seekr_cl.cli.plan import plan
+    from seekr_cl.cli.plan_command import plan
 
     block, overrides = benchmark_overrides(given.overrides)
     spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream, block)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from seekr_cl.errors import ConfigError, SeekrError
-from seekr_cl.stopping import Stopped, graceful
+from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
 _LAUNCHED = int(os.environ.get("WORLD_SIZE") or 1) > 1
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _launch(config: str, words: Sequence[str]) -> int:
-    from seekr_cl.cli.launch import launch, without_launch
+    from seekr_cl.cli.launcher import launch, without_launch
 
     if _LAUNCHED:
         raise ConfigError("--launch: this process has been launched already; remove it, or the launcher before it")

@@ -58,9 +58,8 @@ def make_variant(name: str, seed: int, general: str, overrides: dict[str, Any]) 
         general: file with examples of the base skills.
         overrides: settings that replace the demo's where the method knows them.
     """
-    from seekr_cl.errors import ConfigError
+    from seekr_cl.errors import ConfigError, nearest
     from seekr_cl.methods import get_method
-    from seekr_cl.suggest import nearest
 
     method = name.removesuffix(GENERAL_SUFFIX)
     if method not in METHODS:

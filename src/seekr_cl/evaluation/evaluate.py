@@ -14,10 +14,10 @@ from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
-from seekr_cl.memory.files import write_bytes
-from seekr_cl.stopping import Stopped, stop_if_asked
+from seekr_cl.system.files import write_bytes
+from seekr_cl.system.stop_requests import Stopped, stop_if_asked
 from seekr_cl.tasks import Encoder, Task
-from seekr_cl.tasks.answers import get_extraction
+from seekr_cl.tasks.extraction import get_extraction
 
 OnBatch = Callable[[int], None]
 

@@ -17,7 +17,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 from seekr_cl.evaluation.generate import has_prompt
-from seekr_cl.methods.writing import context_length
+from seekr_cl.models.context import context_length
 
 
 @dataclass(frozen=True, slots=True)

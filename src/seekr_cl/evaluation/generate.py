@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from seekr_cl.models.prompts import behind_prompts
+
 NEAR = 1e-4
 """Two logits so close, relative to the larger (at least 1), are decided by a batch of one. Ten times the
 largest difference that another batch made to a float32 logit of the models in docs/evaluation.md."""
@@ -139,21 +141,6 @@ def after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, A
         return base.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, **asked)
     finally:
         base.generation_config = settings
-
-
-def behind_prompts(text_BLD: Tensor, mask_BL: Tensor, prompt_BND: Tensor) -> tuple[Tensor, Tensor]:
-    """Texts padded on the left, and virtual tokens between their padding and them: embeddings and mask [B, L + N].
-
-    PEFT puts the padding between the virtual tokens and the text and counts it in the positions, so an answer would
-    depend on how long the batch's longest prompt is.
-    """
-    count, width = prompt_BND.shape[1], text_BLD.shape[1]
-    embeds_BLD = torch.cat([text_BLD, torch.zeros_like(prompt_BND, dtype=text_BLD.dtype)], dim=1)
-    for row, real in enumerate(mask_BL.sum(1).tolist()):
-        start = width - real
-        embeds_BLD[row, start : start + count] = prompt_BND[row]
-        embeds_BLD[row, start + count :] = text_BLD[row, start:]
-    return embeds_BLD, torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), count)], dim=1)
 
 
 class _NearTies(LogitsProcessor):

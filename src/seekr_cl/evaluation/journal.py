@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
+from seekr_cl.system.fault_points import fault_point
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from rapidfuzz import fuzz
 
-from seekr_cl.errors import ConfigError
+from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.evaluation.classes import class_columns, macro_f1
 from seekr_cl.evaluation.sari import sari
 from seekr_cl.evaluation.statistics import Array, Combine, Tally, mean_of
 from seekr_cl.evaluation.text import UnicodeTokenizer, published_words, words
-from seekr_cl.suggest import nearest
 
 ExampleScore = Callable[[str, Sequence[str], str], float]
 Columns = Callable[[Sequence[str], Sequence[Sequence[str]]], Array]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory.files import file_above, plain_name, read_chunks, sync_folder, write_stream
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
+from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
-from seekr_cl.memory.upkeep import opened, verify
+from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
 
 _BLOCK = 512
 _CHUNK = 1 << 20

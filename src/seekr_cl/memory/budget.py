@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import records, shard
+from seekr_cl.memory import sample_codec as records
+from seekr_cl.memory import shard
 from seekr_cl.memory.samples import ReplaySample
 
 _UNITS = {"": 1, "b": 1, **{f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}}

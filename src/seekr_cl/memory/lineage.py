@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory.files import checked_path, file_hash, plain_name, read_json, write_json
+from seekr_cl.system.files import checked_path, file_hash, plain_name, read_json, write_json
 
 FORMAT = "seekr-memory"
 VERSION = 3

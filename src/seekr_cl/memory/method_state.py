@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.memory.files import checked_path, file_record, write_tensors
 from seekr_cl.memory.lineage import Lineage
+from seekr_cl.system.files import checked_path, file_record, write_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.quantise import decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
 
 
 @dataclass(frozen=True, slots=True)

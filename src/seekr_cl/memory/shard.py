@@ -20,10 +20,10 @@ from typing import Any, overload
 import numpy as np
 
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.memory import records
-from seekr_cl.memory.files import write_stream
-from seekr_cl.memory.records import Kind, Record
+from seekr_cl.memory import sample_codec as records
+from seekr_cl.memory.sample_codec import Kind, Record
 from seekr_cl.memory.samples import ReplaySample, Totals, check_sample, sample_id
+from seekr_cl.system.files import write_stream
 
 _LARGEST_HEADER = 1 << 20
 _FIXED = 4

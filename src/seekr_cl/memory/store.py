@@ -29,7 +29,6 @@ from safetensors.torch import load_file
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.heads import HeadImportance
-from seekr_cl.memory.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new
 from seekr_cl.memory.method_state import (
     MethodState,
@@ -40,6 +39,7 @@ from seekr_cl.memory.method_state import (
 )
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
+from seekr_cl.system.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.tasks.task import safe_name
 
 _LONGEST_SLUG = 60

@@ -7,9 +7,9 @@ from torch import nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import TaskSamples
 from seekr_cl.methods.base import Paper
+from seekr_cl.methods.common.gradients import inner, put_gradients, step_gradients
+from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.parameters import inner, put_gradients, step_gradients
-from seekr_cl.methods.references import ReferenceMethod
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

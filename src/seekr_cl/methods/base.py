@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
-from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.tasks import Encoded
+from seekr_cl.tasks.collate import IGNORE
 
 Batch = dict[str, Any]
 Carried = tuple[Mapping[str, Tensor], dict[str, Any]]

@@ -9,15 +9,15 @@ import torch
 from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.collecting import collect_samples
-from seekr_cl.methods.logits import (
+from seekr_cl.methods.common.gathering import collect_samples
+from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
     answer_logits,
     first_position,
     require_all_logits,
     take_logits,
 )
-from seekr_cl.methods.teacher import Teachers
+from seekr_cl.methods.common.teachers import Teachers
 
 
 class DERpp(Method):

@@ -6,13 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seekr_cl.distributed.dtensor import local
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
+from seekr_cl.methods.common.gradients import (
+    across,
+    check_names,
+    drawn,
+    example_gradients,
+    placed,
+    sampled_loss,
+    trained,
+)
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.parameters import across, check_names, drawn, example_gradients, placed, sampled_loss, trained
-from seekr_cl.shards import local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

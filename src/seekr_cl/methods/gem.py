@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from seekr_cl.distributed.dtensor import local
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Paper
+from seekr_cl.methods.common.gradients import across, put_gradients, step_gradients
+from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.parameters import across, put_gradients, step_gradients
-from seekr_cl.methods.references import ReferenceMethod
-from seekr_cl.shards import local
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,9 +10,9 @@ from torch import nn
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.common.gradients import frozen_copy
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
-from seekr_cl.methods.parameters import frozen_copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

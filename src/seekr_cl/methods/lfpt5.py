@@ -13,8 +13,8 @@ from torch import Tensor
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, forward
-from seekr_cl.methods.costs import Overhead, Scale
-from seekr_cl.methods.logits import (
+from seekr_cl.methods.common.generation import write
+from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
     answer_logits,
     distil_logits,
@@ -22,10 +22,12 @@ from seekr_cl.methods.logits import (
     pad_logits,
     take_logits,
 )
-from seekr_cl.methods.losses import IGNORE, causal_lm_loss, count_labels
+from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.onpolicy_replay import written_state, written_tasks
-from seekr_cl.methods.writing import context_length, write
+from seekr_cl.models.context import context_length
 from seekr_cl.tasks import Encoded, collate
+from seekr_cl.tasks.collate import IGNORE
 
 TRIES = 3
 """Texts written for each pseudo-sample that is wanted: some have no answer in them or no end."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-IGNORE = -100
+from seekr_cl.tasks.collate import IGNORE
 
 
 def causal_lm_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seekr_cl.distributed.dtensor import joined, like, local
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Carried, Context, Method, Paper
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.losses import IGNORE
-from seekr_cl.methods.parameters import (
+from seekr_cl.methods.common.gradients import (
     across,
     check_names,
     drawn,
@@ -22,7 +21,8 @@ from seekr_cl.methods.parameters import (
     step_gradients,
     trained,
 )
-from seekr_cl.shards import joined, like, local
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.tasks.collate import IGNORE
 
 DEPENDENT = 1e-4
 """A direction of which the kept ones leave less than this part is in their span, up to rounding."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.memory.records import pack, unpack
+from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.methods.base import Context, Paper
+from seekr_cl.methods.common.generation import write
+from seekr_cl.methods.common.logit_distillation import answer_logits
 from seekr_cl.methods.costs import Overhead, Scale, written_positions
-from seekr_cl.methods.logits import answer_logits
 from seekr_cl.methods.replay import Replay
-from seekr_cl.methods.writing import write
 
 SCORERS = ("metric", "confidence")
 ROOM = 2

@@ -6,8 +6,8 @@ from typing import Any
 from peft import OSFConfig
 from transformers import PreTrainedModel
 
-from seekr_cl.methods.adapters import attach, fraction, layer_names, merged
 from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.common.lora import attach, fraction, layer_names, merged
 from seekr_cl.methods.costs import Overhead, Scale, num_bytes
 
 

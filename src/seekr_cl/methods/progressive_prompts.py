@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.adapters import ADAPTER, attach, name_base
 from seekr_cl.methods.base import Context, Method, Paper
+from seekr_cl.methods.common.lora import attach, name_base
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.models.query_adapters import ADAPTER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seekr_cl.distributed.dtensor import local
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.common.gradients import across, check_names, placed, step_gradients, trained
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.parameters import across, check_names, placed, step_gradients, trained
-from seekr_cl.shards import local
 
 KINDS = ("fisher", "score", "anchor")
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.adapters import AdapterSettings, attach, lora_bytes, name_base
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, name_base
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.question import question_of
-from seekr_cl.methods.shared_lora import SharedLoraModel
+from seekr_cl.models.query_adapters import question_of
+from seekr_cl.models.shared_lora import SharedLoraModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
-from seekr_cl.methods.adapters import ADAPTER, AdapterSettings, attach, lora_bytes, lora_layers, name_base
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, lora_layers, name_base
 from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.models.query_adapters import ADAPTER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

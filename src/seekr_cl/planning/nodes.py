@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.planning.plan import WIDTHS, Plan
-from seekr_cl.training.config import SeekrConfig
 
 SMALL = 0.1
 """A term is small as long as it is at most this part of what it is measured by."""

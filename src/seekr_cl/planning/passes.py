@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from seekr_cl.attention.sensitivity import CHUNK
-from seekr_cl.choosing import BY_MODEL
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.costs import FORWARD, FORWARD_FROZEN
-from seekr_cl.methods.logits import LogitSettings
-from seekr_cl.methods.seekr import SeekrSettings
+from seekr_cl.methods.seekr.method import SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.planning.signals import num_queries
 from seekr_cl.planning.workload import Workload
-from seekr_cl.training.config import SeekrConfig
+from seekr_cl.replay.selection import BY_MODEL
 
 _ELEMENT = 150
 """FLOPs in the time of one number that is read, changed and written: 1 to 2 ns where a core does 84 GFLOP/s (measured

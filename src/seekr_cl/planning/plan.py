@@ -3,16 +3,16 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.methods.common.logit_distillation import TEACHERS, LogitSettings
+from seekr_cl.methods.common.teachers import HELD
 from seekr_cl.methods.costs import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale
-from seekr_cl.methods.logits import TEACHERS, LogitSettings
-from seekr_cl.methods.seekr import SeekrSettings
-from seekr_cl.methods.teacher import HELD
+from seekr_cl.methods.seekr.method import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
 from seekr_cl.planning.workload import Steps, Workload, count_steps, steps_of_tasks
-from seekr_cl.training.config import SeekrConfig
 
 FORMS = ("top_k", "factors", "dense")
 PRECISIONS = ("int8", "float16")

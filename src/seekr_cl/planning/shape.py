@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from seekr_cl.attention import AttentionCall, AttentionTap
-from seekr_cl.errors import ModelError
-from seekr_cl.methods.writing import context_length
-from seekr_cl.suggest import nearest
-from seekr_cl.training.adapters import WEIGHTS, base_of, is_adapter, put_adapter
+from seekr_cl.errors import ModelError, nearest
+from seekr_cl.models.context import context_length
+from seekr_cl.models.peft_adapters import WEIGHTS, base_of, is_adapter, put_adapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
+from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.planning.nodes import Cluster, crossing, terms
 from seekr_cl.planning.plan import Option, Plan
-from seekr_cl.training.config import SeekrConfig
 
 
 def size(num_bytes: float) -> str:

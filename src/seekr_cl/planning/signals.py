@@ -12,14 +12,14 @@ from torch import Tensor
 
 from seekr_cl.attention.call import TILE_ELEMENTS
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredRows, StoredTopK, collate_rows
+from seekr_cl.attention.stored.codec import encode_vectors, narrow_index
 from seekr_cl.heads.selection import resolve_budget
 from seekr_cl.memory import LogitSignal, ReplaySample
-from seekr_cl.memory.records import pack
+from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods.base import Layout
-from seekr_cl.methods.logits import LogitSettings, pad_logits
-from seekr_cl.methods.seekr import TARGETS, SeekrSettings
+from seekr_cl.methods.common.logit_distillation import LogitSettings, pad_logits
+from seekr_cl.methods.seekr.method import TARGETS, SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
-from seekr_cl.quantise import encode_vectors, narrow_index
 
 _TILE_TENSORS = 6
 """Tensors of a tile's size that live at once in the divergence's backward: scores, log p, p, its pull, T, ds."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.schedule import DAYS, build_schedule
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.replay.schedule import DAYS, build_schedule
 
 COUNTED = 16
 """Tasks whose schedules are made where there are more of the same kind."""

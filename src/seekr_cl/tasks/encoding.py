@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError, ModelError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.batches import Encoded, collate
-from seekr_cl.tasks.records import Example
+from seekr_cl.errors import ConfigError, DataError, ModelError, nearest
+from seekr_cl.tasks.collate import Encoded, collate
+from seekr_cl.tasks.examples import Example
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "collate"]
 

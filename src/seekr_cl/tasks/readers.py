@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import DataError, nearest
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.paths import at_home
+from seekr_cl.errors import DataError, nearest
+from seekr_cl.system.paths import at_home
+from seekr_cl.tasks.examples import Example, example_from, reference_list
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
-from seekr_cl.tasks.records import Example, example_from, reference_list
 
 SPLITS = ("train", "eval", "test")
 Source = str | Path | Mapping[str, str | Path]

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.system.paths import beside
+from seekr_cl.system.yaml_file import expand, read_yaml
 from seekr_cl.tasks.benchmarks import BenchmarkUse
-from seekr_cl.tasks.paths import beside
 from seekr_cl.tasks.sources import Source, default_name
 from seekr_cl.tasks.task import Task, check_limit, safe_name
-from seekr_cl.tasks.yaml_file import expand, read_yaml
 
 _TASK_KEYS = ("name", "data", "eval", "test", "metric", "epochs", "max_new_tokens", "extract", "limit")
 _CHECKED = ("metric", "epochs", "max_new_tokens", "extract")

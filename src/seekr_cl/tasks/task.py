@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.answers import get_extraction
-from seekr_cl.tasks.records import Example
+from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.tasks.examples import Example
+from seekr_cl.tasks.extraction import get_extraction
 from seekr_cl.tasks.sources import SPLITS, Source, default_name, locate
 
 __all__ = ["Example", "Task", "check_limit", "safe_name"]

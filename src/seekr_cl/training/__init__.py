@@ -1,6 +1,6 @@
 """Training: settings, the schedule of new and old batches, the Trainer, learning a task, running a stream."""
 
-from seekr_cl.training.config import MemorySettings, ReplaySettings, SeekrConfig, config_from
+from seekr_cl.config.seekr_config import MemorySettings, ReplaySettings, SeekrConfig, config_from
 from seekr_cl.training.learn import Learnt, learn
 from seekr_cl.training.trainer import SeekrTrainer
 

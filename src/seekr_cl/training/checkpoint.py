@@ -32,8 +32,8 @@ from torch import Tensor
 
 from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.memory.files import checked_path, file_record, sync_folder, write_bytes
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
 
 FORMAT = "seekr-checkpoint"
 VERSION = 1

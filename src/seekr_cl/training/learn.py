@@ -15,34 +15,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
+from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.faults import fault_point
-from seekr_cl.locks import hold
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
-from seekr_cl.memory.files import write_json
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.methods.writing import context_length
-from seekr_cl.shards import is_sharded, reshard, whole
-from seekr_cl.stopping import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
-from seekr_cl.training import once
-from seekr_cl.training.adapters import adapted, is_prompt_learning
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.carry import Carry
-from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.clock import Reviews, UpdateClock
-from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.identity import check_same_learning, describe_method, learning_identity
-from seekr_cl.training.keeping import (
-    as_sample,
-    carried_state,
-    check_budget,
-    choose_samples,
-    replay_weights,
-    within_budget,
-)
-from seekr_cl.training.models import (
+from seekr_cl.models.context import context_length
+from seekr_cl.models.loading import (
     load_model,
     pad_id,
     refuse_unwritable,
@@ -50,13 +31,33 @@ from seekr_cl.training.models import (
     save_model,
     written_state,
 )
+from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
+from seekr_cl.replay.schedule import build_schedule, review_rounds
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import write_json
+from seekr_cl.system.locks import hold
+from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.training import fsdp_loading as once
+from seekr_cl.training.adapting import adapted
+from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.context_check import check_room
+from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.room import check_room
-from seekr_cl.training.schedule import build_schedule, review_rounds
-from seekr_cl.training.standing import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.sample_selection import (
+    as_sample,
+    carried_state,
+    check_budget,
+    choose_samples,
+    replay_weights,
+    within_budget,
+)
+from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
-from seekr_cl.training.wrapped import keeps_shards, plain
 
 GENERAL = "general"
 LOG = "training_log.json"

@@ -16,19 +16,20 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from seekr_cl import ranks
+from seekr_cl.config.liger import check_liger
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed.dtensor import is_sharded
+from seekr_cl.distributed.engines import alone, average_next, dtypes_of, keeps_shards, require_dtypes, shard_on_cpu
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
-from seekr_cl.faults import fault_point
 from seekr_cl.methods import LossTerm, Method
-from seekr_cl.shards import is_sharded
-from seekr_cl.stopping import wish
-from seekr_cl.training import zero
-from seekr_cl.training.batches import ScheduledBatches
-from seekr_cl.training.carry import Carry
+from seekr_cl.replay.batches import ScheduledBatches
+from seekr_cl.replay.forgetting_curve import Reviews
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.stop_requests import wish
+from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
-from seekr_cl.training.clock import Reviews
-from seekr_cl.training.config import SeekrConfig
-from seekr_cl.training.gradients import GradientShares
-from seekr_cl.training.kernels import check_liger
+from seekr_cl.training.gradient_shares import GradientShares
+from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.trainer_state import (
     put_optimizer,
     put_rng_of_all,
@@ -37,7 +38,6 @@ from seekr_cl.training.trainer_state import (
     take_optimizer,
     take_weights,
 )
-from seekr_cl.training.wrapped import alone, average_next, dtypes_of, keeps_shards, require_dtypes, shard_on_cpu
 
 Parts = dict[str, dict[str, Tensor]]
 SaveState = Callable[[dict[str, Any], Parts, dict[str, str], bool, Parts], None]

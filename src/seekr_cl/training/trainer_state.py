@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl import ranks
+from seekr_cl.distributed.dtensor import is_sharded, joined, like, local, put
 from seekr_cl.errors import ConfigError
-from seekr_cl.shards import is_sharded, joined, like, local, put
 
 Tensors = dict[str, Tensor]
 

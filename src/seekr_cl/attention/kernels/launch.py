@@ -11,7 +11,7 @@ P (sample, head) pairs, R query rows per pair, G = B K groups, N sorted rows.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -21,10 +21,8 @@ from seekr_cl.attention.call import AttentionCall
 from seekr_cl.attention.kernels.backward import backward_keys, backward_queries, sum_queries
 from seekr_cl.attention.kernels.blocks import choose
 from seekr_cl.attention.kernels.forward import forward_rows
+from seekr_cl.attention.targets import RowTarget
 from seekr_cl.attention.teachers import DenseRows, FactorRows, TopKRows
-
-if TYPE_CHECKING:
-    from seekr_cl.attention.divergence import RowTarget
 
 PART_BYTES = 1 << 27
 """Query gradients (float32) held by one launch before they are summed into the result."""
@@ -49,7 +47,7 @@ class RowState:
     sink_PR: Tensor | None
 
 
-def forward(call: AttentionCall, target: "RowTarget") -> tuple[Tensor, RowState]:
+def forward(call: AttentionCall, target: RowTarget) -> tuple[Tensor, RowState]:
     """The weighted sum of ``row_kl``, float32 scalar, and what ``backward`` needs."""
     pairs, rows = target.index.query_PR.shape
     weight_PR = target.weight_PR.float().contiguous()
@@ -82,7 +80,7 @@ def forward(call: AttentionCall, target: "RowTarget") -> tuple[Tensor, RowState]
 
 
 def backward(
-    call: AttentionCall, target: "RowTarget", state: RowState, scale: Tensor
+    call: AttentionCall, target: RowTarget, state: RowState, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients for q [B, H, L, D], k [B, K, L, D] and the sinks [H], in their own dtypes, times ``scale``."""
     arguments = _arguments(call, target)
@@ -112,7 +110,7 @@ def backward(
 
 
 def _query_gradient(
-    call: AttentionCall, target: "RowTarget", arguments: dict[str, Any], shared: dict[str, Any]
+    call: AttentionCall, target: RowTarget, arguments: dict[str, Any], shared: dict[str, Any]
 ) -> Tensor:
     batch, heads, length, size = call.q_BHLD.shape
     index, query_PR = target.index, target.index.query_PR
@@ -141,9 +139,7 @@ def _query_gradient(
     return dq_BHLD
 
 
-def _key_gradient(
-    call: AttentionCall, target: "RowTarget", arguments: dict[str, Any], shared: dict[str, Any]
-) -> Tensor:
+def _key_gradient(call: AttentionCall, target: RowTarget, arguments: dict[str, Any], shared: dict[str, Any]) -> Tensor:
     batch, kv_heads, length, _ = call.k_BKLD.shape
     index, groups = target.index, batch * kv_heads
     blocks = choose("keys", arguments, call.q_BHLD)
@@ -210,7 +206,7 @@ def _sort_kept(teacher: TopKRows, starts_E: Tensor) -> tuple[Tensor, Tensor]:
     return order_PN, start_PE
 
 
-def _arguments(call: AttentionCall, target: "RowTarget") -> dict[str, Any]:
+def _arguments(call: AttentionCall, target: RowTarget) -> dict[str, Any]:
     """What all kernels take."""
     q_BHLD, k_BKLD, index = _plain(call.q_BHLD), _plain(call.k_BKLD), target.index
     size = q_BHLD.shape[-1]
@@ -251,7 +247,7 @@ def _mask(call: AttentionCall) -> dict[str, Any]:
     return found | {"WINDOW": call.window or 0 if found["MASK"] < 2 else 0}
 
 
-def _teacher(target: "RowTarget") -> dict[str, Any]:
+def _teacher(target: RowTarget) -> dict[str, Any]:
     teacher = target.teacher
     found: dict[str, Any] = {"second": None, "second_g": 0, "second_l": 0, "third": None, "K": 1}
     if isinstance(teacher, TopKRows):

@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.stored.base import Stored, fits, mass_or_ones, missing_mass
+from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored.form import Stored, fits, mass_or_ones, missing_mass
 from seekr_cl.attention.teachers import DenseRows
-from seekr_cl.quantise import decode_probabilities, encode_probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.rows import row_probabilities
-from seekr_cl.attention.stored.base import Stored, fits
+from seekr_cl.attention.stored.codec import decode_vectors, encode_vectors, narrow_index
+from seekr_cl.attention.stored.form import Stored, fits
 from seekr_cl.attention.teachers import FactorRows
-from seekr_cl.quantise import decode_vectors, encode_vectors, narrow_index
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.features import OutputRows
-from seekr_cl.attention.stored.base import Stored, fits
-from seekr_cl.quantise import decode_vectors, encode_vectors
+from seekr_cl.attention.stored.codec import decode_vectors, encode_vectors
+from seekr_cl.attention.stored.form import Stored, fits
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import ConfigError, DataError, OutputError, nearest
+from seekr_cl.system.paths import at_home
 from seekr_cl.tasks.benchmarks.archives import open_files
 from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
 from seekr_cl.tasks.benchmarks.download import downloaded, file_sha256, is_url
 from seekr_cl.tasks.benchmarks.layouts import MissingTaskError, Rows, read_task
 from seekr_cl.tasks.benchmarks.registry import Benchmark
-from seekr_cl.tasks.paths import at_home
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how far, and how far there is to go if that is known."""

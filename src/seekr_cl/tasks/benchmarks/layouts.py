@@ -17,11 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seekr_cl.errors import DataError
-from seekr_cl.suggest import nearest
+from seekr_cl.errors import DataError, nearest
 from seekr_cl.tasks.benchmarks.archives import Files
 from seekr_cl.tasks.benchmarks.registry import Benchmark
-from seekr_cl.tasks.records import example_from, kind_of
+from seekr_cl.tasks.examples import example_from, kind_of
 
 _SPLITS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": ("test",)}
 _INSTRUCTIONS = "instruction_config.json"

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.suggest import nearest
-from seekr_cl.tasks.answers import get_extraction
+from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.system.paths import beside
 from seekr_cl.tasks.benchmarks.checksums import Manifest
 from seekr_cl.tasks.benchmarks.registry import BENCHMARKS, Benchmark, Protocol
-from seekr_cl.tasks.paths import beside
+from seekr_cl.tasks.extraction import get_extraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

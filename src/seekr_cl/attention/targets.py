@@ -1,0 +1,39 @@
+"""What attention rows should be: which rows, the teacher's, and their weights.
+
+Shapes: P (sample, head) pairs, R query rows per pair.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seekr_cl.attention.call import RowIndex
+from seekr_cl.attention.teachers import TeacherRows
+
+
+@dataclass(frozen=True, slots=True)
+class RowTarget:
+    """What one layer's rows should be.
+
+    Attributes:
+        index: which rows.
+        teacher: the teacher's rows, P x R of them.
+        weight_PR: each row's weight in the layer's loss; zero for rows that only fill the rectangle.
+    """
+
+    index: RowIndex
+    teacher: TeacherRows
+    weight_PR: Tensor
+
+    def tile(self, pairs: slice) -> "RowTarget":
+        """The part of some of the pairs."""
+        return RowTarget(self.index[pairs], self.teacher.tile(pairs), self.weight_PR[pairs])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowTarget":
+        """The same on another device; data loaders call this."""
+        return RowTarget(
+            self.index.to(device, non_blocking=non_blocking),
+            self.teacher.to(device, non_blocking=non_blocking),
+            self.weight_PR.to(device, non_blocking=non_blocking),
+        )

@@ -1,0 +1,275 @@
+"""``seekr evaluate``: generate, score, and measure general ability."""
+
+import json
+import warnings
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, AutoTokenizer
+
+from seekr_cl import ranks
+from seekr_cl.cli.output import out
+from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
+from seekr_cl.evaluation import (
+    Engine,
+    Place,
+    TaskScore,
+    TransformersEngine,
+    get_metric,
+    score_task,
+    settings_of,
+    write_predictions,
+)
+from seekr_cl.evaluation.engines import VllmEngine
+from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
+from seekr_cl.evaluation.statistics import CONVENTION
+from seekr_cl.memory import model_hash
+from seekr_cl.models.context import context_length
+from seekr_cl.models.loading import load_model, require_free
+from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.system.files import file_hash, write_json
+from seekr_cl.system.locks import hold
+from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.run_identity import scoring_hash
+
+SCORES = "scores.json"
+PARTIAL = "partial.json"
+GENERAL = "general.json"
+
+
+def evaluate_command(given: Any) -> None:
+    """Evaluates, and goes on where an interrupted evaluation was."""
+    output = Path(given.output)
+    if not given.task and given.general is None:
+        raise ConfigError("evaluate: nothing to evaluate on; name tasks with --task, or --general")
+    if given.base and given.general is None:
+        raise ConfigError("--base: only says how general ability has drifted; add --general")
+    for option, number in (("--batch-size", given.batch_size), ("--limit", given.limit)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option}: {number} must be at least 1")
+    if given.limit is not None and given.general is None:
+        raise ConfigError("--limit: only cuts the tasks of general ability; add --general")
+    if given.engine == "vllm" and given.general is not None:
+        raise ConfigError("--general: goes through the harness with transformers; leave out --engine vllm")
+    if given.engine == "vllm" and given.quantization:
+        raise ConfigError("--quantization: is transformers' and bitsandbytes'; leave it out, or --engine vllm")
+    if given.engine == "vllm" and is_adapter(Path(given.model)):
+        raise ConfigError(
+            f"{given.model}: is an adapter, --engine vllm takes plain models; seekr export --merge it first"
+        )
+    if given.engine == "vllm" and ranks.launched() > 1:
+        raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
+    device = ranks.join()
+    if not given.resume:
+        ranks.first(lambda: require_free(output))
+    streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
+    tasks = _tasks(given, streams)
+    with hold(output, "evaluation"):
+        if tasks:
+            _score_tasks(given, output, tasks, streams, device)
+        if given.general is not None:
+            _score_general(given, output, device)
+    out().print(f"scores and predictions in {output}", soft_wrap=True)
+
+
+def _score_tasks(
+    given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec], device: torch.device
+) -> None:
+    engine, model_id, context = _engine(given, device)
+    encoder = Encoder(engine.tokenizer, _length(given.max_length, context))
+    for task in tasks:
+        # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
+        for example in task.test:
+            encoder.encode_prompt(example, reserve=task.max_new_tokens)
+    identity: dict[str, Any] = {
+        "model_sha256": model_id,
+        "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},
+        # Four bits give other answers, and are none of the engine's own settings.
+        "evaluation": settings_of(engine, encoder)
+        | ({"quantization": given.quantization} if given.quantization else {}),
+    }
+    scores = ranks.once(lambda: _begun(output, identity))
+    place = Place(output, model_id, ranks.own(), ranks.count())
+
+    def note(score: TaskScore) -> None:
+        write_predictions(output, score)
+        write_json(output / PARTIAL, identity | {"tasks": scores})
+
+    for task in tasks:
+        if task.name in scores:
+            continue
+        score = score_task(engine, task, encoder, lambda _done: stop_here_if_asked(), place)
+        scores[task.name] = {
+            "metric": task.metric,
+            "score": score.score,
+            "interval": score.interval.to_json(),
+            "examples": score.count,
+            "max_new_tokens": task.max_new_tokens,
+            "sha256": scoring_hash(task),
+        }
+        ranks.first(partial(note, score))
+        stop_if_asked()
+    settings = identity["evaluation"]
+    content = {
+        "model": given.model,
+        "model_sha256": model_id,
+        "tasks": scores,
+        "benchmarks": [
+            spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
+            for spec in streams.values()
+            if spec.benchmark is not None
+        ],
+        "interval_level": CONVENTION,
+        "evaluation": settings | {"prompts_cut": encoder.cut_count},
+    }
+
+    def finish() -> None:
+        write_json(output / SCORES, content)
+        (output / PARTIAL).unlink(missing_ok=True)
+
+    ranks.first(finish)
+    table = Table("task", "metric", "score", "examples", "95% interval")
+    for name, score in scores.items():
+        low, high = score["interval"]
+        table.add_row(
+            Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
+        )
+    out().print(table)
+
+
+def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted or finished evaluation in ``output`` has scored already; nothing in a new one."""
+    former = next((path for name in (SCORES, PARTIAL) if (path := output / name).is_file()), None)
+    if former is None:
+        if output.is_dir() and any(output.glob("*.json")) and not (output / GENERAL).is_file():
+            raise OutputError(f"{output}: holds no evaluation; choose another --output")
+        write_json(output / PARTIAL, identity | {"tasks": {}})
+        return {}
+    content = _read(former)
+    scores = content.get("tasks", {})
+    tests = {name: {"metric": one["metric"], "sha256": one["sha256"]} for name, one in scores.items()}
+    settings = dict(content.get("evaluation", {}))
+    settings.pop("prompts_cut", None)
+    now = identity["evaluation"]
+    differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]
+    if content.get("model_sha256") != identity["model_sha256"]:
+        differ.insert(0, "model")
+    if any(identity["tests"].get(name) != test for name, test in tests.items()):
+        differ.append("tests")
+    if differ:
+        raise ConfigError(
+            f"{former}: was begun with another {differ[0]}; resume with the same, or take another --output"
+        )
+    return scores
+
+
+def _score_general(given: Any, output: Path, device: torch.device) -> None:
+    data = Path(given.general) if given.general else None
+    if data is not None and not data.is_dir():
+        raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
+    former = _read(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
+    if former is not None:
+        require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
+    result = _general_of(given.model, given, data, device)
+    base = former or (_general_of(given.base, given, data, device) if given.base else None)
+    if base is not None:
+        result = with_drift(result, base)
+    content = {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result
+    ranks.first(partial(write_json, output / GENERAL, content))
+    table = Table(
+        "general ability", "shots", "examples", *(["base", "score", "drift"] if base else ["score"]), "± s.e."
+    )
+    for name, task in result["tasks"].items():
+        numbers = [task["base"], task["score"], task["drift"]] if base else [task["score"]]
+        error = "-" if task["stderr"] is None else f"{task['stderr']:.1f}"
+        table.add_row(name, str(task["shots"]), str(task["examples"]), *[f"{n:.1f}" for n in numbers], error)
+    means = [result["base_mean"], result["mean"], result["drift"]] if base else [result["mean"]]
+    table.add_row("mean", "", "", *[f"{number:.1f}" for number in means], "")
+    out().print(table)
+
+
+def _general_of(source: str, given: Any, data: Path | None, device: torch.device) -> dict[str, Any]:
+    model, tokenizer = load_model(source, given.dtype, quantization=given.quantization)
+    model.to(device)  # type: ignore[arg-type]
+    return evaluate_general(model, tokenizer, given.batch_size, data, given.limit)
+
+
+def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
+    """The engine, what tells its model from others, and the model's context."""
+    if given.engine == "transformers":
+        model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
+        model_id = ranks.once(lambda: model_hash(model))
+        model.to(device)  # type: ignore[arg-type]
+        engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
+        return engine, model_id, context_length(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(given.model)
+        context = context_length(SimpleNamespace(config=AutoConfig.from_pretrained(given.model)))  # type: ignore[arg-type]
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{given.model}: cannot be loaded ({first_line})") from error
+    length = _length(given.max_length, context)
+    files = sorted(Path(given.model).glob("*.safetensors")) if Path(given.model).is_dir() else []
+    # vLLM loads the weights itself; a name on the Hub is all there is to tell a model by.
+    model_id = " ".join(file_hash(path) for path in files) or given.model
+    return VllmEngine(given.model, tokenizer, given.dtype, length, given.batch_size), model_id, context
+
+
+def _tasks(given: Any, streams: dict[str, StreamSpec]) -> list[Task]:
+    tasks = [
+        task
+        for source in given.task or []
+        for task in (streams[source].load_tasks(require_test=True) if source in streams else _test_tasks(source, given))
+    ]
+    slugs = [task.slug.casefold() for task in tasks]
+    for task, slug in zip(tasks, slugs):
+        if slugs.count(slug) > 1:
+            raise ConfigError(f"--task: two tasks are called '{task.name}'; rename a file or folder")
+        get_metric(task.metric)
+    return tasks
+
+
+def _is_stream(source: str) -> bool:
+    return source.endswith((".yaml", ".yml"))
+
+
+def _test_tasks(source: str, given: Any) -> list[Task]:
+    # A single file is what is to be tested, whatever it is called.
+    data: Any = {"train": source, "test": source} if Path(source).is_file() else source
+    return [
+        Task.load(
+            data,
+            name=Path(source).stem if Path(source).is_file() else None,
+            metric=given.metric or "exact_match",
+            max_new_tokens=given.max_new_tokens,
+            require_test=True,
+        )
+    ]
+
+
+def _length(asked: int | None, context: int | None) -> int:
+    """Tokens of prompt and answer together: what was asked for, but no more than the model's context."""
+    if asked is None:
+        return context or DEFAULT_LENGTH
+    if context is not None and asked > context:
+        warnings.warn(
+            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+        )
+        return context
+    return asked
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    raise DataError(f"{path}: damaged; choose another --output, or remove it to begin again")

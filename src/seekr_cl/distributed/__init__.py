@@ -1,0 +1,1 @@
+"""Several processes: sharded tensors, and the wrappers that a distributed Trainer puts around a model."""

@@ -1,0 +1,136 @@
+"""What methods with low-rank adapters of their own share; PEFT does the work.
+
+The adapters are merged at the end of a task, so that what is written is a plain model, and the next task's adapters are
+put on its layers.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
+
+from seekr_cl.errors import ConfigError
+from seekr_cl.methods.costs import FLOAT, num_bytes
+from seekr_cl.models.query_adapters import ADAPTER
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSettings:
+    """Settings of a low-rank adapter.
+
+    Attributes:
+        rank: of the adapter (PEFT's ``r``).
+        alpha: its output is scaled by alpha / rank.
+        dropout: on its input, in training.
+        targets: names of the linear layers that get one, separated by commas; ``all-linear``; default PEFT's for the
+            model's family.
+    """
+
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"method.rank: {self.rank} must be at least 1")
+        if not self.alpha > 0:
+            raise ConfigError(f"method.alpha: {self.alpha} must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"method.dropout: {self.dropout} must lie between 0 and 1")
+
+    def lora(self) -> LoraConfig:
+        """As PEFT knows it."""
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=layer_names(self.targets),
+        )
+
+
+def layer_names(targets: str | None) -> str | list[str] | None:
+    """The setting as PEFT takes it."""
+    if targets is None or targets == "all-linear":
+        return targets
+    return [name.strip() for name in targets.split(",") if name.strip()]
+
+
+def attach(
+    model: PreTrainedModel,
+    config: PeftConfig,
+    seed: int,
+    key: str = "method.targets",
+    make: Callable[[PreTrainedModel, PeftConfig], Any] = get_peft_model,
+) -> Any:
+    """The model with fresh adapters; everything else is frozen.
+
+    Args:
+        model: changed in place.
+        config: PEFT's.
+        seed: the adapters' first weights are drawn from it, and no other generator is disturbed.
+        key: the setting that a refusal of PEFT's is about.
+        make: what puts them on.
+
+    Raises:
+        ConfigError: if PEFT cannot put them on this model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            wrapped = make(model, config)
+        except (ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{key}: {reason}; name linear layers of this model, or all-linear") from error
+    # Reentrant checkpointing drops the gradient of a block whose input asks for none.
+    wrapped.enable_input_require_grads()
+    return wrapped
+
+
+def name_base(config: PeftConfig, model: Any) -> None:
+    """Has an adapter's config name the model it is put on by a path that is right from everywhere."""
+    place = model.name_or_path
+    config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
+
+
+def merged(wrapped: Any) -> PreTrainedModel:
+    """The plain model with the adapters added into its weights; all of these can be trained again."""
+    wrapped.disable_input_require_grads()
+    model = wrapped.merge_and_unload()
+    model.requires_grad_(True)
+    return model
+
+
+def lora_layers(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
+    """Every layer with an adapter, by the name it has in the plain model."""
+    for name, module in wrapped.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+            yield name, module
+
+
+def lora_bytes(build: Callable[[], Any], settings: AdapterSettings) -> tuple[int, int, int]:
+    """What one adapter takes on a model: bytes in all, bytes of its down-projections, adapted layers.
+
+    Args:
+        build: makes the model without storage.
+        settings: the adapter's.
+    """
+    model = build()
+    base = num_bytes(model)
+    wrapped = attach(model, settings.lora(), seed=0)
+    down = [FLOAT * layer.lora_A[ADAPTER].weight.numel() for _, layer in lora_layers(wrapped)]  # type: ignore[operator]
+    return num_bytes(wrapped) - base, sum(down), len(down)
+
+
+def fraction(value: float, key: str) -> None:
+    """Refuses what is no share."""
+    if not (0 < value <= 1 and math.isfinite(value)):
+        raise ConfigError(f"{key}: {value} must be above 0 and at most 1")

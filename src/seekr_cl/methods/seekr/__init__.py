@@ -1,0 +1,1 @@
+"""SEEKR: the method, the scoring of heads and samples, learnt projections."""

@@ -1,0 +1,436 @@
+"""SEEKR: replay with the earlier model's logits and with the attention of the heads that matter most.
+
+One step is ``replay_terms``, one task's end is ``after_task``; what they use is ``attention/`` (rows and their
+divergence), ``heads/`` (importance, budgets) and ``scoring`` (what is measured on the kept samples).
+
+Shapes: B batch, L padded length, V vocabulary, M chosen heads of a layer, R queries,
+P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekr_cl import ranks
+from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
+from seekr_cl.attention.features import (
+    DistillOutputs,
+    DistillProjected,
+    DistillRelations,
+    DistillValues,
+    value_call,
+)
+from seekr_cl.attention.rows import attention_rows
+from seekr_cl.attention.stored import (
+    StoredDense,
+    StoredFactors,
+    StoredOutputs,
+    StoredRows,
+    StoredSignal,
+    StoredTopK,
+    join_layers,
+    stored_from,
+)
+from seekr_cl.errors import ConfigError
+from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
+from seekr_cl.heads.importance import RULES
+from seekr_cl.heads.selection import Budget
+from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
+from seekr_cl.methods.common.attention_targets import REDUCTIONS
+from seekr_cl.methods.common.gathering import collect_samples
+from seekr_cl.methods.common.logit_distillation import TAILS, LogitSettings, require_all_logits, take_logits
+from seekr_cl.methods.common.teachers import Teachers
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.seekr.projections import STARTS, Projections
+from seekr_cl.methods.seekr.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
+
+CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
+SIGNALS = ("top_k", "dense", "factors")
+TARGETS: dict[str, tuple[type[DistillRows], str]] = {
+    "attention": (DistillRows, "attention"),
+    "values": (DistillValues, "values"),
+    "hidden": (DistillOutputs, "outputs"),
+    "relations": (DistillRelations, "outputs"),
+}
+"""What can be held at the chosen heads and queries: how it is compared, and what is stored for it."""
+_SUMS = ("sensitivity_NH", "forgettability_NH", "product_NH")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeekrSettings(LogitSettings):
+    """Settings of SEEKR; budgets are counts, fractions of what the model has, or null for all.
+
+    Attributes:
+        lambda2: weight of the attention term (eq. 13), or ``auto`` to steer it to ``attention_share``.
+        attention_share: the attention term's share of all terms' gradient norms that ``lambda2: auto`` aims at.
+        heads: how heads are chosen: ``importance`` (eq. 10), its factors ``sensitivity`` or ``forgettability`` alone,
+            ``random``, or ``all``.
+        target: what is held at the chosen heads and queries: their ``attention`` rows (eq. 5), rows of ``values``
+            relations (MiniLMv2), the heads' outputs as ``hidden`` states (AFC), or the ``relations`` between a sample's
+            outputs by their distances (RKD). The choice of heads looks at attention whatever the target.
+        projection: under ``target: hidden``, outputs are held up to a matrix for each old task and head that is
+            learnt meanwhile (BFP) and begins as the ``identity`` or ``random`` (official code); ``none`` holds them as
+            they were.
+        projection_rate: learning rate of these matrices.
+        layer_budget: B_L.
+        head_budget: B_H, over all layers together.
+        query_budget: B_T for each sample.
+        importance_rule: ``product_of_sums`` (eq. 8 to 10) or ``sum_of_products`` (official code).
+        measure: what S and F average over: ``valid``, ``frobenius`` (eq. 7 and 9) or ``padded`` (official code).
+        attention_reduction: ``sample_mean`` averages over a sample's heads, queries and layers, then over samples;
+            ``layer_mean`` over the union of the batch's layers (official code); ``sum`` adds heads and queries (eq. 5).
+        attention_signal: what is stored of the teacher's attention rows: ``top_k`` entries of each, whole ``dense``
+            rows, or the ``factors`` (queries and keys) they are computed from.
+        attention_top_k: entries of a row under ``top_k``.
+        attention_tail: what stands for the other entries: keys ``sampled`` from them, or one ``bucket``.
+        attention_eps: added to the student's probabilities in the logarithm (official code: 1e-8).
+        query_replacement: draw queries with replacement where a sample is shorter than the budget (official code).
+        gradient_leak: let the scoring pass's gradients into the next task's first step (official code).
+    """
+
+    lambda2: float | str = "auto"
+    attention_share: float = 0.3
+    heads: str = "importance"
+    target: str = "attention"
+    projection: str = "none"
+    projection_rate: float = 0.1
+    layer_budget: Budget = 0.75
+    head_budget: Budget = 0.5
+    query_budget: Budget = 100
+    importance_rule: str = "product_of_sums"
+    measure: str = "valid"
+    attention_reduction: str = "sample_mean"
+    attention_signal: str = "top_k"
+    attention_top_k: int = 32
+    attention_tail: str = "sampled"
+    attention_eps: float = 0.0
+    query_replacement: bool = False
+    gradient_leak: bool = False
+
+    def __post_init__(self) -> None:
+        LogitSettings.__post_init__(self)
+        if isinstance(self.lambda2, str) and self.lambda2 != "auto":
+            raise ConfigError(f"method.lambda2: '{self.lambda2}' is neither a number nor 'auto'")
+        if not isinstance(self.lambda2, str) and self.lambda2 < 0:
+            raise ConfigError(f"method.lambda2: {self.lambda2} is negative; 0 turns attention distillation off")
+        if not 0 < self.attention_share < 1:
+            raise ConfigError(f"method.attention_share: {self.attention_share} must lie between 0 and 1")
+        if self.attention_top_k < 1:
+            raise ConfigError(
+                f"method.attention_top_k: {self.attention_top_k} must be at least 1; attention_signal: dense keeps all"
+            )
+        if self.attention_eps < 0:
+            raise ConfigError(f"method.attention_eps: {self.attention_eps} is negative; 0 is exact")
+        for key, known in (
+            ("heads", CHOICES),
+            ("target", tuple(TARGETS)),
+            ("projection", STARTS),
+            ("importance_rule", RULES),
+            ("measure", MEASURES),
+            ("attention_reduction", REDUCTIONS),
+            ("attention_signal", SIGNALS),
+            ("attention_tail", TAILS),
+        ):
+            if getattr(self, key) not in known:
+                raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+        for key in ("layer_budget", "head_budget", "query_budget"):
+            resolve_budget(f"method.{key}", getattr(self, key), 1 << 30, lambda _: None)
+        if self.teacher == "adapter" and self.target != "attention":
+            raise ConfigError(
+                "method.teacher: adapters are asked for attention alone; use target: attention, or stored"
+            )
+        if self.projection != "none" and self.target != "hidden":
+            raise ConfigError("method.projection: would be ignored: it maps outputs; set target: hidden, or remove it")
+        if not self.projection_rate > 0:
+            raise ConfigError(f"method.projection_rate: {self.projection_rate} must be above 0")
+        if self.query_budget == 0:
+            raise ConfigError("method.query_budget: 0 leaves nothing to measure; give a count, a fraction or null")
+
+
+class Seekr(Method):
+    """L = L_task + lambda1 L_replay + (1 - lambda1) L_ld + lambda2 L_seekr (eq. 13)."""
+
+    name = "seekr"
+    paper = Paper(
+        "SEEKR: Selective Attention-Guided Knowledge Retention for Continual Learning of Large Language Models",
+        "He et al., EMNLP 2024",
+        "https://arxiv.org/abs/2411.06171",
+    )
+    Settings = SeekrSettings
+    replays = True
+    settings: SeekrSettings
+
+    def __init__(self, settings: SeekrSettings, context: Context) -> None:
+        super().__init__(settings, context)
+        if any(config.is_prompt_learning for config in getattr(context.model, "peft_config", {}).values()):
+            raise ConfigError(
+                "peft: a prompt's tokens shift every attention row, and seekr distils these; use lora, or method derpp"
+            )
+        # Before the tap is put on: what it refuses must leave the model as it was.
+        self.teachers = Teachers(context, settings, settings.attention_reduction, self._stored)
+        self.tap = self.teachers.tap = AttentionTap(context.model)
+        former = context.importance
+        if former is not None and former.layers != tuple(self.tap.heads):
+            raise ConfigError("memory: its head importance is of a model with other attention layers")
+        self._importance = former or HeadImportance.zeros(self.tap.heads)
+        if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
+            context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
+        self._queries: list[Tensor] = []
+        self._before: dict[int, dict[int, StoredRows]] = {}
+        self._old: list[MemoryTask] = []
+        self._projections: Projections | None = None
+        self._saved_projections: dict[str, Tensor] = {}
+
+    @classmethod
+    def overhead(cls, settings: SeekrSettings, scale: Scale) -> Overhead:
+        """BFP's matrices with momentum and gradient, for each chosen head of each old task."""
+        old = sum(bool(kept) for kept in scale.kept[:-1]) if settings.projection != "none" else 0
+        return Overhead(device=3 * FLOAT * old * scale.heads * scale.size**2)
+
+    @property
+    def importance(self) -> HeadImportance:
+        """S and F accumulated over all tasks so far."""
+        return self._importance
+
+    # One step -------------------------------------------------------------------------------------------------
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """New examples are plain fine-tuning: nobody looks at their attention."""
+        self.tap.action = None
+        return super().task_terms(model, batch)
+
+    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
+        answers = self.teachers.ask(batch)
+        targets = self.teachers.targets(batch, answers)
+        if self._projections is None:
+            distil = TARGETS[self.settings.target][0](targets, self.settings.attention_eps)
+        else:
+            distil = DistillProjected(targets, self._projections.maps, batch["task_B"])
+            self._projections.note(batch, distil)
+        # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
+        self.tap.action = distil
+        logits_BLV = forward(model, batch)
+        layer_losses = distil.losses()
+        divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
+        attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
+        return {
+            **self.teachers.label_and_logit_terms(logits_BLV, batch, answers),
+            "attention": LossTerm(attention, self._lambda2),
+        }
+
+    @property
+    def _lambda2(self) -> float:
+        # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
+        return 1.0 if isinstance(self.settings.lambda2, str) else self.settings.lambda2
+
+    def share_target(self) -> tuple[str, float] | None:
+        """``lambda2: auto`` asks for a share of the gradient norm."""
+        return ("attention", self.settings.attention_share) if self.settings.lambda2 == "auto" else None
+
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+        """Every sample needs logits; without rows it is only left out of the attention term."""
+        require_all_logits(tasks)
+        self.teachers.replay(tasks)
+        samples = sum(task.totals.samples for task in tasks)
+        # All samples of a task have the same kind of signal, so one of each says it.
+        without = samples - sum(task.totals.attention for task in tasks if _kind(task) == self._stored)
+        if without and self.settings.lambda2 != 0:
+            self.context.warn(
+                f"{without} of {samples} samples in the memory have no {self._stored} rows (they were kept by another "
+                "method or for another target), so the attention term leaves them out"
+            )
+        if self.settings.projection != "none":
+            self._old = list(tasks)
+            heads = [task.heads if _kind(task) == self._stored else {} for task in tasks]
+            settings, device = self.settings, self.context.model.device
+            self._projections = Projections(
+                heads, self.tap.sizes, settings.projection, settings.projection_rate, self.context.seed + 2, device
+            )
+            if self._saved_projections:
+                self._projections.load_state(self._saved_projections)
+
+    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+        """Logits, and for each layer the rows with their places and weights in this batch, or what is asked."""
+        extras = self.teachers.extras(picked, padded)
+        if self._projections is not None:
+            numbers = {id(task): number for number, task in enumerate(self._old)}
+            extras["task_B"] = torch.tensor([numbers[id(task)] for task, _ in picked])
+        return extras
+
+    def own_step(self) -> None:
+        """A step of the matrices that are learnt beside the model."""
+        if self._projections is not None:
+            self._projections.step()
+
+    @property
+    def _stored(self) -> str:
+        """What is kept for the target."""
+        return TARGETS[self.settings.target][1]
+
+    # One task's ends ------------------------------------------------------------------------------------------
+
+    def before_task(self, samples: list[ReplaySample]) -> None:
+        """Draws each kept sample's queries and records the attention there before the task is trained."""
+        self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
+        scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
+        self._before = {}
+        for place, counts in ranks.turns(len(samples)):
+            measured_R = self._measured_queries(scorer, samples[place], self._queries[place])
+            rows = scorer.before(samples[place], measured_R, self._encode_former)
+            if counts:
+                self._before[place] = rows
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
+        self._projections = None
+        if not samples:
+            return MemoryTask(name, [])
+        scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
+        teacher = self.teachers.keep()
+        scored: dict[int, Scored] = {}
+        logits: dict[int, LogitSignal] = {}
+        for place, counts in ranks.turns(len(samples)):
+            sample, query_R = samples[place], self._queries[place]
+            own = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
+            encode = own if teacher is None else None
+            measured_R = self._measured_queries(scorer, sample, query_R)
+            former = self._before[place] if counts else None
+            one, logits_NV = scorer.after(sample, measured_R, former, encode, counts and self.settings.gradient_leak)
+            if counts:
+                scored[place] = one
+            if counts and teacher is None:
+                logits[place] = take_logits(logits_NV, sample, self.settings, self.context.signal_dtype)
+        self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
+        self._before = {}
+
+        heads, kept = self._choose_heads(), dict[int, ReplaySample]()
+        for place, one in scored.items():
+            query_R = self._queries[place]
+            if teacher is not None:
+                attention = AttentionSignal(query_R, None) if heads else None
+            else:
+                rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
+                attention = AttentionSignal(query_R, join_layers(rows), self._stored) if rows else None
+            kept[place] = replace(samples[place], logits=logits.get(place), attention=attention)
+        return MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The drawn queries, rows from before the task, BFP's matrices, and the importance, of general data too."""
+        tensors = {f"query/{number}": query_R for number, query_R in enumerate(self._queries)}
+        before = {
+            place: {
+                f"{layer}/{name}": tensor for layer, rows in layers.items() for name, tensor in rows.tensors().items()
+            }
+            for place, layers in self._before.items()
+        }
+        count = sum(ranks.of_all(len(before)))
+        for place, layers in enumerate(ranks.collect(before, count)):
+            tensors |= {f"before/{place}/{name}": tensor for name, tensor in layers.items()}
+        for name in _SUMS:
+            tensors[f"importance/{name}"] = getattr(self._importance, name)
+        if self._projections is not None:
+            tensors |= {f"projection/{name}": tensor for name, tensor in self._projections.state().items()}
+        return tensors, {"queries": len(self._queries), "before": count, "layers": list(self.tap.heads)}
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state`` gave."""
+
+        def rows(prefix: str) -> Any:
+            return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+
+        self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
+        self._before = {
+            place: {layer: rows(f"before/{place}/{layer}/") for layer in content["layers"]}
+            for place, counts in ranks.turns(content["before"])
+            if counts
+        }
+        sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
+        self._importance = HeadImportance(self._importance.layers, **sums)
+        prefix = "projection/"
+        self._saved_projections = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    def _encode_former(self, call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
+        """What is held of all heads' rows while a task is trained: enough to see how far each head moves."""
+        return self._encode(call, index, rows_HRL, "bucket")
+
+    def _encode_own(
+        self, start: int, length: int, query_R: Tensor, call: AttentionCall, index: RowIndex, rows_HRL: Tensor
+    ) -> StoredSignal:
+        """What may be kept of all heads for replay: of the sample's own tokens, without the padding."""
+        # Under the padded measure with all queries, the rows also cover the padding, which is not kept.
+        first = start if rows_HRL.shape[1] > len(query_R) else 0
+        own = slice(first, first + len(query_R))
+        index, rows_HRL = index.of_queries(own), rows_HRL[:, own, start : start + length]
+        if self._stored == "outputs":
+            return StoredOutputs.encode(call, index, rows_HRL, self.context.signal_dtype, start, length).to("cpu")
+        if self._stored == "values":
+            call = value_call(call)
+            rows_HRL = attention_rows(call, index)[..., start : start + length]
+        return self._encode(call, index, rows_HRL, self.settings.attention_tail, start, length)
+
+    def _encode(
+        self,
+        call: AttentionCall,
+        index: RowIndex,
+        rows_HRL: Tensor,
+        tail: str,
+        start: int = 0,
+        length: int | None = None,
+    ) -> StoredRows:
+        dtype = self.context.signal_dtype
+        if self.settings.attention_signal == "factors":
+            return StoredFactors.encode(call, index, dtype, start, length).to("cpu")
+        if self.settings.attention_signal == "dense":
+            return StoredDense.encode(rows_HRL, dtype).to("cpu")
+        return StoredTopK.encode(rows_HRL, self.settings.attention_top_k, dtype, tail).to("cpu")
+
+    def _draw_queries(self, lengths: list[int]) -> list[Tensor]:
+        generator = task_generator(self.context.seed)
+        budget, replacement = self.settings.query_budget, self.settings.query_replacement
+        queries = []
+        for length in lengths:
+            # Only a draw with replacement can give more queries than the sample has tokens; null is all, in order.
+            beyond = budget is None or (replacement and isinstance(budget, int))
+            count = budget if beyond else resolve_budget("method.query_budget", budget, length, lambda _: None)
+            queries.append(draw_queries(length, None if count is None else int(count), generator, replacement))
+        return queries
+
+    def _measured_queries(self, scorer: Scorer, sample: ReplaySample, query_R: Tensor) -> Tensor:
+        """Where F is measured: at the stored queries; the official code with all queries measures the padding too."""
+        if self.settings.measure == "padded" and self.settings.query_budget is None:
+            return torch.arange(scorer.padded)
+        return query_R + scorer.offset(sample)
+
+    def _choose_heads(self) -> dict[int, list[int]]:
+        settings, heads, warn = self.settings, self.tap.heads, self.context.warn
+        layer_budget = resolve_budget("method.layer_budget", settings.layer_budget, len(heads), warn)
+        head_budget = resolve_budget("method.head_budget", settings.head_budget, sum(heads.values()), warn)
+        if settings.heads == "all":
+            return all_heads(heads)
+        if settings.heads == "random":
+            return random_heads(heads, layer_budget, head_budget, task_generator(self.context.seed + 1))
+        scores_NH = {
+            "importance": self._importance.scores(settings.importance_rule),
+            "sensitivity": self._importance.sensitivity_NH,
+            "forgettability": self._importance.forgettability_NH,
+        }[settings.heads]
+        # General data in front of the first task has seen no training, so nothing has moved and F is zero everywhere.
+        if not scores_NH.any():
+            scores_NH = self._importance.sensitivity_NH
+        return select_heads(scores_NH, self._importance.layers, layer_budget, head_budget)
+
+    def close(self) -> None:
+        """Takes the tap off the model."""
+        self.tap.close()
+
+
+def _kind(task: MemoryTask) -> str | None:
+    """What the rows of a task's samples are of, without reading more than one."""
+    signal = task.samples[0].attention if task.totals.attention else None
+    return None if signal is None else signal.of

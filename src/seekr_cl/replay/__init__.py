@@ -1,0 +1,1 @@
+"""Replay: which samples are kept, how often each comes back, and when."""

@@ -1,0 +1,1 @@
+"""Runs: a stream of tasks, learnt and evaluated in order."""

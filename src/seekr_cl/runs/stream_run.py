@@ -1,0 +1,355 @@
+"""Running a stream: a loop over ``learn`` with an evaluation after each task."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from seekr_cl import ranks
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.errors import ConfigError, OutputError
+from seekr_cl.evaluation import (
+    Place,
+    ScoreMatrix,
+    TransformersEngine,
+    evaluate_task,
+    get_metric,
+    settings_of,
+    write_predictions,
+)
+from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.models.loading import load_model, require_free
+from seekr_cl.report import plot_matrix
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import write_json
+from seekr_cl.system.locks import hold
+from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.tasks import Task
+from seekr_cl.training.adapting import adapted
+from seekr_cl.training.checkpoint import Checkpoints
+from seekr_cl.training.context_check import check_room, tests_encoder
+from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
+from seekr_cl.training.progress import console, counting
+from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
+from seekr_cl.training.task_progress import open_memory, remove_leftovers
+
+LEDGER = "run.json"
+SCORES = "scores.json"
+PARTIAL = "partial.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
+
+    scores: list[float]
+    seconds: float
+    evaluation: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Run:
+    """One run's folder.
+
+        run.json                         what the run is: stream, method, settings, versions
+        models/01-<task>/                the model after each task (or only the last: keep_models)
+        memory/                          the replay memory
+        evaluations/00-base/             scores and predictions of each stage
+        checkpoints/                     the task that is being learnt, until it is committed
+        scores.json, scores.png          the score matrix
+
+    Attributes:
+        output: the folder.
+        model: the base model's folder or Hub name.
+        tasks: in order, each with a test split.
+        config: all settings.
+        probes: tests of what the base model could do, scored at every stage and never trained on.
+        callbacks: the Trainer's.
+        benchmark: which benchmark the tasks are, and what deviates from its paper; part of the scores.
+    """
+
+    output: Path
+    model: str
+    tasks: Sequence[Task]
+    config: SeekrConfig
+    probes: Sequence[Task] = field(default_factory=list)
+    callbacks: Sequence[TrainerCallback] = ()
+    benchmark: Mapping[str, Any] | None = None
+
+    def start(self, resume: bool) -> None:
+        """Makes the folder, or checks that what is there is this run.
+
+        Raises:
+            OutputError: if the folder holds something and ``resume`` is off.
+            ConfigError: if it holds another run.
+        """
+        for task in [*self.tasks, *self.probes]:
+            try:
+                get_metric(task.metric)
+            except ConfigError as error:
+                raise ConfigError(f"task '{task.name}': {error}") from error
+        names = [task.slug for task in [*self.tasks, *self.probes]]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two tasks or probes of the run are called '{name}'; give one another name")
+        ledger = self.output / LEDGER
+        wanted = self._identity()
+        if resume:
+            self._remove_leftovers()
+        if not resume or not ledger.exists():
+            if self.output.is_dir() and ledger.exists():
+                raise OutputError(
+                    f"{self.output}: already holds a run; continue it with --resume or choose another --output"
+                )
+            require_free(self.output)
+            model, tokens = self._check_examples()
+            wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
+            versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            return
+        try:
+            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
+            ) from error
+        for key, value in wanted.items():
+            if former.get(key) != value:
+                raise ConfigError(
+                    f"{ledger}: the run there has another '{key}'; resume with what it was started with, "
+                    "or choose another --output"
+                )
+        if not (self.output / "memory").exists():
+            # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
+            model, tokens = self._check_examples()
+            for key, value in (("model", model), ("tokenizer", tokens)):
+                if former.get(f"{key}_sha256") != value:
+                    raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
+
+    def _remove_leftovers(self) -> None:
+        """What a killed process had begun to write; the memory and the checkpoints see to their own."""
+        for folder in [self.output, *self.output.glob("evaluations/*")]:
+            if folder.is_dir():
+                remove_leftovers(folder)
+        for path in self.output.glob("models/.*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
+            # Whoever held it held the run, which is held by this process now.
+            path.unlink(missing_ok=True)
+
+    def execute(self) -> ScoreMatrix:
+        """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
+        started = time.perf_counter()
+        matrix = ScoreMatrix(
+            tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
+        )
+        matrix.extra = {probe.name: [] for probe in self.probes}
+        matrix.joint = self.config.method_class.joint
+        current = self.model
+        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
+        seconds = 0.0
+        for number, stage in enumerate(self._stages(), start=1):
+            name = stage[0].slug if len(stage) == 1 else "all"
+            folder = self.output / "models" / f"{number:02d}-{name}"
+            saves = Checkpoints(self.output / "checkpoints")
+            begun = saves.newest()
+            memory = open_memory(self.output / "memory", begun)
+            learnt = None
+            if begun is not None and begun.state["identity"]["generation"] < memory.generation:
+                # Killed between committing and tidying up.
+                ranks.first(saves.clear)
+            if memory.generation < number:
+                if begun is None:
+                    # A model without its generation of the memory, and no checkpoint left that it was written from.
+                    ranks.first(partial(shutil.rmtree, folder, ignore_errors=True))
+                learnt = learn(
+                    current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
+                )
+                stop_if_asked()
+                if learnt.cut:
+                    self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+            former, current = current, str(folder)
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
+            matrix.rows.append(done.scores)
+            seconds += done.seconds
+            if ranks.is_first():
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
+                if self.config.keep_models == "last" and former != self.model:
+                    shutil.rmtree(former, ignore_errors=True)
+        self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
+        return matrix
+
+    def _check_examples(self) -> tuple[str, str]:
+        """Tokenises everything once, so that a bad row in the last task is not found after days of training.
+
+        Returns:
+            The hashes of model and tokenizer.
+        """
+        model, tokenizer = load_model(
+            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+        )
+        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        model = adapted(model, self.config, self.model)
+        encoder = make_encoder(self.config, model, tokenizer)
+        stages = self._stages()
+        for number, stage in enumerate(stages, start=1):
+            for task in stage:
+                examples, encoded = fitting(task, encoder, self.config)
+                check_room(model, self.config, task, examples, encoded, number, len(stages))
+        asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
+        for task in [*self.tasks, *self.probes]:
+            for example in task.test:
+                asked.encode_prompt(example, reserve=task.max_new_tokens)
+        return hashes
+
+    def _stages(self) -> list[list[Task]]:
+        return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
+
+    def _stage(
+        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+    ) -> "_Stage":
+        """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
+        place = self.output / "evaluations" / f"{number:02d}-{name}"
+        done = place / SCORES
+        if not ranks.from_first(done.exists()):
+            scores, evaluation = self._evaluate(
+                name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
+            )
+            content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            ranks.first(partial(write_json, done, content))
+            fault_point("run.stage_evaluated")
+            shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
+            self._say(f"{self.config.method_class.name}: after {name}: {shown}")
+        ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
+        content = json.loads(done.read_text(encoding="utf-8"))
+        for probe in self.probes:
+            matrix.extra[probe.name].append(content["scores"][probe.name])
+        # Runs of former versions have no record of it.
+        scores, evaluation = content["scores"], content.get("evaluation", {})
+        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
+
+    def _evaluate(
+        self, name: str, folder: str, learnt: Learnt | None, place: Place
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        if learnt is not None and learnt.model is not None:
+            model, tokenizer = learnt.model, learnt.tokenizer
+        else:
+            model, tokenizer = load_model(
+                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
+            )
+        model.to(self.config.device)  # type: ignore[arg-type]
+        encoder = make_encoder(self.config, model, tokenizer)
+        tasks = [*self.tasks, *self.probes]
+        batch_size = self.config.per_device_eval_batch_size
+        unfinished = place.folder / PARTIAL
+        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
+        scores = ranks.from_first(scores)
+        with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+
+            def answered(count: int) -> None:
+                advance(count * ranks.count())
+                stop_here_if_asked()
+
+            for task in tasks:
+                if task.name in scores:
+                    advance(len(task.test))
+                    continue
+                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
+                scores[task.name] = score.score
+                ranks.first(partial(write_predictions, place.folder, score))
+                ranks.first(partial(write_json, unfinished, scores))
+                fault_point("run.task_evaluated")
+                stop_if_asked()
+        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
+
+    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
+        content = (
+            matrix.to_json()
+            | self._benchmark()
+            | {
+                "method": describe_method(self.config),
+                "seed": self.config.seed,
+                "seconds": round(seconds, 2),
+                "memory_bytes": memory_bytes,
+                "evaluation": evaluation,
+                "tests": {
+                    task.name: {
+                        "examples": len(task.test),
+                        "max_new_tokens": task.max_new_tokens,
+                        "sha256": scoring_hash(task),
+                    }
+                    for task in [*self.tasks, *self.probes]
+                },
+                "intervals": describe_intervals(self.output, matrix),
+            }
+        )
+        write_json(self.output / SCORES, content)
+        plot_matrix(matrix, self.output / "scores.png")
+
+    def _benchmark(self) -> dict[str, Any]:
+        return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
+
+    def _identity(self) -> dict[str, Any]:
+        return self._benchmark() | {
+            "model": self.model,
+            "method": describe_method(self.config),
+            "seed": self.config.seed,
+            "training": decisive(self.config),
+            "tasks": [
+                {"name": task.name, "metric": task.metric, "epochs": task.epochs, "fingerprint": task.fingerprint()}
+                | {"test": scoring_hash(task)}
+                for task in self.tasks
+            ],
+            "probes": [{"name": probe.name, "test": scoring_hash(probe)} for probe in self.probes],
+        }
+
+    def _say(self, line: str) -> None:
+        if self.config.progress != "none" and ranks.is_first():
+            console().print(line, soft_wrap=True, markup=False)
+
+
+def run(
+    model: str | Path,
+    tasks: Sequence[Task],
+    output: str | Path,
+    config: SeekrConfig,
+    *,
+    probes: Sequence[Task] = (),
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    benchmark: Mapping[str, Any] | None = None,
+) -> ScoreMatrix:
+    """Learns a stream of tasks and evaluates after each.
+
+    Args:
+        model: base model, folder or Hub name.
+        tasks: in order; each needs a test split.
+        output: the run's folder.
+        config: all settings.
+        probes: scored at every stage and never trained on.
+        resume: continue the run in ``output`` where it was interrupted: in the middle of a task or of an evaluation.
+        callbacks: the Trainer's, for every task.
+        benchmark: what ``BenchmarkUse.describe`` says of the tasks; goes into ``run.json`` and ``scores.json``.
+
+    Returns:
+        The score matrix, also written to ``scores.json``.
+
+    Raises:
+        SeekrError: for bad input; what is on disk stays.
+        Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
+    """
+    one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
+    with hold(one.output, "run"):
+        ranks.first(lambda: one.start(resume))
+        return one.execute()

@@ -1,0 +1,1 @@
+"""Files, locks, signals and YAML: what every part needs of the operating system."""

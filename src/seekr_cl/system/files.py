@@ -1,0 +1,178 @@
+"""Writing that either happened or did not, and names and hashes that can be trusted."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.system.fault_points import fault_point
+
+_PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
+LONGEST_NAME = 100
+"""Bytes of a file name: what a tar header holds without extensions."""
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file that is read at all: a manifest from a stranger must not fill the RAM."""
+_CHUNK = 1 << 20
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """``write_stream`` of one piece."""
+    write_stream(path, [content])
+
+
+def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Writes a file so that a crash leaves the old one or the new one: temporary name, fsync, rename, fsync the folder.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        chunks: its content in pieces, so that it never has to fit into RAM.
+
+    Returns:
+        What a manifest notes of it: name, size in bytes and sha256.
+
+    Raises:
+        OutputError: if the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        digest, size = hashlib.sha256(), 0
+        with os.fdopen(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's 0600 would shut out the colleagues a memory is handed to.
+        os.chmod(temporary, 0o644)
+        fault_point("file.written")
+        os.replace(temporary, path)
+        temporary = ""
+        fault_point("file.renamed")
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+    finally:
+        if temporary:
+            # A disk that does not even let go of the file is no second error; the first one says what is wrong.
+            with suppress(OSError):
+                Path(temporary).unlink()
+    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def read_chunks(path: Path) -> Iterable[bytes]:
+    """A file's content in pieces."""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of the memory.
+
+    Raises:
+        MemoryFormatError: if it is missing, unreadable, larger than any that is written here, or no JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except MemoryFormatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+
+
+def file_above(path: Path) -> Path | None:
+    """The file that stands where a folder above ``path`` would have to be, if there is one."""
+    return next((above for above in path.parents if above.is_file()), None)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """``write_bytes`` of indented JSON in UTF-8."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """``write_bytes`` of a safetensors file."""
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """What a manifest notes of a file: its name, size in bytes and sha256."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_name(name: Any, source: Path) -> str:
+    """A name from a file, if it can only mean a file beside it.
+
+    Raises:
+        MemoryFormatError: naming ``source``, for anything but a plain file name.
+    """
+    if (
+        not isinstance(name, str)
+        or not _PLAIN_NAME.fullmatch(name)
+        or len(name.encode("utf-8", "replace")) > LONGEST_NAME
+    ):
+        raise MemoryFormatError(f"{source}: {name!r} is not a plain file name; the manifest has been tampered with")
+    return name
+
+
+def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content: bool = True) -> Path:
+    """The file a manifest's record names, inside ``folder``, of the right size and content.
+
+    Args:
+        folder: where it must lie.
+        record: its name, size and sha256.
+        source: the manifest, for messages.
+        content: read it and compare its sha256; otherwise only its size is checked.
+
+    Raises:
+        MemoryFormatError: for a name that is not a plain file name, and for a missing, truncated or altered file.
+    """
+    path = folder / plain_name(record.get("file"), source)
+    if path.is_symlink() or not path.is_file():
+        raise MemoryFormatError(f"{path}: missing; restore it or the whole folder from a copy")
+    size = path.stat().st_size
+    if size != record.get("bytes"):
+        raise MemoryFormatError(
+            f"{path}: {size} bytes where the manifest says {record.get('bytes')}; it is truncated or altered, "
+            "restore it from a copy"
+        )
+    if content:
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore it from a copy") from error
+        if found != record.get("sha256"):
+            raise MemoryFormatError(f"{path}: its content differs from the manifest's sha256; restore it from a copy")
+    return path

@@ -1,0 +1,80 @@
+"""Whether examples and the prompts that a method learns fit into the model's context together."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.errors import DataError
+from seekr_cl.models.context import context_length
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
+
+
+def check_room(
+    model: PreTrainedModel,
+    config: SeekrConfig,
+    task: Task,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    number: int = 1,
+    last: int = 1,
+) -> None:
+    """Makes sure that a task's examples and the virtual tokens before them fit into the model's context.
+
+    Args:
+        model: before any of the tasks, with the prompts that it comes with.
+        config: all settings.
+        task: what is learnt.
+        examples: its training examples.
+        encoded: their tokens.
+        number: which task of those that are to be learnt this is, from 1.
+        last: how many these are.
+
+    Raises:
+        DataError: naming the task, the first example that does not fit and what to set.
+    """
+    context, virtual = context_length(model), _virtual(model, config, number)
+    if not virtual or context is None:
+        return
+    for example, item in zip(examples, encoded, strict=True):
+        length = len(item.input_ids)
+        if length + virtual > context:
+            raise DataError(
+                f"{example.source or 'an example'}: task '{task.name}': its {length} tokens and {virtual} virtual "
+                f"tokens of prompts before them are more than the model's context of {context}; "
+                f"{_remedy(config, context, _virtual(model, config, last), last)}"
+            )
+
+
+def tests_encoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SeekrConfig, encoder: Encoder, last: int
+) -> Encoder:
+    """The encoder with which tests are answered after the last task, when the most virtual tokens stand before them.
+
+    Args:
+        model: before any of the tasks.
+        tokenizer: its tokenizer.
+        config: all settings.
+        encoder: for this model as it is.
+        last: how many tasks are to be learnt; ``check_room`` has found room for each.
+    """
+    context, virtual = context_length(model), _virtual(model, config, last)
+    if not virtual or context is None:
+        return encoder
+    length = min(encoder.max_length, context - virtual)
+    return Encoder(tokenizer, length, encoder.boundary, config.max_prompt_length, config.max_answer_length)
+
+
+def _virtual(model: PreTrainedModel, config: SeekrConfig, number: int) -> int:
+    return config.method_class.virtual_tokens(config.method_settings, model, number)
+
+
+def _remedy(config: SeekrConfig, context: int, virtual: int, last: int) -> str:
+    shorter = "make prompts shorter (method.prompt_length)"
+    if hasattr(config.method_settings, "top"):
+        shorter += " or pick fewer (method.top)"
+    if virtual >= context:
+        those = "they" if last == 1 else f"those of {last} tasks"
+        return f"{shorter}: {those} leave nothing of the context"
+    until = f", which leaves room until task {last}" if last > 1 else ""
+    return f"set max_length to at most {context - virtual}{until}, or {shorter}"

@@ -1,0 +1,111 @@
+"""What a resumed run must share with the one it continues: settings, data, model, tokenizer."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from seekr_cl import ranks
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.tasks import Task
+
+_DECISIVE = (
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim"),
+    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
+    *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
+    *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
+)
+"""Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
+
+
+def decisive(config: SeekrConfig) -> dict[str, Any]:
+    """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
+    given = config.to_dict()
+    settings = {key: given[key] for key in _DECISIVE}
+    if getattr(config.method_settings, "lambda2", None) != "auto":
+        settings.pop("measure_every")
+    return settings
+
+
+def describe_method(config: SeekrConfig) -> dict[str, Any]:
+    """Name and settings of the method and of replay, as JSON."""
+    return {
+        "name": config.method_class.name,
+        "preset": config.preset,
+        "settings": asdict(config.method_settings),
+        "replay": asdict(config.replay_settings) if config.method_class.keeps else None,
+        "memory": asdict(config.memory_settings) if config.method_class.keeps else None,
+    }
+
+
+def scoring_hash(task: Task) -> str:
+    """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
+    texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
+    content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def learning_identity(
+    tasks: list[Task], store: ReplayMemory, config: SeekrConfig, model_sha256: str, tokenizer_sha256: str
+) -> dict[str, Any]:
+    """What one learning is: a checkpoint of it fits no other."""
+    return _as_json(
+        {
+            "model": model_sha256,
+            "tokenizer": tokenizer_sha256,
+            "generation": store.generation,
+            "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
+            "method": describe_method(config),
+            "seed": config.seed,
+            "processes": ranks.count(),
+            "training": decisive(config),
+        }
+    )
+
+
+def check_same_learning(saved: dict[str, Any], now: dict[str, Any], source: str) -> None:
+    """Refuses to continue what was begun as something else.
+
+    Raises:
+        DataError: if the tasks' data changed.
+        ConfigError: if anything else did; the message names it.
+    """
+    for key, value in now.items():
+        before = saved.get(key)
+        if before == value:
+            continue
+        if key == "tasks":
+            names = [one["name"] for one in value]
+            raise DataError(
+                f"{source}: task {', '.join(map(repr, names))}: name, epochs or training data are not what this was "
+                "begun with; resume with the same data, or remove that folder to begin again"
+            )
+        raise ConfigError(
+            f"{source}: this was begun with another {_difference(key, before, value)}; resume with what it was begun "
+            "with, or remove that folder to begin again"
+        )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """The innermost setting that differs, with both values where they are short."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for inner in now.keys() | before.keys():
+            if before.get(inner) != now.get(inner):
+                return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
+    name = {
+        "model": "model",
+        "tokenizer": "tokenizer",
+        "generation": "generation of the memory",
+        "processes": "number of processes",
+    }.get(key)
+    if name in ("model", "tokenizer"):
+        return name
+    return f"{name or key.removeprefix('training.')} ({before!r}, now {now!r})"
+
+
+def _as_json(content: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file, so that both sides compare alike."""
+    return json.loads(json.dumps(content, default=str))

@@ -1,0 +1,233 @@
+"""Where the learning of one task stands: which phases are behind it, and what they left that the others need."""
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from seekr_cl import ranks
+from seekr_cl.distributed.engines import plain, split
+from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.sample_codec import pack, unpack
+from seekr_cl.methods import Method
+from seekr_cl.methods.base import Carried
+from seekr_cl.models.loading import require_free
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
+
+PHASES = ("general", "prepared", "training", "scored")
+"""What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
+
+_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9a-f]{8}\.partial)")
+"""Names that ``write_bytes`` and ``save_model`` give to what is not complete yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is written at the end, beside model and memory.
+
+    Attributes:
+        log: the Trainer's log.
+        steps: optimizer steps.
+        carry: the optimizer's state for the next task, if that is carried over.
+        carried: what the method carries on beside samples.
+    """
+
+    log: list[dict[str, Any]]
+    steps: int
+    carry: Carry | None
+    carried: Carried | None
+
+
+class Standing:
+    """The state of one learning, taken from a checkpoint or from the beginning.
+
+    Args:
+        saves: where checkpoints go.
+        identity: what is being learnt, for the check when it is resumed.
+        method: its state is saved and loaded here.
+        begun: the checkpoint to go on from.
+
+    Attributes:
+        new_tasks: what the memory will get.
+        kept: the chosen samples of the new task.
+    """
+
+    def __init__(self, saves: Checkpoints, identity: dict[str, Any], method: Method, begun: Checkpoint | None) -> None:
+        self.saves, self.identity, self.method, self.begun = saves, identity, method, begun
+        self.new_tasks: list[MemoryTask] = []
+        self.kept: list[ReplaySample] = []
+        self._started, self._before = time.perf_counter(), 0.0
+        self._last: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
+        if begun is None:
+            ranks.first(saves.clear)
+            return
+        state = begun.state
+        self._before = state["seconds"]
+        self.new_tasks = [_task(begun, number, record) for number, record in enumerate(state["tasks"])]
+        self.kept = unpack(begun.tensors("kept"), state["kept"])
+        method.load_state(begun.tensors("method"), state["method"])
+        put_rng_of_all(begun.tensors("rng"), state["rng"])
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this task, that of interrupted processes up to their last checkpoint included."""
+        return self._before + time.perf_counter() - self._started
+
+    def reached(self, phase: str) -> bool:
+        """Whether the checkpoint that was resumed from has this phase behind it, or lies in it."""
+        return self.begun is not None and PHASES.index(self.begun.state["phase"]) >= PHASES.index(phase)
+
+    def save(
+        self,
+        phase: str,
+        content: dict[str, Any] | None = None,
+        parts: dict[str, dict[str, Tensor]] | None = None,
+        files: dict[str, str] | None = None,
+        keep_shards: bool = False,
+        pieces: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Writes a checkpoint, and stops here if a signal asked to.
+
+        Args:
+            phase: what is behind it.
+            content: further JSON.
+            parts: further tensors by part; sharded ones are allowed.
+            files: further texts by file name.
+            keep_shards: each process writes what it holds of sharded tensors; otherwise process 0 gets them whole.
+            pieces: further tensors of which each process writes its own, by part.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        tensors, method = self.method.state()
+        rng, rng_content = rng_of_all()
+        state = {
+            "phase": phase,
+            "identity": self.identity,
+            "seconds": self.seconds,
+            "method": method,
+            "rng": rng_content,
+            "kept": _texts(self.kept),
+            "tasks": [
+                {"name": task.name, "heads": list(task.heads.items()), "info": task.info, "texts": _texts(task.samples)}
+                | {"teacher": task.teacher is not None}
+                for task in self.new_tasks
+            ],
+        }
+        tasks = {f"task-{number}": pack(task.samples) for number, task in enumerate(self.new_tasks)}
+        tasks |= {f"teacher-{number}": dict(task.teacher or {}) for number, task in enumerate(self.new_tasks)}
+        shared = {"method": plain(tensors), "kept": pack(self.kept), "rng": rng}
+        whole, own = {}, dict(pieces or {})
+        for part, tensors in (parts or {}).items():
+            # What the memory or the next task will get is needed whole.
+            whole[part], kept = split(tensors, keep_shards and part not in ("carry", "carried"))
+            own |= {part: kept} if kept else {}
+        self.saves.save(state | (content or {}), shared | tasks | whole, files, own)
+        self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}
+        fault_point(f"learn.{phase}")
+        if phase != "training":
+            stop_if_asked()
+
+    def save_training(
+        self,
+        content: dict[str, Any],
+        parts: dict[str, dict[str, Tensor]],
+        files: dict[str, str],
+        keep_shards: bool,
+        pieces: dict[str, dict[str, Tensor]],
+    ) -> None:
+        """A checkpoint between two steps, or after the last."""
+        self.save("training", {"trainer": content}, parts, files, keep_shards, pieces)
+
+    def ready(self, model: nn.Module) -> Ready:
+        """What the last phase gave; the model gets its weights where they come from a checkpoint."""
+        if self.reached("scored"):
+            assert self.begun is not None
+            state, carry, carried = self.begun.state, self.begun.tensors("carry"), self.begun.tensors("carried")
+            put_weights(model, self.begun.whole("weights"))
+        else:
+            assert self._last is not None
+            state, carry, carried = self._last[0], self._last[1]["carry"], self._last[1]["carried"]
+        on = None if state["carried"] is None else (carried, state["carried"])
+        return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
+
+
+def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
+    """Opens the memory, or a new one; what a killed process had not completed in it is removed.
+
+    Raises:
+        MemoryFormatError: if it is damaged or no memory.
+    """
+    ranks.first(lambda: _tidy(place, begun))
+    return ReplayMemory.open(place, create=True)
+
+
+def _tidy(place: Path, begun: Checkpoint | None) -> None:
+    for folder in (place, place / GENERATIONS):
+        if folder.is_dir():
+            remove_leftovers(folder)
+    try:
+        ReplayMemory.open(place, create=True, verify=True)
+    except MemoryFormatError:
+        # The folder was missing or empty when this learning began, and no generation has come into being since.
+        first = begun is not None and begun.state["phase"] == "scored" and begun.state["identity"]["generation"] == 0
+        if not first or (place / "manifest.json").exists():
+            raise
+        shutil.rmtree(place)
+
+
+def is_committed(store: ReplayMemory) -> bool:
+    """Whether a commit that failed had failed after its generation had come into being."""
+    try:
+        return ReplayMemory.open(store.path).generation > store.generation
+    except MemoryFormatError:
+        return False
+
+
+def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
+    """Removes a model that was written without the generation of the memory that belongs to it.
+
+    Raises:
+        OutputError: if the output holds something that is not known to be that.
+    """
+    for path in output.parent.glob(f".{output.name}.*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+    if (
+        begun is not None
+        and begun.state["phase"] == "scored"
+        and store.generation == begun.state["identity"]["generation"]
+    ):
+        shutil.rmtree(output, ignore_errors=True)
+    require_free(output)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that a killed process left in a folder that this one holds."""
+    try:
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); change its permissions") from error
+
+
+def _texts(samples: Sequence[ReplaySample]) -> list[dict[str, str]]:
+    return [{"prompt": sample.prompt, "completion": sample.completion} for sample in samples]
+
+
+def _task(begun: Checkpoint, number: int, record: dict[str, Any]) -> MemoryTask:
+    tensors = begun.tensors(f"task-{number}")
+    teacher = begun.tensors(f"teacher-{number}") if record.get("teacher") else None
+    heads = {layer: list(chosen) for layer, chosen in record["heads"]}
+    return MemoryTask(record["name"], unpack(tensors, record["texts"]), heads, record["info"], teacher)
