@@ -43,7 +43,7 @@ class Step:
     """
 
     def __init__(self) -> None:
-        from seekr_cl.training.batches import ScheduledBatches
+        from seekr_cl.replay.batches import ScheduledBatches
         from seekr_cl.training.trainer import SeekrTrainer, TellAfterStep
 
         self.ran: set[CodeType] = set()
