@@ -29,7 +29,11 @@ def factors(number: int, length: int, dtype: str, sink: bool) -> ReplaySample:
     logits = LogitSignal.encode(torch.tensor([length - 2]), torch.randn((1, 300), generator=draw), 70, "int8")
     ids_L = torch.randint(300, (length,), generator=draw)
     return ReplaySample(
-        "p" * number, f"{number}", ids_L, length - 1, logits, AttentionSignal(torch.tensor([0, 1]), rows)
+        "p" * number,
+        f"{number}",
+        ids_L,
+        length - 1,
+        {"logits": logits, "attention": AttentionSignal(torch.tensor([0, 1]), rows)},
     )
 
 
@@ -40,7 +44,7 @@ def test_every_form_in_one_task(tmp_path: Path) -> None:
         make_sample(0), make_sample(1, dense=True), make_sample(2, dtype="int8"), make_sample(3, dtype="float32"),
         make_sample(4, dense=True, dtype="bfloat16"), factors(5, 9, "float32", False), factors(6, 300, "int8", True),
         factors(7, 3, "int8", False), ReplaySample("", "", bare.ids_L[:1], 0),
-        ReplaySample("only logits", "", bare.ids_L, 5, bare.logits), ReplaySample("empty", "", bare.ids_L[:0], 0),
+        ReplaySample("only logits", "", bare.ids_L, 5, {"logits": bare.logits}), ReplaySample("empty", "", bare.ids_L[:0], 0),
     ]  # fmt: skip
     commit(ReplayMemory(tmp_path / "memory"), MemoryTask("task", samples, dict(HEADS)))
     (task,) = ReplayMemory.open(tmp_path / "memory", verify=True).tasks

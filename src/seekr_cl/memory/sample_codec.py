@@ -8,14 +8,14 @@ Shapes: L tokens of the sample.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import stored_from
-from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.memory.samples import ReplaySample
+from seekr_cl.memory.signals import SIGNALS, Signal
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -30,7 +30,6 @@ TYPES: dict[str, torch.dtype] = {
 }
 """What signals are stored as, by safetensors' names."""
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
-_ROWS = "rows/"
 _MOST_AXES = 4
 
 
@@ -38,7 +37,7 @@ class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``.
+        name: ``ids``, or one of ``SIGNALS``, a slash, and what that calls it.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -75,12 +74,12 @@ def encode(sample: ReplaySample) -> Record:
     return Record(kind, dims, content)
 
 
-def decode(record: Record, text: tuple[str, str], completion_start: int) -> ReplaySample:
+def decode(record: Record, texts: Callable[[], tuple[str, str]], completion_start: int) -> ReplaySample:
     """The sample that ``encode`` laid out.
 
     Args:
         record: its kind, shapes and bytes.
-        text: prompt and completion.
+        texts: reads prompt and completion.
         completion_start: index of the first completion token.
 
     Raises:
@@ -98,7 +97,7 @@ def decode(record: Record, text: tuple[str, str], completion_start: int) -> Repl
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize
-    return _sample(part, text, completion_start)
+    return ReplaySample.with_texts(texts, completion_start=completion_start, **_parts(part))
 
 
 def record_bytes(kind: Kind, dims: list[int]) -> int:
@@ -163,40 +162,27 @@ def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[
     samples = []
     for part, text in zip(parts.values(), texts):
         start = int(part.pop("completion_start"))
-        samples.append(_sample(part, (text["prompt"], text["completion"]), start))
+        samples.append(ReplaySample(text["prompt"], text["completion"], completion_start=start, **_parts(part)))
     return samples
 
 
 def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
-    if sample.logits is not None:
-        signal = sample.logits
-        tensors |= {"logits/position": signal.position_A.to(torch.int32), "logits/code": signal.code_AK}
-        more = {"logits/token": signal.token_AK, "logits/tail": signal.tail_A, "logits/offset": signal.offset_A}
-        tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
-    if sample.attention is not None:
-        of, rows = sample.attention.of, sample.attention.rows
-        tensors[f"{of}/query"] = sample.attention.query_R.to(torch.int32)
-        tensors |= {f"{of}/{_ROWS}{name}": tensor for name, tensor in ({} if rows is None else rows.tensors()).items()}
+    for kind, signal in sample.signals.items():
+        tensors |= {f"{kind}/{name}": tensor for name, tensor in signal.tensors().items()}
     return tensors
 
 
-def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: int) -> ReplaySample:
-    logits = attention = None
-    ids_L = part.pop("ids").long()
-    if any(name.startswith("logits/") for name in part):
-        position_A, code_AK = part.pop("logits/position").long(), part.pop("logits/code")
-        rest = (part.pop(f"logits/{name}", None) for name in ("token", "tail", "offset"))
-        logits = LogitSignal(position_A, code_AK, *rest)
-    for of in SIGNALS:
-        if any(name.startswith(f"{of}/") for name in part) and attention is None:
-            start = f"{of}/{_ROWS}"
-            rows = {name.removeprefix(start): part.pop(name) for name in list(part) if name.startswith(start)}
-            query_R = part.pop(f"{of}/query").long()
-            attention = AttentionSignal(query_R, stored_from(rows) if rows else None, of)
-    if part:
-        raise ValueError(f"{sorted(part)} unknown")
-    return ReplaySample(*text, ids_L, completion_start, logits, attention)
+def _parts(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Token ids and signals of a sample."""
+    ids_L, parts = tensors.pop("ids").long(), dict[str, dict[str, Tensor]]()
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        parts.setdefault(kind, {})[rest] = tensor
+    if unknown := parts.keys() - SIGNALS.keys():
+        raise ValueError(f"{sorted(unknown)} unknown")
+    signals: dict[str, Signal] = {kind: SIGNALS[kind].from_tensors(part) for kind, part in parts.items()}
+    return {"ids_L": ids_L, "signals": signals}
 
 
 def _bytes(tensor: Tensor) -> bytes:

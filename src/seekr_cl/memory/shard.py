@@ -14,6 +14,7 @@ import json
 import mmap
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -116,9 +117,8 @@ class StoredSamples(Sequence[ReplaySample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         record, start = self._record(number)
-        prompt, completion = self.text(number)
         try:
-            sample = records.decode(record, (prompt, completion), start)
+            sample = records.decode(record, partial(self.text, number), start)
             check_sample(sample, self.heads)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise MemoryFormatError(

@@ -105,7 +105,7 @@ class OnPolicyReplay(Replay):
             text = str(tokenizer.decode(new, skip_special_tokens=True))
             if new[-1:] == [tokenizer.eos_token_id] and len(new) > 1:
                 ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
-                own = replace(sample, completion=text, ids_L=ids_L, logits=None, attention=None)
+                own = replace(sample, completion=text, ids_L=ids_L, signals={})
                 answered.append((self._score(task, sample, own), own))
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.stored.dense import DenseRows
+from seekr_cl.attention.stored.factors import FactorRows
+from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import DenseRows, FactorRows, TopKRows
 
 __all__ = ["available", "route", "usable"]
 

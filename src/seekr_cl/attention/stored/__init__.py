@@ -51,10 +51,10 @@ def join_layers(parts: Sequence[StoredSignal]) -> StoredSignal:
 
 
 def collate_rows(parts: Sequence[StoredSignal], starts: list[int], num_queries: int, padded: int) -> TeacherRows:
-    """One layer's teacher rows of a batch from samples that all have the same form.
+    """The teacher rows of a batch from samples that all have the same form, sample after sample.
 
     Args:
-        parts: each sample's rows of this layer.
+        parts: each sample's rows.
         starts: where each sample's first token stands.
         num_queries: rows a pair is padded to.
         padded: length of the padded sequence.

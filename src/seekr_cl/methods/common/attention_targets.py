@@ -1,122 +1,121 @@
-"""Stored attention rows of a batch's samples as the targets of each layer.
+"""Where the rows of a replay batch's samples are, and what they should be.
 
-Shapes: M heads of one layer, R queries, P (sample, head) pairs of a layer in a batch.
+Shapes: M members, R queries, P (sample, head) pairs of a batch, layer after layer.
 """
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from seekr_cl.attention import RowIndex, RowTarget
 from seekr_cl.attention.stored import StoredSignal, collate_rows
-from seekr_cl.memory import AttentionSignal, MemoryTask, ReplaySample
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.memory.signals import AttentionSignal
 from seekr_cl.methods.base import Layout
 
 REDUCTIONS = ("sample_mean", "layer_mean", "sum")
 
 
+class Member(NamedTuple):
+    """A sample of the batch whose rows are held.
+
+    Attributes:
+        row: its place in the batch.
+        start: where its first token stands.
+        heads: its task's, by layer.
+        query_R: the queries, counted from its first token.
+    """
+
+    row: int
+    start: int
+    heads: Mapping[int, Sequence[int]]
+    query_R: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Rows of a batch, layer after layer.
+
+    Attributes:
+        index: which rows.
+        weight_PR: each row's weight.
+        layers: each layer's pairs.
+        order_P: where each pair stands among the members' rows behind one another, each in its layers' order.
+    """
+
+    index: RowIndex
+    weight_PR: Tensor
+    layers: dict[int, slice]
+    order_P: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Places":
+        """The same on another device; data loaders call this."""
+        index, weight_PR = self.index.to(device, non_blocking=non_blocking), self.weight_PR
+        return Places(index, weight_PR.to(device, non_blocking=non_blocking), self.layers, self.order_P)
+
+
 def row_targets(
     picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str, of: str = "attention"
-) -> dict[int, list[RowTarget]]:
-    """For each layer its targets, one for each form in which the batch's samples store their rows.
-
-    A layer's P pairs are all (sample, head) that some sample of the batch distils there.
+) -> list[RowTarget]:
+    """What the rows of all layers should be, one target for each form in which the batch's samples store them.
 
     Args:
-        picked: the batch's samples with their tasks; those without rows, or with rows of something else, are left out.
+        picked: the batch's samples with their tasks; those without such rows are left out.
         layout: how the batch is padded.
         padded: its length.
         reduction: how rows are weighted, one of ``REDUCTIONS``.
-        of: what the rows are of, see ``AttentionSignal``.
+        of: the kind of signal.
     """
-    signals = [
-        (number, task, sample.attention)
-        for number, (task, sample) in enumerate(picked)
-        if sample.attention is not None and sample.attention.of == of and sample.attention.rows is not None
-    ]
-    num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
-    starts = [layout.offset(len(sample.ids_L), padded) for _, sample in picked]
-    targets: dict[int, list[RowTarget]] = {}
-    for layer in sorted({layer for _, task, _ in signals for layer in task.heads}):
-        by_form: dict[type, list[tuple[int, MemoryTask, AttentionSignal]]] = {}
-        for number, task, signal in signals:
-            if layer in task.heads:
-                by_form.setdefault(type(signal.rows), []).append((number, task, signal))
-        targets[layer] = [
-            _target(layer, members, starts, num_queries, padded, len(picked), reduction) for members in by_form.values()
-        ]
+    by_form: dict[type, list[tuple[Member, StoredSignal]]] = {}
+    for row, (task, sample) in enumerate(picked):
+        signal = sample.signals.get(of)
+        if isinstance(signal, AttentionSignal) and signal.rows is not None:
+            member = Member(row, layout.offset(len(sample.ids_L), padded), task.heads, signal.query_R)
+            by_form.setdefault(type(signal.rows), []).append((member, signal.rows))
+    num_queries = max((len(one.query_R) for pairs in by_form.values() for one, _ in pairs), default=0)
+    targets = []
+    for pairs in by_form.values():
+        members = [member for member, _ in pairs]
+        place = find_places(members, num_queries, len(picked), reduction)
+        rows = collate_rows([rows for _, rows in pairs], [one.start for one in members], num_queries, padded)
+        targets.append(RowTarget(place.index, rows.tile(place.order_P), place.weight_PR, place.layers))
     return targets
 
 
-def _target(
-    layer: int,
-    members: list[tuple[int, MemoryTask, AttentionSignal]],
-    starts: list[int],
-    num_queries: int,
-    padded: int,
-    batch: int,
-    reduction: str,
-) -> RowTarget:
-    index, weight_PR = _place(layer, members, starts, num_queries, batch, reduction)
-    parts: list[StoredSignal] = [signal.of_layer(task.heads, layer) for _, task, signal in members]
-    teacher = collate_rows(parts, [starts[number] for number, _, _ in members], num_queries, padded)
-    return RowTarget(index, teacher, weight_PR)
-
-
-def placed_rows(
-    asked: list[tuple[MemoryTask, ReplaySample]],
-    rows: list[int],
-    layout: Layout,
-    padded: int,
-    batch: int,
-    reduction: str,
-) -> dict[int, tuple[RowIndex, RowIndex, Tensor]]:
-    """Where the rows of some samples of a batch are that are not stored.
+def find_places(members: Sequence[Member], num_queries: int, batch: int, reduction: str) -> Places:
+    """Where the rows of some samples of a batch are, and their weights.
 
     Args:
-        asked: these samples with their tasks.
-        rows: their places in the batch.
-        layout: how the batch is padded.
-        padded: its length.
-        batch: how many samples it has.
+        members: the samples.
+        num_queries: rows of a pair; those beyond a sample's own only fill the rectangle.
+        batch: samples in the batch.
         reduction: how rows are weighted.
-
-    Returns:
-        ``{layer: the rows among these samples alone, the same rows in the batch, their weights [P, R]}``.
     """
-    signals = [(place, task, one.attention) for place, (task, one) in enumerate(asked) if one.attention is not None]
-    num_queries = max((len(signal.query_R) for _, _, signal in signals), default=0)
-    starts = [layout.offset(len(sample.ids_L), padded) for _, sample in asked]
-    row_G, found = torch.tensor(rows), {}
-    for layer in sorted({layer for _, task, _ in signals for layer in task.heads}):
-        members = [member for member in signals if layer in member[1].heads]
-        index, weight_PR = _place(layer, members, starts, num_queries, batch, reduction)
-        found[layer] = index, RowIndex(row_G[index.sample_P], index.head_P, index.query_PR), weight_PR
-    return found
-
-
-def _place(
-    layer: int,
-    members: list[tuple[int, MemoryTask, AttentionSignal]],
-    starts: list[int],
-    num_queries: int,
-    batch: int,
-    reduction: str,
-) -> tuple[RowIndex, Tensor]:
-    """The rows of one layer of some samples, and their weights [P, R]."""
-    places: list[tuple[int, int]] = []
-    queries, weights = [], []
-    for number, task, signal in members:
-        heads, given = task.heads[layer], len(signal.query_R)
-        # Rows that only fill the rectangle point at a real query and weigh nothing.
-        room_R = torch.full((num_queries,), starts[number])
-        room_R[:given] = signal.query_R + starts[number]
-        weight_R = torch.zeros(num_queries)
-        weight_R[:given] = _row_weight(reduction, batch, len(heads), given, len(task.heads))
-        places += [(number, head) for head in heads]
-        queries.append(room_R.expand(len(heads), -1))
-        weights.append(weight_R.expand(len(heads), -1))
-    sample_P, head_P = torch.tensor(places).T
-    return RowIndex(sample_P, head_P, torch.cat(queries)), torch.cat(weights)
+    pairs = [
+        (layer, number, head, _row_weight(reduction, batch, len(one.heads[layer]), len(one.query_R), len(one.heads)))
+        for number, one in enumerate(members)
+        for layer in sorted(one.heads)
+        for head in one.heads[layer]
+    ]
+    order = sorted(range(len(pairs)), key=lambda place: pairs[place][0])
+    _, number_P, head_P, weight_P = zip(*(pairs[place] for place in order))
+    member_P, layers, end = torch.tensor(number_P), dict[int, slice](), 0
+    for layer, count in sorted(Counter(layer for layer, *_ in pairs).items()):
+        layers[layer], end = slice(end, end + count), end + count
+    # Rows that only fill the rectangle point at a real token and weigh nothing.
+    query_MR, real_MR = torch.zeros((2, len(members), num_queries), dtype=torch.long)
+    for number, one in enumerate(members):
+        query_MR[number] = one.start
+        query_MR[number, : len(one.query_R)] += one.query_R
+        real_MR[number, : len(one.query_R)] = 1
+    row_M = torch.tensor([one.row for one in members])
+    index = RowIndex(row_M[member_P], torch.tensor(head_P), query_MR[member_P])
+    weight_PR = torch.tensor(weight_P)[:, None] * real_MR[member_P]
+    return Places(index, weight_PR, layers, torch.tensor(order))
 
 
 def _row_weight(reduction: str, batch: int, heads: int, queries: int, layers: int) -> float:
