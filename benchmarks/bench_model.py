@@ -94,9 +94,8 @@ def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int,
     def step() -> None:
         with maps.on():
             logits = model(input_ids=sample.ids_L[None], use_cache=False).logits
-            loss = 0.5 * causal_lm_loss(logits, labels) + 0.5 * distil_logits(
-                logits, extras["logits"][0], LogitSettings()
-            )
+            kept = distil_logits(logits, extras["logits"][0], LogitSettings())
+            loss = 0.5 * causal_lm_loss(logits, labels) + 0.5 * kept
             (loss + maps.divergence(task.heads, sample.attention.query_R, rows)).backward()
         maps.probabilities.clear()
         model.zero_grad(set_to_none=True)

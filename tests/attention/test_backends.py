@@ -17,8 +17,8 @@ from seekr_cl.attention import (
     RowIndex,
     RowTarget,
 )
-from seekr_cl.attention.masks import add_bias, mask_scores
-from seekr_cl.attention.reading import read_call
+from seekr_cl.attention.rows import add_bias, mask_scores
+from seekr_cl.attention.tap import read_call
 from seekr_cl.errors import ModelError
 
 LENGTHS = (4, 5, 2)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import row_kl
-from seekr_cl.attention.masks import seen_entries
-from seekr_cl.attention.rows import attention_rows
+from seekr_cl.attention.rows import attention_rows, seen_entries
 from seekr_cl.attention.sensitivity import (
     OutputGradientTap,
     count_valid,

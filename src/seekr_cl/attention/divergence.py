@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall
-from seekr_cl.attention.kernels import routing
-from seekr_cl.attention.masks import add_to_mask_rows
-from seekr_cl.attention.rows import RowScores, student_scores
+from seekr_cl.attention.kernels import routing, state
+from seekr_cl.attention.rows import RowScores, add_to_mask_rows, student_scores
 from seekr_cl.attention.targets import RowTarget
 from seekr_cl.attention.teachers import Comparison
 
@@ -56,7 +55,7 @@ class RowKL(torch.autograd.Function):
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
         ctx.rest, ctx.state = (call, target, eps), None
         ctx.mask = None if mask_BHQL is None else (mask_BHQL.shape, mask_BHQL.dtype)
-        if routing.usable(call, target, eps):
+        if (q_BHLD.is_cuda or state.way == "kernels") and routing.usable(call, target, eps):
             from seekr_cl.attention.kernels import launch
 
             value, ctx.state = launch.forward(call, target)

@@ -162,11 +162,12 @@ class SeekrTrainer(Trainer):
             self.carry.put_gradients(self._network)
         parts = []
         for number, (kind, part) in enumerate(inputs.items(), start=1):
-            with zero.held_back(self, last=number == len(inputs)):
+            last = number == len(inputs)
+            with zero.held_back(self, last) if self.is_deepspeed_enabled else nullcontext():
                 parts.append(self._part(model, kind, part))
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
-        mean = ranks.total(loss) / ranks.count()
+        mean = loss if self.args.world_size == 1 else ranks.total(loss) / ranks.count()
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss is {float(mean)}")
         return loss
@@ -219,34 +220,44 @@ class SeekrTrainer(Trainer):
     ) -> Any:
         """The weighted sum of the method's terms for a batch of one kind, divided by the accumulation steps."""
         ((kind, batch),) = inputs.items()
-        due = self.shares.due(kind)
-
-        def take(model: nn.Module = model) -> dict[str, LossTerm]:
-            with alone(model) if due else nullcontext():
-                found = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
-            self._join(found, batch)
-            if kind == "new":
-                found["task"].weight *= self._token_factor(batch)
-            self._steer(found)
-            return found
-
-        if due and self.is_deepspeed_enabled:
-            # Its engine takes every backward pass after its own forward pass for the one that is followed by a step.
-            self.shares.measure_apart(lambda: take(self._network), self._trained)
-        terms = take()
-        if due and not self.is_deepspeed_enabled:
-            if self._leaves_gradient_alone(terms):
-                self._measured_next = (terms, self.current_gradient_accumulation_steps)
-            else:
-                self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
-                terms = take() if self._serves_one_backward else terms
-                self._steer(terms)
+        due = bool(self.args.measure_every) and self.shares.due(kind)
+        terms = (self._measured_terms if due else self._terms)(model, kind, batch)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
         loss = loss / self.current_gradient_accumulation_steps
         if due and self.accelerator.sync_gradients:
             average_next(model, loss)
         return loss
+
+    def _terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
+        terms = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
+        if self.args.world_size > 1:
+            self._join(terms, batch)
+        if kind == "new":
+            terms["task"].weight *= self._token_factor(batch)
+        if self.args.measure_every:
+            self._steer(terms)
+        return terms
+
+    def _measured_terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
+        """The same, with each term's gradient measured."""
+
+        def take(model: nn.Module = model) -> dict[str, LossTerm]:
+            with alone(model):
+                return self._terms(model, kind, batch)
+
+        if self.is_deepspeed_enabled:
+            # Its engine takes every backward pass after its own forward pass for the one that is followed by a step.
+            self.shares.measure_apart(lambda: take(self._network), self._trained)
+            return take()
+        terms = take()
+        if self._leaves_gradient_alone(terms):
+            self._measured_next = (terms, self.current_gradient_accumulation_steps)
+            return terms
+        self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
+        terms = take() if self._serves_one_backward else terms
+        self._steer(terms)
+        return terms
 
     @property
     def _serves_one_backward(self) -> bool:
@@ -259,8 +270,6 @@ class SeekrTrainer(Trainer):
 
     def _join(self, terms: dict[str, LossTerm], batch: Any) -> None:
         """Weighs this process's means by what they are means of, so that their average is the mean of the whole."""
-        if ranks.count() == 1:
-            return
         samples = len(batch["labels"])
         counts = [samples if term.count is None else term.count for term in terms.values()]
         own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device="cpu") for count in counts])

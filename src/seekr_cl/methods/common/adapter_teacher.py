@@ -25,10 +25,9 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.method_state import StoredTensors
 from seekr_cl.memory.signals import AttentionSignal
 from seekr_cl.methods.base import Batch, Context
-from seekr_cl.methods.common.attention_targets import Member, find_places, row_targets
 from seekr_cl.methods.common.gradients import check_names, placed, trained
 from seekr_cl.methods.common.logit_distillation import LogitSettings, can_keep, logit_positions
-from seekr_cl.methods.common.teachers import Answer, StoredTeacher
+from seekr_cl.methods.common.teachers import Answer, Member, StoredTeacher, find_places, row_targets
 
 HELD = 4
 """Adapters that stay on the device between batches."""

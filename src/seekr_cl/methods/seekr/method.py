@@ -43,7 +43,6 @@ from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySamp
 from seekr_cl.memory.signals import ROWS, Signal
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
-from seekr_cl.methods.common.attention_targets import REDUCTIONS
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
     TAILS,
@@ -52,7 +51,7 @@ from seekr_cl.methods.common.logit_distillation import (
     require_all_logits,
     take_logits,
 )
-from seekr_cl.methods.common.teachers import StoredTeacher
+from seekr_cl.methods.common.teachers import REDUCTIONS, StoredTeacher
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.seekr.projections import STARTS, Projections
 from seekr_cl.methods.seekr.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
