@@ -18,7 +18,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
 

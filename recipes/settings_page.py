@@ -11,10 +11,10 @@ from typing import Any
 
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.tasks.benchmarks.use import BenchmarkBlock
 from seekr_cl.tasks.stream import TaskSpec
-from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -62,10 +62,10 @@ def page() -> str:
         table(
             "replay",
             "Of every method that replays; those that only keep samples take `ratio`, `samples`, `choice`.",
-            ReplaySettings,
-            list(attributes(ReplaySettings)),
+            ReplayConfig,
+            list(attributes(ReplayConfig)),
         ),
-        table("memory", "Of every method that keeps samples.", MemorySettings, list(attributes(MemorySettings))),
+        table("memory", "Of every method that keeps samples.", MemoryConfig, list(attributes(MemoryConfig))),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         *(

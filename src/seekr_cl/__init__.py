@@ -34,10 +34,10 @@ __all__ = [
     "SeekrTrainer",
     "Stream",
     "Task",
+    "__version__",
     "learn",
     "load_model",
     "run",
-    "__version__",
 ]
 
 

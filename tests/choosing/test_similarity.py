@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from seekr_cl.replay.schedule import Cadence, build_schedule
+from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.schedule import build_schedule
 from seekr_cl.replay.selection.similarity import similarity_weights, wasserstein
 
 
@@ -45,7 +46,7 @@ def test_a_task_unlike_the_new_one_comes_more_often():
 def batches(weights, rounds: int = 50, batch: int = 3, joint: bool = False) -> list[tuple[int, ...]]:
     schedule = build_schedule(
         epochs_of=[1.0] * (rounds * 10), num_replay=10, batch_size=1, replay_batch_size=batch,
-        cadence=Cadence(every=1), seed=5, joint=joint, replay_weights=weights,
+        cadence=ReplayConfig(every=1), seed=5, joint=joint, replay_weights=weights,
     )  # fmt: skip
     return [micro.replay for micro in schedule if micro.replay]
 

@@ -14,7 +14,8 @@ import torch
 
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, Layout
-from seekr_cl.methods.seekr.method import Seekr, SeekrSettings
+from seekr_cl.methods.seekr.method import Seekr
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.models.loading import load_model, pad_id
 from seekr_cl.tasks import Encoder, Example
 from seekr_cl.training import config_from
@@ -25,7 +26,7 @@ PATTERN = os.environ.get(
 )
 FOLDERS = sorted(Path(path) for path in glob.glob(PATTERN) if (Path(path) / "arrays.npz").is_file())
 NO_CASE = f"no golden case matches {PATTERN}; set SEEKR_GOLDEN"
-OFFICIAL = config_from({"preset": "official", "use_cpu": True}, "unused").method_settings
+OFFICIAL = config_from({"preset": "official", "use_cpu": True}, "unused").method.settings
 
 
 def settings(**changes) -> SeekrSettings:

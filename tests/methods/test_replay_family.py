@@ -15,7 +15,8 @@ from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples
 from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.methods.base import Batch
 from seekr_cl.methods.common.generation import write
-from seekr_cl.replay.schedule import Cadence, MicroBatch, build_schedule, review_batches
+from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_batches
 from seekr_cl.replay.selection import information
 from seekr_cl.tasks import Encoded, Encoder, Example, collate
 from seekr_cl.training.sample_selection import replay_weights
@@ -83,10 +84,10 @@ def test_icarl_adds_labels_and_the_divergence_from_the_model_before(base: Path) 
 
 
 def test_a_methods_replay_defaults_give_way_to_the_user(tmp_path: Path) -> None:
-    assert config_for("icarl", tmp_path).replay_settings.choice == "herding"
-    assert config_for("icarl", tmp_path, replay={"choice": "first"}).replay_settings.choice == "first"
-    assert config_for("icarl", tmp_path, preset="official", replay={}).replay_settings.choice == "herding"
-    assert config_for("lfpt5", tmp_path, replay={}).replay_settings.ratio == 0
+    assert config_for("icarl", tmp_path).replay.choice == "herding"
+    assert config_for("icarl", tmp_path, replay={"choice": "first"}).replay.choice == "first"
+    assert config_for("icarl", tmp_path, preset="official", replay={}).replay.choice == "herding"
+    assert config_for("lfpt5", tmp_path, replay={}).replay.ratio == 0
 
 
 def test_information_of_a_prompt_is_that_of_its_rare_words() -> None:
@@ -141,7 +142,12 @@ def test_the_forgetting_curve_reviews_the_whole_memory_on_its_days() -> None:
     assert sorted(review_batches(3)) == [1, 2, 3]  # days 1 to 7 end within the first batch
     assert review_batches(0) == frozenset()
     schedule = build_schedule(
-        epochs_of=[2.0] * 15, num_replay=3, batch_size=1, replay_batch_size=2, cadence=Cadence(reviews=True), seed=0
+        epochs_of=[2.0] * 15,
+        num_replay=3,
+        batch_size=1,
+        replay_batch_size=2,
+        seed=0,
+        cadence=ReplayConfig(cadence="forgetting_curve"),
     )
     # 30 new batches over two epochs: a review is 2 replay batches that hold each of the 3 samples once.
     passed, reviewed = 0, {}

@@ -206,7 +206,7 @@ def test_what_does_not_belong_together_is_refused(base: Path, run: Path, tmp_pat
 
 def test_whoever_says_when_replay_comes_says_all_of_it(tmp_path: Path) -> None:
     def replay(**given: Any) -> Any:
-        return config_for(SETTINGS, tmp_path, replay=given).replay_settings
+        return config_for(SETTINGS, tmp_path, replay=given).replay
 
     paper, own, official = replay(), replay(share=0.5), replay(cadence="official", ratio=0.1)
     assert (paper.ratio, paper.every, paper.step) == (0.02, 1, "joint")

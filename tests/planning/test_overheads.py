@@ -138,7 +138,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
     """At most: what cannot be read is not held. Counted with as many samples as the model would be asked for."""
     config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"samples": 3, "every": 1})
     made = planned(base, config).overhead
-    kind, sizes = config.method_class, []
+    kind, sizes = config.method.kind, []
     old = kind.old_samples
 
     def watched(self, tasks):

@@ -122,7 +122,7 @@ def test_a_byte_budget_says_how_many_samples_it_leaves(base, tmp_path):
 
 def test_key_value_heads_in_use_on_average(base):
     """Of heads 0 to 3 with keys shared by two, two random heads use 2 - 2 * 1/6 key/value heads."""
-    from seekr_cl.methods.seekr.method import SeekrSettings
+    from seekr_cl.methods.seekr.settings import SeekrSettings
 
     chosen = choose_heads(read_shape(base), SeekrSettings(layer_budget=1, head_budget=2))
     assert chosen.groups == pytest.approx(2 - 2 / 6)

@@ -9,12 +9,13 @@ import yaml
 from transformers import TrainingArguments
 
 from seekr_cl.config.presets import PRESETS
-from seekr_cl.config.seekr_config import _DEFAULTS, _OWN_BUSINESS
+from seekr_cl.config.seekr_config import _DEFAULTS
+from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.method import SeekrSettings
-from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig, config_from
+from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig, config_from
 
 
 def make(**settings: Any) -> SeekrConfig:
@@ -45,7 +46,7 @@ def test_an_unknown_key_names_the_nearest(key: str) -> None:
     refused(f"c.yaml: unknown key '{misspelt(key)}'; did you mean '{key}'", **{misspelt(key): 1})
 
 
-@pytest.mark.parametrize("key", keys(ReplaySettings))
+@pytest.mark.parametrize("key", keys(ReplayConfig))
 def test_an_unknown_replay_key(key: str) -> None:
     refused(f"replay: unknown key '{misspelt(key)}'; did you mean '{key}'.*known: ratio,", replay={misspelt(key): 1})
 
@@ -102,8 +103,8 @@ def test_a_value_of_the_wrong_type(key: str) -> None:
 
 
 def test_no_setting_goes_without_a_type_test() -> None:
-    every = [*own_fields(), *(f"replay.{key}" for key in keys(ReplaySettings))]
-    every += [f"memory.{key}" for key in keys(MemorySettings)]
+    every = [*own_fields(), *(f"replay.{key}" for key in keys(ReplayConfig))]
+    every += [f"memory.{key}" for key in keys(MemoryConfig)]
     assert set(WRONG) == {*every, *(f"method.{key}" for key in keys(SeekrSettings))}
 
 
@@ -141,16 +142,16 @@ def test_strings_that_yaml_does_not_read_as_numbers() -> None:
     )
     config = make(**yaml.safe_load(text))
     assert config.learning_rate == 1e-4
-    assert config.replay_settings.ratio == 0.02
-    assert (config.method_settings.lambda2, config.method_settings.attention_eps) == (1000.0, 1e-8)
-    assert config.method_settings.head_budget == 0.5
-    numbers = [config.learning_rate, config.replay_settings.ratio, config.method_settings.lambda2]
+    assert config.replay.ratio == 0.02
+    assert (config.method.settings.lambda2, config.method.settings.attention_eps) == (1000.0, 1e-8)
+    assert config.method.settings.head_budget == 0.5
+    numbers = [config.learning_rate, config.replay.ratio, config.method.settings.lambda2]
     assert [type(number) for number in numbers] == [float] * 3
     whole = make(num_train_epochs=2, method={"head_budget": 2, "lambda2": 5, "query_budget": "7"})
-    assert (whole.num_train_epochs, whole.method_settings.lambda2) == (2.0, 5.0)
-    assert type(whole.method_settings.head_budget) is int  # a count, where 2.0 would be a fraction
-    assert whole.method_settings.query_budget == 7
-    assert make(method={"lambda2": "auto"}).method_settings.lambda2 == "auto"
+    assert (whole.num_train_epochs, whole.method.settings.lambda2) == (2.0, 5.0)
+    assert type(whole.method.settings.head_budget) is int  # a count, where 2.0 would be a fraction
+    assert whole.method.settings.query_budget == 7
+    assert make(method={"lambda2": "auto"}).method.settings.lambda2 == "auto"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -159,25 +160,25 @@ def test_presets_are_defaults(preset: str) -> None:
     for key in _DEFAULTS:
         assert getattr(config, key) == values.get(key, _DEFAULTS[key])
     for key in keys(SeekrSettings):
-        assert getattr(config.method_settings, key) == values.get("seekr", {}).get(key, getattr(SeekrSettings(), key))
-    for key in keys(ReplaySettings):
-        given = values.get("replay", {}).get(key, getattr(ReplaySettings(), key))
-        assert getattr(config.replay_settings, key) == given
-    derpp = make(preset=preset, method="derpp").method_settings
+        assert getattr(config.method.settings, key) == values.get("seekr", {}).get(key, getattr(SeekrSettings(), key))
+    for key in keys(ReplayConfig):
+        given = values.get("replay", {}).get(key, getattr(ReplayConfig(), key))
+        assert getattr(config.replay, key) == given
+    derpp = make(preset=preset, method="derpp").method.settings
     for name in METHODS:
-        assert make(preset=preset, method=name).method_class.name == name
+        assert make(preset=preset, method=name).method.kind.name == name
     assert derpp == LogitSettings(**values.get("derpp", {}))
 
 
 def test_the_official_preset_is_the_official_code_whatever_the_defaults_become() -> None:
     config = make(preset="official")
-    assert config.method_settings == SeekrSettings(
+    assert config.method.settings == SeekrSettings(
         lambda1=0.5, logits_top_k=None, logit_alignment="label", logit_form="cross_entropy", lambda2=1000.0,
         heads="importance", layer_budget=24, head_budget=128, query_budget=None, importance_rule="sum_of_products",
         measure="padded", attention_reduction="layer_mean", attention_eps=1e-8, query_replacement=True,
         gradient_leak=True, attention_signal="dense",
     )  # fmt: skip
-    assert config.replay_settings == ReplaySettings(ratio=0.01, cadence="official", choice="first", step="separate")
+    assert config.replay == ReplayConfig(ratio=0.01, cadence="official", choice="first", step="separate")
     assert (config.order, config.padding_side, config.pad_multiple, config.boundary) == ("official", "left", 8, "joint")
     assert (config.loss_average, config.carry_optimizer, config.lr_scheduler_type) == (
         "micro_batches",
@@ -195,11 +196,11 @@ def test_what_the_user_sets_wins_over_the_preset(preset: str) -> None:
     method = {"measure": "valid", "attention_eps": 0.0, "lambda2": 3.0, "head_budget": None, "gradient_leak": False}
     config = make(preset=preset, method=method, replay={"choice": "random", "cadence": "volume", "every": 3}, **mine)
     assert {key: getattr(config, key) for key in mine} == mine
-    assert {key: getattr(config.method_settings, key) for key in method} == method
-    assert (config.replay_settings.choice, config.replay_settings.every) == ("random", 3)
+    assert {key: getattr(config.method.settings, key) for key in method} == method
+    assert (config.replay.choice, config.replay.every) == ("random", 3)
 
 
-@pytest.mark.parametrize("key", _OWN_BUSINESS)
+@pytest.mark.parametrize("key", DECIDED)
 def test_settings_of_the_trainer_that_would_do_nothing(key: str) -> None:
     refused(f"c.yaml: '{key}' would be ignored: .*; remove it", **{key: 1})
     assert key in {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -228,7 +229,7 @@ def test_combinations_of_which_one_would_be_ignored(settings: dict[str, Any], pa
 
 def test_the_trainer_may_not_save_or_evaluate_on_its_own(tmp_path: Path) -> None:
     config = SeekrConfig(output_dir=str(tmp_path), use_cpu=True, method=None, replay=None)
-    assert (config.save_strategy, config.eval_strategy, config.method_class.name) == ("no", "no", "seekr")
+    assert (config.save_strategy, config.eval_strategy, config.method.name) == ("no", "no", "seekr")
 
 
 def test_a_tail_of_nothing_is_refused() -> None:

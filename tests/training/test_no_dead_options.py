@@ -15,11 +15,11 @@ from tinylm import config_for, constant_task, differs, memory_tensors, reverse_t
 from transformers import TrainingArguments
 
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import MemorySettings, ReplaySettings, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.learn import InertWarning
 
@@ -135,9 +135,9 @@ def own_fields() -> list[str]:
 
 def test_every_setting_has_a_row() -> None:
     assert set(OWN_ROWS) == set(own_fields())
-    assert set(REPLAY_ROWS) == {field.name for field in dataclasses.fields(ReplaySettings)}
+    assert set(REPLAY_ROWS) == {field.name for field in dataclasses.fields(ReplayConfig)}
     assert set(METHOD_ROWS) == {field.name for field in dataclasses.fields(SeekrSettings)}
-    assert set(MEMORY_ROWS) == {field.name for field in dataclasses.fields(MemorySettings)}
+    assert set(MEMORY_ROWS) == {field.name for field in dataclasses.fields(MemoryConfig)}
     assert {field.name for field in dataclasses.fields(LogitSettings)} <= set(METHOD_ROWS)
 
 

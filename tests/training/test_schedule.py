@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.replay.schedule import Cadence, MicroBatch, build_schedule
+from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.schedule import MicroBatch, build_schedule
 
 
 def schedule(
     new: int, replay: int = 0, epochs: float = 1, batch: int = 1, replay_batch: int = 1, seed: int = 7, **more: Any
 ) -> list[MicroBatch]:
-    cadence = Cadence(**{key: more.pop(key) for key in ("every", "share", "official") if key in more})
+    cadence = ReplayConfig(**{key: more.pop(key) for key in ("every", "share", "cadence") if key in more})
     return build_schedule(
         epochs_of=[epochs] * new, num_replay=replay, batch_size=batch, replay_batch_size=replay_batch,
         cadence=cadence, seed=seed, **more,
@@ -33,13 +34,20 @@ def seen(batches: list[MicroBatch], kind: str = "new") -> Counter[int]:
     return Counter(index for micro in batches for index in getattr(micro, kind))
 
 
-CADENCES: list[dict[str, Any]] = [{}, {"every": 1}, {"every": 3}, {"share": 0.25}, {"share": 0.9}, {"official": True}]
+CADENCES: list[dict[str, Any]] = [
+    {},
+    {"every": 1},
+    {"every": 3},
+    {"share": 0.25},
+    {"share": 0.9},
+    {"cadence": "official"},
+]
 
 
 @pytest.mark.parametrize("cadence", CADENCES)
 @pytest.mark.parametrize("joint", [False, True])
 def test_every_new_example_once_in_every_epoch(cadence: dict[str, Any], joint: bool) -> None:
-    joint = joint and "official" not in cadence  # the official cadence has steps of its own for replay
+    joint = joint and "cadence" not in cadence  # the official cadence has steps of its own for replay
     batches = schedule(11, 5, epochs=3, batch=4, replay_batch=2, joint=joint, **cadence)
     assert seen(batches) == dict.fromkeys(range(11), 3)
     new = [micro.new for micro in batches if micro.new]
@@ -107,18 +115,18 @@ def test_replay_goes_round_evenly_and_anew() -> None:
     ],
 )
 def test_the_official_patterns(new: int, replay: int, expected: str) -> None:
-    once = schedule(new, replay, official=True, reshuffle=False)
+    once = schedule(new, replay, cadence="official", reshuffle=False)
     assert pattern(once) == expected
-    twice = schedule(new, replay, epochs=2, official=True, reshuffle=False)
+    twice = schedule(new, replay, epochs=2, cadence="official", reshuffle=False)
     assert pattern(twice) == expected * 2  # the counter restarts
     assert [m.new for m in twice if m.new][:new] == [m.new for m in twice if m.new][new:]  # and the order is the same
 
 
 def test_the_official_run_end_to_end() -> None:
     """Tasks B and C of the official run: 24 examples with 4 kept before, two epochs; 37 with 7 kept before."""
-    second = schedule(24, 4, epochs=2, batch=3, replay_batch=3, official=True, reshuffle=False, seed=0)
+    second = schedule(24, 4, epochs=2, batch=3, replay_batch=3, cadence="official", reshuffle=False, seed=0)
     assert pattern(second) == "nnnRnnnnRn" * 2
-    third = schedule(37, 7, batch=3, replay_batch=3, official=True, reshuffle=False, seed=0)
+    third = schedule(37, 7, batch=3, replay_batch=3, cadence="official", reshuffle=False, seed=0)
     assert pattern(third) == "nnnRnnnnRnnnnRnn"
     order = [micro.replay for micro in second if micro.replay]
     assert order[:2] == order[2:]
@@ -126,7 +134,7 @@ def test_the_official_run_end_to_end() -> None:
 
 
 def test_official_replay_wraps_in_one_order() -> None:
-    batches = schedule(10, 4, official=True, reshuffle=False)
+    batches = schedule(10, 4, cadence="official", reshuffle=False)
     order = [micro.replay[0] for micro in batches if micro.replay]
     assert len(set(order[:4])) == 4
     assert order[4] == order[0]
@@ -159,11 +167,11 @@ def test_a_fraction_of_an_epoch(epochs: float, expected: int) -> None:
 def test_examples_with_epochs_of_their_own() -> None:
     epochs_of = [1.0] * 4 + [3.0] * 3
     batches = build_schedule(
-        epochs_of=epochs_of, num_replay=0, batch_size=2, replay_batch_size=1, cadence=Cadence(), seed=0
+        epochs_of=epochs_of, num_replay=0, batch_size=2, replay_batch_size=1, cadence=ReplayConfig(), seed=0
     )
     assert seen(batches) == {index: int(epochs) for index, epochs in enumerate(epochs_of)}
     mixed = build_schedule(
-        epochs_of=[0.5] * 4 + [1.5] * 6, num_replay=0, batch_size=2, replay_batch_size=1, cadence=Cadence(), seed=0
+        epochs_of=[0.5] * 4 + [1.5] * 6, num_replay=0, batch_size=2, replay_batch_size=1, cadence=ReplayConfig(), seed=0
     )
     assert sum(count for index, count in seen(mixed).items() if index < 4) == 2
     assert sum(count for index, count in seen(mixed).items() if index >= 4) == 9
@@ -192,4 +200,4 @@ def test_no_examples_give_no_batches() -> None:
 )
 def test_cadences_that_mean_nothing(cadence: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Cadence(**cadence)
+        ReplayConfig(**cadence)

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from seekr_cl.config.seekr_config import KEEPING
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
+from seekr_cl.replay.config import KEEPING
 from seekr_cl.system.yaml_file import expand, read_yaml
 
 _REPLAY_KEYS = ("replay", "general", "general_samples")

@@ -1,6 +1,17 @@
 """Continual-learning methods: the contract, the registry, and one file a method."""
 
 from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
-from seekr_cl.methods.registry import METHODS, get_method
+from seekr_cl.methods.config import MethodConfig
+from seekr_cl.methods.registry import METHODS, get_method, register_method
 
-__all__ = ["METHODS", "Context", "Layout", "LossTerm", "Method", "Paper", "get_method"]
+__all__ = [
+    "METHODS",
+    "Context",
+    "Layout",
+    "LossTerm",
+    "Method",
+    "MethodConfig",
+    "Paper",
+    "get_method",
+    "register_method",
+]

@@ -19,6 +19,7 @@ from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.settings import Settings
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
 
@@ -105,8 +106,8 @@ class Context:
     task: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoSettings:
+@dataclass(frozen=True, kw_only=True)
+class NoSettings(Settings):
     """Settings of a method that has none."""
 
 
@@ -182,6 +183,11 @@ class Method(ABC):
             scale: what that grows with.
         """
         return Overhead()
+
+    @classmethod
+    def steers(cls, settings: Any) -> bool:
+        """Whether a term's weight follows the measured gradient norms (``measure_every``)."""
+        return False
 
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:

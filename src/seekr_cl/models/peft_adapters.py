@@ -46,7 +46,7 @@ def read_peft(value: Any) -> dict[str, Any] | None:
     """The ``peft`` setting as a mapping with ``peft_type``, checked against PEFT's config of that type.
 
     Args:
-        value: ``None`` trains all weights; a type's name, ``lora`` being ``LORA`` above; or a mapping.
+        value: ``None`` trains all weights; a type's name, ``lora`` being ``LORA`` above; a mapping; or PEFT's config.
 
     Raises:
         ConfigError: for an unknown type or key, naming the nearest, or a value PEFT does not accept.
@@ -57,11 +57,26 @@ def read_peft(value: Any) -> dict[str, Any] | None:
         given = LORA if value.upper() == LORA["peft_type"] else {"peft_type": value}
     elif isinstance(value, Mapping):
         given = dict(value)
+    elif hasattr(value, "peft_type") and hasattr(value, "to_dict"):
+        given = _as_mapping(value)
     else:
-        raise ConfigError(f"peft: {value!r} is neither a PEFT type such as lora nor a mapping with peft_type")
+        raise ConfigError(
+            f"peft: {value!r} is neither a PEFT type such as lora, nor a PEFT config, nor a mapping with peft_type"
+        )
     given = {**given, "peft_type": str(given.get("peft_type", LORA["peft_type"])).upper()}
     make_config(given)
     return given
+
+
+def _as_mapping(config: "PeftConfig") -> dict[str, Any]:
+    """What a PEFT config says beside its type's defaults."""
+    task = getattr(config.task_type, "value", config.task_type)
+    if task not in (None, "CAUSAL_LM"):
+        raise ConfigError(f"peft.task_type: {task} is not what is trained here; use CAUSAL_LM")
+    content, defaults = as_json(config), as_json(type(config)())
+    keys = {field.name for field in dataclasses.fields(config) if field.init} - set(_OWN_BUSINESS)
+    given = {key: value for key, value in content.items() if key in keys and value != defaults.get(key)}
+    return given | {"peft_type": content["peft_type"]}
 
 
 def make_config(given: Mapping[str, Any]) -> "PeftConfig":

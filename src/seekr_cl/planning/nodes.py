@@ -65,7 +65,7 @@ def terms(plan: Plan, config: SeekrConfig, cluster: Cluster) -> list[Term]:
     most, last = max(plan.kept, default=0), sum(plan.kept[:-1])
     epochs = plan.work.epochs[-1]
     new = plan.work.examples[-1] * epochs
-    settings = config.replay_settings
+    settings = config.replay
     by_volume = settings.every is None and settings.share is None
     replayed = last * epochs if by_volume else min(float(plan.steps.replayed), new)
     if not plan.steps.replayed:

@@ -12,7 +12,7 @@ from seekr_cl.attention.sensitivity import CHUNK
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.costs import FORWARD, FORWARD_FROZEN
-from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.planning.signals import num_queries
 from seekr_cl.planning.workload import Workload
@@ -107,10 +107,10 @@ def looking_passes(
         frozen: whether the model's own weights are.
     """
     forward = FORWARD_FROZEN if frozen else FORWARD
-    found = sum(kept) * sample_passes(shape, config.method_settings, work, frozen)
-    if config.method_class.keeps and config.replay_settings.choice in BY_MODEL:
+    found = sum(kept) * sample_passes(shape, config.method.settings, work, frozen)
+    if config.method.kind.keeps and config.replay.choice in BY_MODEL:
         found += forward * sum(examples for examples, count in zip(work.examples, kept) if count)
-    if asks_adapters(config.method_settings):
+    if asks_adapters(config.method.settings):
         found += forward * replayed
     return found
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
-from seekr_cl.methods.common.logit_distillation import TEACHERS, LogitSettings
+from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.costs import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale
-from seekr_cl.methods.seekr.method import SeekrSettings
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
@@ -114,8 +114,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         work: tasks, examples, lengths.
         adapter: bytes of the adapter that is trained, if one is.
     """
-    kept = [config.replay_settings.count(examples) if config.method_class.keeps else 0 for examples in work.examples]
-    dtype, settings = config.signal_dtype or "int8", config.method_settings
+    kept = [config.replay.count(examples) if config.method.kind.keeps else 0 for examples in work.examples]
+    dtype, settings = config.signal_dtype or "int8", config.method.settings
     official = official_cost(shape, work.tokens)
 
     replayed = sum(bool(count) for count in kept)
@@ -130,7 +130,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
     chosen, others = option(settings, dtype), []
     if isinstance(settings, SeekrSettings):
         forms = (settings.attention_signal,) if keeps_outputs(settings) else FORMS
-        ways = [(replace(settings, attention_signal=form), number) for form in forms for number in PRECISIONS]
+        ways = [(settings.replaced(attention_signal=form), number) for form in forms for number in PRECISIONS]
         if settings.teacher == "adapter":
             # Nothing is stored in any form.
             ways = [(replace(settings, teacher="stored"), dtype)]
@@ -139,11 +139,11 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         others = [made for made in (option(*way) for way in ways) if made != chosen]
     teachers = None
     if adapter is not None and isinstance(settings, LogitSettings):
-        teachers = {way: option(replace(settings, teacher=way), dtype).total for way in TEACHERS}
-    limit = config.memory_settings.limit()
+        teachers = {way: option(settings.replaced(teacher=way), dtype).total for way in ("stored", "adapter")}
+    limit = config.memory.limit()
     each = chosen.sample.stored * replayed
     fit = max(0, limit - asked(settings)) // each if limit is not None and each and chosen.total > limit else None
-    frozen = adapter is not None or config.method_class.adapters
+    frozen = adapter is not None or config.method.kind.adapters
     steps = count_steps(work, config, kept)
     forward = FORWARD_FROZEN if frozen else FORWARD
     overhead = _overhead(shape, config, work, adapter, kept, steps, forward)
@@ -154,8 +154,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         written=forward * overhead.positions / work.tokens,
         scoring=sample_passes(shape, settings, work, frozen),
     )
-    name = config.method_class.name
-    if config.replay_settings.clock == "updates" and len(kept) > 1:
+    name = config.method.name
+    if config.replay.clock == "updates" and len(kept) > 1:
         # The clock compares the weights with a copy from before the step.
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
@@ -172,7 +172,7 @@ def _overhead(
     forward: float,
 ) -> Overhead:
     dtype = config.signal_dtype or "int8"
-    chosen = choose_heads(shape, config.method_settings) if isinstance(config.method_settings, SeekrSettings) else None
+    chosen = choose_heads(shape, config.method.settings) if isinstance(config.method.settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
         weights=shape.parameters if adapter is None else adapter // FLOAT,
@@ -192,8 +192,8 @@ def _overhead(
         heads=chosen.heads if chosen else 0,
         size=chosen.size if chosen else 0,
     )
-    own = config.method_class.overhead(config.method_settings, scale)
-    if asks_adapters(config.method_settings):
+    own = config.method.kind.overhead(config.method.settings, scale)
+    if asks_adapters(config.method.settings):
         own = replace(own, device=own.device + (adapter or 0) * min(HELD, sum(map(bool, kept[:-1]))))
     return own
 
@@ -208,14 +208,14 @@ def _option(
     official: OfficialCost,
 ) -> Option:
     sample = sample_cost(shape, settings, dtype, work.tokens, work.answer)
-    batch = config.replay_settings.batch_size or config.per_device_train_batch_size
+    batch = config.replay.batch_size or config.per_device_train_batch_size
     form, layers, heads, queries = "-", 0, 0, 0
     if isinstance(settings, SeekrSettings):
         chosen = choose_heads(shape, settings)
         form = "outputs" if keeps_outputs(settings) else settings.attention_signal
         layers, heads = chosen.layers, chosen.heads
         queries = num_queries(settings, work.tokens)
-    replays = config.method_class.replays
+    replays = config.method.kind.replays
     vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens) if replays else 0
     times = (official.logits + official.attention) / sample.stored
     total, held = sample.stored * sum(kept), sample.held * max(kept, default=0)

@@ -18,7 +18,8 @@ from seekr_cl.memory import LogitSignal, ReplaySample
 from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods.base import Layout
 from seekr_cl.methods.common.logit_distillation import LogitSettings, pad_logits
-from seekr_cl.methods.seekr.method import TARGETS, SeekrSettings
+from seekr_cl.methods.seekr.method import TARGETS
+from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
 
 _TILE_TENSORS = 6

@@ -88,7 +88,7 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int]) -> Steps:
     ).reshape(-1, 4)
     sums = [float(np.interp(range(number), places, column).sum()) for column in counted.T]
     steps, extra, trained, replayed = (round(one) for one in sums)
-    return Steps(steps, extra, trained, replayed if config.method_class.replay_runs_model else 0)
+    return Steps(steps, extra, trained, replayed if config.method.kind.replay_runs_model else 0)
 
 
 def _spread(number: int) -> list[int]:
@@ -97,15 +97,15 @@ def _spread(number: int) -> list[int]:
 
 def _count_task(examples: int, epochs: float, old: list[int], config: SeekrConfig) -> tuple[int, int, int, int]:
     """Steps without replay, steps it adds, examples and replay samples passed, after tasks that kept ``old``."""
-    settings, batch, method = config.replay_settings, config.per_device_train_batch_size, config.method_class
+    settings, batch, method = config.replay, config.per_device_train_batch_size, config.method.kind
     # GEM keeps samples and replays none.
-    num_replay = method.num_replayed(config.method_settings, old, examples) if method.replays else 0
+    num_replay = method.num_replayed(config.method.settings, old, examples) if method.replays else 0
     schedule = build_schedule(
         epochs_of=[float(epochs)] * examples,
         num_replay=num_replay,
         batch_size=batch,
         replay_batch_size=settings.batch_size or batch,
-        cadence=settings.schedule_cadence(),
+        cadence=settings,
         seed=0,
         joint=settings.step == "joint",
         reshuffle=False,

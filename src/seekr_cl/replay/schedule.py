@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from seekr_cl.errors import ConfigError
+from seekr_cl.replay.config import ReplayConfig
 
 REVIEWS = (1, 2, 4, 7, 15, 30)
 """Days on which what was learnt is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv
@@ -30,52 +30,13 @@ class MicroBatch:
     replay: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cadence:
-    """How often a replay batch comes.
-
-    At most one of the three is set; with none, replay is interleaved by the ratio of the two volumes, so that every
-    kept sample is seen about once in each epoch.
-
-    Attributes:
-        every: one replay batch after every so many new batches.
-        share: replay batches as a share of all batches, in (0, 1).
-        reviews: the whole memory at ``REVIEWS`` instead of evenly.
-        by_updates: reviews come by a clock that runs while training does, so the schedule has none.
-        official: the official code's arithmetic: before every ``len(new) // len(replay)``-th new batch of an epoch,
-            which is never when the quotient is zero.
-    """
-
-    every: int | None = None
-    share: float | None = None
-    official: bool = False
-    reviews: bool = False
-    by_updates: bool = False
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.share is not None:
-            raise ConfigError("replay: 'every' and 'share' are two ways to say the same; keep one of them")
-        if self.every is not None and self.every < 1:
-            raise ConfigError(f"replay.every: {self.every} must be at least 1 (one replay batch after each new batch)")
-        if self.share is not None and not 0 < self.share < 1:
-            raise ConfigError(f"replay.share: {self.share} must lie between 0 and 1 (0.25: every fourth batch)")
-
-    def per_new_batch(self, num_new: int, num_replay: int) -> float:
-        """Replay batches for each new batch, given the number of batches of both kinds in an epoch."""
-        if self.every is not None:
-            return 1 / self.every
-        if self.share is not None:
-            return self.share / (1 - self.share)
-        return num_replay / num_new
-
-
 def build_schedule(
     *,
     epochs_of: Sequence[float],
     num_replay: int,
     batch_size: int,
     replay_batch_size: int,
-    cadence: Cadence,
+    cadence: ReplayConfig,
     seed: int,
     joint: bool = False,
     reshuffle: bool = True,
@@ -105,10 +66,11 @@ def build_schedule(
     epochs = [
         _epoch(epochs_of, number, batch_size, seed, reshuffle) for number in range(math.ceil(max(epochs_of, default=0)))
     ]
-    in_advance = cadence.reviews and not cadence.by_updates
+    curve = cadence.cadence == "forgetting_curve"
+    in_advance = curve and cadence.clock == "steps"
     reviews = review_batches(sum(map(len, epochs))) if in_advance else frozenset()
     for batches in epochs:
-        if cadence.official:
+        if cadence.cadence == "official":
             quotient = len(batches) // batches_per_replay_epoch if num_replay else 0
             _official_epoch(schedule, batches, quotient, replay)
             continue
@@ -117,7 +79,7 @@ def build_schedule(
             passed += 1
             due += rate
             # The slack absorbs rounding, so that a rate of 1/3 comes on every third batch.
-            count = batches_per_replay_epoch * (passed in reviews) if cadence.reviews else int(due + 1e-9) - given
+            count = batches_per_replay_epoch * (passed in reviews) if curve else int(due + 1e-9) - given
             given += count
             replays = [next(replay) for _ in range(count)]
             if joint and replays:

@@ -154,7 +154,7 @@ class Run:
             tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
         )
         matrix.extra = {probe.name: [] for probe in self.probes}
-        matrix.joint = self.config.method_class.joint
+        matrix.joint = self.config.method.kind.joint
         current = self.model
         base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
@@ -187,7 +187,7 @@ class Run:
                 self._write(matrix, seconds, memory.num_bytes, done.evaluation)
                 if self.config.keep_models == "last" and former != self.model:
                     shutil.rmtree(former, ignore_errors=True)
-        self._say(f"{self.config.method_class.name}: done in {time.perf_counter() - started:.0f} s")
+        self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
     def _check_examples(self) -> tuple[str, str]:
@@ -214,7 +214,7 @@ class Run:
         return hashes
 
     def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method_class.joint else [[task] for task in self.tasks]
+        return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
 
     def _stage(
         self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
@@ -230,7 +230,7 @@ class Run:
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
-            self._say(f"{self.config.method_class.name}: after {name}: {shown}")
+            self._say(f"{self.config.method.name}: after {name}: {shown}")
         ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:

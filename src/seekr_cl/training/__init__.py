@@ -1,7 +1,9 @@
 """Training: settings, the schedule of new and old batches, the Trainer, learning a task, running a stream."""
 
-from seekr_cl.config.seekr_config import MemorySettings, ReplaySettings, SeekrConfig, config_from
+from seekr_cl.config.seekr_config import SeekrConfig, config_from
+from seekr_cl.memory.config import MemoryConfig
+from seekr_cl.replay.config import ReplayConfig
 from seekr_cl.training.learn import Learnt, learn
 from seekr_cl.training.trainer import SeekrTrainer
 
-__all__ = ["Learnt", "MemorySettings", "ReplaySettings", "SeekrConfig", "SeekrTrainer", "config_from", "learn"]
+__all__ = ["Learnt", "MemoryConfig", "ReplayConfig", "SeekrConfig", "SeekrTrainer", "config_from", "learn"]

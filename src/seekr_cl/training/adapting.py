@@ -21,11 +21,11 @@ def adapted(model: Any, config: SeekrConfig, source: str | os.PathLike[str]) -> 
     """
     given = config.peft
     if hasattr(model, "peft_config"):
-        if config.method_class.adapters:
-            if config.method_class.goes_on_from(model):
+        if config.method.kind.adapters:
+            if config.method.kind.goes_on_from(model):
                 return model
             raise ConfigError(
-                f"--model: {source} is an adapter, and method {config.method_class.name} trains adapters of its own; "
+                f"--model: {source} is an adapter, and method {config.method.name} trains adapters of its own; "
                 "merge it first (seekr export --merge)"
             )
         own = getattr(model, "method", None) if getattr(model, "by_question", False) else None

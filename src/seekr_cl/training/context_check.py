@@ -66,12 +66,12 @@ def tests_encoder(
 
 
 def _virtual(model: PreTrainedModel, config: SeekrConfig, number: int) -> int:
-    return config.method_class.virtual_tokens(config.method_settings, model, number)
+    return config.method.kind.virtual_tokens(config.method.settings, model, number)
 
 
 def _remedy(config: SeekrConfig, context: int, virtual: int, last: int) -> str:
     shorter = "make prompts shorter (method.prompt_length)"
-    if hasattr(config.method_settings, "top"):
+    if hasattr(config.method.settings, "top"):
         shorter += " or pick fewer (method.top)"
     if virtual >= context:
         those = "they" if last == 1 else f"those of {last} tasks"

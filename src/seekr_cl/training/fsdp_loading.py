@@ -28,7 +28,7 @@ def is_asked() -> bool:
 
 def hindrance(config: SeekrConfig) -> str | None:
     """The setting that needs all of the model in every process, if there is one."""
-    method = config.method_class
+    method = config.method.kind
     if config.quantization is not None:
         return f"quantization: {config.quantization}"
     if method.frozen_copy or (looks_at_weights(method) and not method.knows_shards):

@@ -123,8 +123,8 @@ def learn(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     tasks = task if isinstance(task, list) else [task]
-    if len(tasks) > 1 and not config.method_class.joint:
-        raise ConfigError(f"method: {config.method_class.name} learns one task at a time, {len(tasks)} were given")
+    if len(tasks) > 1 and not config.method.kind.joint:
+        raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
@@ -203,7 +203,7 @@ def _learn(
         check_room(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
-    method = config.method_class(config.method_settings, context)
+    method = config.method.kind(config.method.settings, context)
     try:
         stand = Standing(saves, identity, method, begun)
         if not stand.reached("general"):
@@ -267,7 +267,7 @@ def _learn(
                 tokenizer_sha256=tokens_sha,
                 method=describe_method(config),
                 model_folder=output,
-                method_state=ready.carried and MethodState(config.method_class.name, *ready.carried),
+                method_state=ready.carried and MethodState(config.method.name, *ready.carried),
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try.
@@ -316,7 +316,7 @@ def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
         "fingerprint": tasks[0].fingerprint(),
         "metric": tasks[0].metric,
     }
-    return facts | ({"choice": config.replay_settings.choice} if config.method_class.keeps else {})
+    return facts | ({"choice": config.replay.choice} if config.method.kind.keeps else {})
 
 
 def _name(tasks: list[Task]) -> str:
@@ -326,7 +326,7 @@ def _name(tasks: list[Task]) -> str:
 def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer) -> Carry | None:
     if not config.carry_optimizer:
         return None
-    leak = getattr(config.method_settings, "gradient_leak", False)
+    leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
 
 
@@ -386,7 +386,7 @@ def _train(
     method.check_replay(held)
     check_budget(config, store, kept, context.warn)
     replay = TaskSamples(method.old_samples(held) if method.replays else [])
-    settings = config.replay_settings
+    settings = config.replay
     official = config.order == "official"
     order: dict[str, Any] = {
         "num_replay": len(replay),
@@ -398,7 +398,7 @@ def _train(
     schedule = build_schedule(
         epochs_of=[float(one.epochs or config.num_train_epochs) for one, part in zip(tasks, encoded) for _ in part],
         batch_size=config.per_device_train_batch_size * ranks.count(),
-        cadence=settings.schedule_cadence(),
+        cadence=settings,
         joint=settings.step == "joint",
         **order,
     )
@@ -465,6 +465,6 @@ def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder
     if config.general is None or store.generation:
         return []
     examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay_settings.count(len(examples)))
+    count = config.general_samples or max(8, config.replay.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
     return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

@@ -25,7 +25,7 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE}
-    if getattr(config.method_settings, "lambda2", None) != "auto":
+    if not config.method.kind.steers(config.method.settings):
         settings.pop("measure_every")
     return settings
 
@@ -33,11 +33,11 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
 def describe_method(config: SeekrConfig) -> dict[str, Any]:
     """Name and settings of the method and of replay, as JSON."""
     return {
-        "name": config.method_class.name,
+        "name": config.method.name,
         "preset": config.preset,
-        "settings": asdict(config.method_settings),
-        "replay": asdict(config.replay_settings) if config.method_class.keeps else None,
-        "memory": asdict(config.memory_settings) if config.method_class.keeps else None,
+        "settings": asdict(config.method.settings),
+        "replay": asdict(config.replay) if config.method.kind.keeps else None,
+        "memory": asdict(config.memory) if config.method.kind.keeps else None,
     }
 
 

@@ -32,14 +32,14 @@ def choose_samples(
     config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
 ) -> list[ReplaySample]:
     """The examples that ``replay.choice`` keeps, best first; the model is still as it was before the task."""
-    choice = config.replay_settings.choice
+    choice = config.replay.choice
 
     def say(sentence: str) -> None:
         if config.progress != "none":
             console().print(f"replay.choice: {sentence}", soft_wrap=True, markup=False)
 
     candidates = Candidates(
-        count=config.replay_settings.count(len(examples)),
+        count=config.replay.count(len(examples)),
         completions=[encoder.render(example)[1] for example in examples],
         encoded=encoded,
         model=context.model,
@@ -54,7 +54,7 @@ def choose_samples(
 
 def carried_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str], None]) -> Carried | None:
     """What the method carried on from the last task; the state of another method is of no use to it."""
-    state, name = store.method_state, config.method_class.name
+    state, name = store.method_state, config.method.name
     if state is None:
         return None
     if state.method != name:
@@ -70,7 +70,7 @@ def replay_weights(
 
     A task's share under ``task_weights`` is split among its samples by ``sample_weights``.
     """
-    settings = config.replay_settings
+    settings = config.replay
     names = [task.name for task, _ in replay]
     if not names or settings.task_weights == settings.sample_weights == "equal":
         return None
@@ -95,7 +95,7 @@ def _task_shares(
     Features are means over the prompts' tokens alone, InsCL's instructions, from the model before the task.
     """
     counts = Counter(task.name for task, _ in replay)
-    if config.replay_settings.task_weights == "equal" or len(counts) == 1:
+    if config.replay.task_weights == "equal" or len(counts) == 1:
         return {name: float(count) for name, count in counts.items()}
     order = torch.randperm(len(encoded), generator=task_generator(context.seed))[:COMPARED].tolist()
     new = [encoded[index].input_ids[: max(1, encoded[index].completion_start)] for index in order]
@@ -116,9 +116,9 @@ def _sample_weights(
     2511.22367: the mean negative log-likelihood of the completion's tokens. The paper keeps the most surprising
     examples, which ``choice: loss`` does; here what is kept comes back in proportion to it.
     """
-    if config.replay_settings.sample_weights == "information":
+    if config.replay.sample_weights == "information":
         return information([sample.prompt for _, sample in replay])
-    if config.replay_settings.sample_weights == "surprise":
+    if config.replay.sample_weights == "surprise":
         encoded = [Encoded(sample.ids_L.tolist(), sample.completion_start, 0) for _, sample in replay]
         with counting("surprise", len(encoded), config.progress) as advance:
             return answer_loss(context.model, encoded, advance).tolist()
@@ -136,7 +136,7 @@ def check_budget(
     Raises:
         ConfigError: if one sample of each task cannot fit, whatever the new signals take.
     """
-    limit = config.memory_settings.limit()
+    limit = config.memory.limit()
     if limit is None:
         return
     old = [task_bytes(task.samples) for task in store.tasks]
@@ -169,7 +169,7 @@ def within_budget(
         positions of the samples to keep of each old task that has to give some up, for ``store.commit``
         (``None``: nothing goes), and the new tasks with what may stay of them.
     """
-    limit = config.memory_settings.limit()
+    limit = config.memory.limit()
     if limit is None:
         return None, new_tasks
     tasks = [*store.tasks, *new_tasks]

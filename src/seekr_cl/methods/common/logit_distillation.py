@@ -7,7 +7,7 @@ N positions in all.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +17,16 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Layout, LossTerm
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
-ALIGNMENTS = ("next_token", "label")
-FORMS = ("kl", "cross_entropy")
-TEACHERS = ("stored", "adapter")
-TAILS = ("sampled", "bucket")
 _NO_LOGITS = (
     "memory: some samples have no teacher logits (they were kept by another method); "
     "use that method again or begin a new memory"
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogitSettings:
+@dataclass(frozen=True, kw_only=True)
+class LogitSettings(Settings):
     """How the earlier model's outputs are kept and compared.
 
     Attributes:
@@ -43,26 +40,14 @@ class LogitSettings:
         logit_form: ``kl`` (eq. 3) or ``cross_entropy`` (the official code: same gradient, never zero).
     """
 
-    lambda1: float = 0.5
-    logits_top_k: int | None = 64
-    logits_tail: str = "sampled"
-    logit_alignment: str = "next_token"
-    logit_form: str = "kl"
-    teacher: str = "stored"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lambda1 <= 1:
-            raise ConfigError(f"method.lambda1: {self.lambda1} must lie between 0 (logits only) and 1 (labels only)")
-        if self.logits_top_k is not None and self.logits_top_k < 1:
-            raise ConfigError(f"method.logits_top_k: {self.logits_top_k} must be at least 1, or null for all tokens")
-        for key, known in (
-            ("logit_alignment", ALIGNMENTS),
-            ("logit_form", FORMS),
-            ("logits_tail", TAILS),
-            ("teacher", TEACHERS),
-        ):
-            if getattr(self, key) not in known:
-                raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
+    lambda1: Annotated[float, Ge(0), Le(1), Hint("0 is logits only, 1 is labels only")] = 0.5
+    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = 64
+    logits_tail: Literal["sampled", "bucket"] = setting(
+        "sampled", needs={"logits_top_k": ..., "teacher": "stored"}, why="it stands for tokens that are not stored"
+    )
+    logit_alignment: Literal["next_token", "label"] = "next_token"
+    logit_form: Literal["kl", "cross_entropy"] = "kl"
+    teacher: Literal["stored", "adapter"] = "stored"
 
 
 def answer_logits(model: PreTrainedModel, ids_1L: Tensor, first: int) -> Tensor:

@@ -8,7 +8,7 @@ P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,27 +37,18 @@ from seekr_cl.attention.stored import (
 )
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
-from seekr_cl.heads.importance import RULES
-from seekr_cl.heads.selection import Budget
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.memory.signals import ROWS, Signal
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
-from seekr_cl.methods.common.logit_distillation import (
-    TAILS,
-    LogitSettings,
-    label_and_logit_terms,
-    require_all_logits,
-    take_logits,
-)
-from seekr_cl.methods.common.teachers import REDUCTIONS, StoredTeacher
+from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
+from seekr_cl.methods.common.teachers import StoredTeacher
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.seekr.projections import STARTS, Projections
-from seekr_cl.methods.seekr.scoring import MEASURES, Scored, Scorer, mean_scores, measures_of_all
+from seekr_cl.methods.seekr.projections import Projections
+from seekr_cl.methods.seekr.scoring import Scored, Scorer, mean_scores, measures_of_all
+from seekr_cl.methods.seekr.settings import SeekrSettings
 
-CHOICES = ("importance", "random", "sensitivity", "forgettability", "all")
-SIGNALS = ("top_k", "dense", "factors")
 TARGETS: dict[str, tuple[type[DistillRows], str]] = {
     "attention": (DistillRows, "attention"),
     "values": (DistillValues, "values"),
@@ -66,97 +57,6 @@ TARGETS: dict[str, tuple[type[DistillRows], str]] = {
 }
 """What can be held at the chosen heads and queries: how it is compared, and what is stored for it."""
 _SUMS = ("sensitivity_NH", "forgettability_NH", "product_NH")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeekrSettings(LogitSettings):
-    """Settings of SEEKR; budgets are counts, fractions of what the model has, or null for all.
-
-    Attributes:
-        lambda2: weight of the attention term (eq. 13), or ``auto`` to steer it to ``attention_share``.
-        attention_share: the attention term's share of all terms' gradient norms that ``lambda2: auto`` aims at.
-        heads: how heads are chosen: ``importance`` (eq. 10), its factors ``sensitivity`` or ``forgettability`` alone,
-            ``random``, or ``all``.
-        target: what is held at the chosen heads and queries: their ``attention`` rows (eq. 5), rows of ``values``
-            relations (MiniLMv2), the heads' outputs as ``hidden`` states (AFC), or the ``relations`` between a sample's
-            outputs by their distances (RKD). The choice of heads looks at attention whatever the target.
-        projection: under ``target: hidden``, outputs are held up to a matrix for each old task and head that is
-            learnt meanwhile (BFP) and begins as the ``identity`` or ``random`` (official code); ``none`` holds them as
-            they were.
-        projection_rate: learning rate of these matrices.
-        layer_budget: B_L.
-        head_budget: B_H, over all layers together.
-        query_budget: B_T for each sample.
-        importance_rule: ``product_of_sums`` (eq. 8 to 10) or ``sum_of_products`` (official code).
-        measure: what S and F average over: ``valid``, ``frobenius`` (eq. 7 and 9) or ``padded`` (official code).
-        attention_reduction: ``sample_mean`` averages over a sample's heads, queries and layers, then over samples;
-            ``layer_mean`` over the union of the batch's layers (official code); ``sum`` adds heads and queries (eq. 5).
-        attention_signal: what is stored of the teacher's attention rows: ``top_k`` entries of each, whole ``dense``
-            rows, or the ``factors`` (queries and keys) they are computed from.
-        attention_top_k: entries of a row under ``top_k``.
-        attention_tail: what stands for the other entries: keys ``sampled`` from them, or one ``bucket``.
-        attention_eps: added to the student's probabilities in the logarithm (official code: 1e-8).
-        query_replacement: draw queries with replacement where a sample is shorter than the budget (official code).
-        gradient_leak: let the scoring pass's gradients into the next task's first step (official code).
-    """
-
-    lambda2: float | str = "auto"
-    attention_share: float = 0.3
-    heads: str = "importance"
-    target: str = "attention"
-    projection: str = "none"
-    projection_rate: float = 0.1
-    layer_budget: Budget = 0.75
-    head_budget: Budget = 0.5
-    query_budget: Budget = 100
-    importance_rule: str = "product_of_sums"
-    measure: str = "valid"
-    attention_reduction: str = "sample_mean"
-    attention_signal: str = "top_k"
-    attention_top_k: int = 32
-    attention_tail: str = "sampled"
-    attention_eps: float = 0.0
-    query_replacement: bool = False
-    gradient_leak: bool = False
-
-    def __post_init__(self) -> None:
-        LogitSettings.__post_init__(self)
-        if isinstance(self.lambda2, str) and self.lambda2 != "auto":
-            raise ConfigError(f"method.lambda2: '{self.lambda2}' is neither a number nor 'auto'")
-        if not isinstance(self.lambda2, str) and self.lambda2 < 0:
-            raise ConfigError(f"method.lambda2: {self.lambda2} is negative; 0 turns attention distillation off")
-        if not 0 < self.attention_share < 1:
-            raise ConfigError(f"method.attention_share: {self.attention_share} must lie between 0 and 1")
-        if self.attention_top_k < 1:
-            raise ConfigError(
-                f"method.attention_top_k: {self.attention_top_k} must be at least 1; attention_signal: dense keeps all"
-            )
-        if self.attention_eps < 0:
-            raise ConfigError(f"method.attention_eps: {self.attention_eps} is negative; 0 is exact")
-        for key, known in (
-            ("heads", CHOICES),
-            ("target", tuple(TARGETS)),
-            ("projection", STARTS),
-            ("importance_rule", RULES),
-            ("measure", MEASURES),
-            ("attention_reduction", REDUCTIONS),
-            ("attention_signal", SIGNALS),
-            ("attention_tail", TAILS),
-        ):
-            if getattr(self, key) not in known:
-                raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
-        for key in ("layer_budget", "head_budget", "query_budget"):
-            resolve_budget(f"method.{key}", getattr(self, key), 1 << 30, lambda _: None)
-        if self.teacher == "adapter" and self.target != "attention":
-            raise ConfigError(
-                "method.teacher: adapters are asked for attention alone; use target: attention, or stored"
-            )
-        if self.projection != "none" and self.target != "hidden":
-            raise ConfigError("method.projection: would be ignored: it maps outputs; set target: hidden, or remove it")
-        if not self.projection_rate > 0:
-            raise ConfigError(f"method.projection_rate: {self.projection_rate} must be above 0")
-        if self.query_budget == 0:
-            raise ConfigError("method.query_budget: 0 leaves nothing to measure; give a count, a fraction or null")
 
 
 class Seekr(Method):
@@ -235,6 +135,11 @@ class Seekr(Method):
     def _lambda2(self) -> float:
         # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
         return 1.0 if isinstance(self.settings.lambda2, str) else self.settings.lambda2
+
+    @classmethod
+    def steers(cls, settings: Any) -> bool:
+        """Whether lambda2 follows a measurement."""
+        return settings.lambda2 == "auto"
 
     def share_target(self) -> tuple[str, float] | None:
         """``lambda2: auto`` asks for a share of the gradient norm."""
