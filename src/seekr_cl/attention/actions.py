@@ -101,11 +101,7 @@ class DistillRows:
         return row_kl(call, target, self.eps)
 
     def losses(self) -> dict[int, Tensor]:
-        """One leaf per layer, to be called once after each forward pass and used in the loss.
-
-        Returns:
-            ``{layer: scalar}`` in the layers' order.
-        """
+        """``{layer: scalar}``: one leaf per layer, to be asked for once after each forward pass, for the loss."""
         return {layer: self._leaf(layer) for layer in sorted(self._values)}
 
     def _leaf(self, layer: int) -> Tensor:

@@ -1,7 +1,10 @@
 """Attention rows recomputed from queries and keys, in tiles, on top of the model's own fast kernel.
 
 Only the rows that a method asks for are computed, from the q and k that the kernel was given and under its mask,
-whatever form the backend gives that; nothing of size L x L is built.
+whatever form the backend gives that; nothing of size L x L is built. A missing mask means causal attention (sdpa and
+flash rely on ``is_causal``), inside a packed sequence if the call has any; a 2-D mask marks the real keys (flash); a
+4-D mask is boolean (sdpa) or additive (eager), for all heads or for each one; a BlockMask (flex attention) is a
+function of positions.
 
 Shapes: B batch, H query heads, K key/value heads, Q = L sequence length, D head size, P (sample, head) pairs,
 R query rows per pair.
@@ -102,20 +105,10 @@ def causal_rows(query_PR: Tensor, length: int, window: int | None) -> Tensor:
 
 
 def mask_scores(score_PRL: Tensor, call: AttentionCall, index: RowIndex) -> Tensor:
-    """Applies the mask that the attention function received to the recomputed rows.
-
-    A missing mask means causal attention (sdpa and flash rely on ``is_causal``), inside a packed sequence if the call
-    has any; a 2-D mask marks the real keys (flash); a 4-D mask is boolean (sdpa) or additive (eager), for all heads or
-    for each one; a BlockMask (flex attention) is a function of positions.
+    """Scores [P, R, L] under the mask that the attention function received, in place where possible.
 
     Masked scores become the dtype's minimum rather than minus infinity, so that a row with nothing to see stays
-    finite: such rows carry no weight in any loss, but 0 * nan would.
-
-    Returns:
-        scores [P, R, L], in place where possible.
-
-    Raises:
-        ModelError: for a mask of a kind that cannot be read row by row.
+    finite: such rows carry no weight in any loss, but 0 * nan would. ModelError if a mask cannot be read row by row.
     """
     mask, length = call.mask, score_PRL.shape[-1]
     lowest = torch.finfo(score_PRL.dtype).min

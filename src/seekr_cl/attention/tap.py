@@ -225,7 +225,7 @@ def _tapped(name: str, original: AttentionFunction | None) -> AttentionFunction:
         slot = getattr(module, _SLOT, None)
         if slot is None or slot.action is None:
             return output_BLHD, weights
-        return _look_on(slot, name, module, query, key, value, attention_mask, kwargs, output_BLHD), weights
+        return _look_on(slot, output_BLHD, name, module, query, key, value, attention_mask, kwargs), weights
 
     return attention
 
@@ -242,21 +242,11 @@ def _own_eager(module: nn.Module) -> AttentionFunction:
 # An action takes and keeps tensors in plain Python, which a graph cannot hold: one graph break a layer, and only while
 # an action is set.
 @torch._dynamo.disable
-def _look_on(
-    slot: _Slot,
-    name: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    kwargs: dict[str, Any],
-    output_BLHD: Tensor,
-) -> Tensor:
+def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, query: Tensor, *rest: Any) -> Tensor:
     action = slot.action
     if action is None:
         return output_BLHD
-    call = read_call(name, module, query, key, value, mask, kwargs)
+    call = read_call(name, module, query, *rest)
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
@@ -268,14 +258,8 @@ def read_call(
 ) -> AttentionCall:
     """What one layer's attention was asked to do.
 
-    Args:
-        name: the implementation's name in transformers ("sdpa", "eager", "flash_attention_2", ...).
-        module: the attention layer.
-        query: [B, H, L, D].
-        key: [B, K, L, D].
-        value: [B, K, L, D of the values].
-        mask: as the implementation gets it.
-        kwargs: the other arguments.
+    Args are those of its function, queries [B, H, L, D], keys and values [B, K, L, D], under that function's name in
+    transformers ("sdpa", "eager", "flash_attention_2", ...).
 
     Raises:
         ModelError: for attention that is not causal self-attention over one key a token, or that depends on something

@@ -75,17 +75,7 @@ def encode(sample: ReplaySample) -> Record:
 
 
 def decode(record: Record, texts: Callable[[], tuple[str, str]], completion_start: int) -> ReplaySample:
-    """The sample that ``encode`` laid out.
-
-    Args:
-        record: its kind, shapes and bytes.
-        texts: reads prompt and completion.
-        completion_start: index of the first completion token.
-
-    Raises:
-        ValueError: if the bytes are not as many as the shapes need, or the fields not those of a sample.
-        KeyError: if a field is missing.
-    """
+    """The sample that ``encode`` laid out, whose texts ``texts`` reads; ValueError or KeyError if it is not one."""
     if record_bytes(record.kind, record.dims) != len(record.content):
         raise ValueError(f"{len(record.content)} bytes do not have the shapes {record.dims}")
     # One copy out of the map, which every tensor looks into: it stays right whatever becomes of the file.

@@ -37,12 +37,7 @@ class ReplaySample:
 
     @classmethod
     def with_texts(cls, texts: Callable[[], tuple[str, str]], **given: Any) -> Self:
-        """A sample whose prompt and completion are read when one of them is asked for; training never does.
-
-        Args:
-            texts: reads them.
-            given: the other attributes.
-        """
+        """A sample whose prompt and completion are read when one of them is asked for; training never does."""
         sample = cls(prompt="", completion="", **given, _texts=texts)
         for name in ("prompt", "completion"):
             object.__delattr__(sample, name)
@@ -166,18 +161,14 @@ class TaskSamples(Sequence[tuple[MemoryTask, ReplaySample]]):
 
 
 def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
-    """Makes sure that a sample's tensors fit each other and the task's heads.
-
-    Raises:
-        ValueError: saying what does not fit.
-    """
+    """Makes sure that a sample's tensors fit each other and the task's heads; ValueError says what does not."""
     length, num_heads = len(sample.ids_L), sum(map(len, heads.values()))
     fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
     for kind, signal in sample.signals.items():
         fits |= {f"{kind}/{part}": fit for part, fit in signal.check(length, num_heads).items()}
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")
+        raise ValueError(f"{', '.join(wrong)} of the sample out of place")
 
 
 def sample_id(prompt: str, completion: str) -> str:

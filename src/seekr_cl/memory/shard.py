@@ -108,11 +108,7 @@ class StoredSamples(Sequence[ReplaySample]):
     @overload
     def __getitem__(self, index: slice) -> list[ReplaySample]: ...
     def __getitem__(self, index: Any) -> Any:
-        """One sample, or a list for a slice.
-
-        Raises:
-            MemoryFormatError: naming the file whose bytes are not those that were written.
-        """
+        """One sample, or a list for a slice; MemoryFormatError names a file whose bytes are not those written."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs, StoredSignal, StoredTopK, stored_from
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
+from seekr_cl.attention.stored import BY_TENSOR, StoredOutputs, StoredSignal, StoredTopK
+from seekr_cl.attention.stored.codec import encode_probabilities
 
 
 class Signal(Protocol):
@@ -69,14 +68,20 @@ class LogitSignal:
 
     def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
-        count, width = self.code_AK.shape
-        if self.token_AK is None or self.tail_A is None:
-            prob_AK = decode_probabilities(self.code_AK, torch.ones(count))
-            return prob_AK, torch.arange(width).expand(count, -1), torch.zeros(count), torch.zeros(count)
-        offset_1A = None if self.offset_A is None else self.offset_A[None]
-        kept = StoredTopK(self.code_AK[None], self.token_AK[None], self.tail_A[None], offset_MR=offset_1A)
-        prob_1AK, token_1AK, bucket_1A, offset_1A = kept.decode()
+        prob_1AK, token_1AK, bucket_1A, offset_1A = self._rows().decode()
         return prob_1AK[0], token_1AK[0], bucket_1A[0], offset_1A[0]
+
+    def _rows(self) -> StoredTopK:
+        """The same as the rows of one head, whose keys are tokens."""
+        offset_1A = None if self.offset_A is None else self.offset_A[None]
+        if self.token_AK is None or self.tail_A is None:
+            token_AK, tail_A = (
+                torch.arange(self.code_AK.shape[1]).expand_as(self.code_AK),
+                torch.zeros(len(self.code_AK)),
+            )
+        else:
+            token_AK, tail_A = self.token_AK, self.tail_A
+        return StoredTopK(self.code_AK[None], token_AK[None], tail_A[None], offset_MR=offset_1A)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name, for a file."""
@@ -86,12 +91,7 @@ class LogitSignal:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """From what ``tensors`` gave.
-
-        Raises:
-            KeyError: without positions or probabilities.
-            ValueError: if one is none of these.
-        """
+        """From what ``tensors`` gave; KeyError without positions or probabilities, ValueError for anything else."""
         position_A, code_AK = tensors.pop("position").long(), tensors.pop("code")
         rest = [tensors.pop(name, None) for name in ("token", "tail", "offset")]
         if tensors:
@@ -112,29 +112,18 @@ class LogitSignal:
 
     @staticmethod
     def collate(parts: Sequence["LogitSignal"], starts: Sequence[int]) -> dict[str, Any]:
-        """The signals of a batch: ``position``, ``real``, ``tail``, ``offset`` [G, A], ``prob``, ``token`` [G, A, K].
+        """A batch's signals: ``position``, ``real``, ``tail``, ``offset`` [G, A], ``prob`` and ``token`` [G, A, K].
 
-        ``token`` is ``None`` where all samples keep the whole vocabulary.
-
-        Args:
-            parts: one of each sample.
-            starts: where each sample's first token stands in the padded batch.
+        ``starts``: where each sample's first token stands. ``token`` is None where all keep the whole vocabulary.
         """
-        widest = max(part.code_AK.shape[1] for part in parts)
+        widest, longest = (max(part.code_AK.shape[axis] for part in parts) for axis in (1, 0))
+        rows = StoredTopK.collate([part._rows() for part in parts], [0] * len(parts), longest, 0)
         # Tokens by name as soon as one signal names them; under a larger ``logits_top_k`` another may hold more.
         named = any(part.token_AK is not None or part.code_AK.shape[1] < widest for part in parts)
-        names = ("position", "real", "prob", "token", "tail", "offset")
-        columns: dict[str, list[Tensor]] = {name: [] for name in names}
-        for part, start in zip(parts, starts):
-            prob_AK, token_AK, tail_A, offset_A = part.decode()
-            # What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
-            room = widest - prob_AK.shape[1]
-            filler_AK = token_AK[:, :1].expand(-1, room)
-            found = (part.position_A + start, torch.ones(len(prob_AK), dtype=torch.bool), F.pad(prob_AK, (0, room)))
-            for name, tensor in zip(columns, (*found, torch.cat([token_AK, filler_AK], 1), tail_A, offset_A)):
-                columns[name].append(tensor)
-        batch: dict[str, Any] = {name: pad_sequence(column, batch_first=True) for name, column in columns.items()}
-        return batch if named else batch | {"token": None}
+        position_GA = pad_sequence([part.position_A + start for part, start in zip(parts, starts)], batch_first=True)
+        real_GA = torch.arange(longest) < torch.tensor([[len(part.position_A)] for part in parts])
+        batch = {"position": position_GA, "real": real_GA, "prob": rows.prob_PRK, "tail": rows.tail_PR}
+        return batch | {"offset": rows.offset_PR, "token": rows.key_PRK if named else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +137,7 @@ class AttentionSignal:
 
     query_R: Tensor
     rows: StoredSignal | None
-    forms: ClassVar[tuple[type, ...]] = (StoredDense, StoredTopK, StoredFactors)
+    forms: ClassVar[dict[str, type[StoredSignal]]] = {n: form for n, form in BY_TENSOR.items() if n != "out"}
 
     def of_layer(self, heads: Mapping[int, Sequence[int]], layer: int) -> StoredSignal:
         """One layer's rows, in the order of the task's ``heads`` of that layer.
@@ -168,22 +157,20 @@ class AttentionSignal:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """From what ``tensors`` gave.
-
-        Raises:
-            KeyError: without queries.
-            ValueError: if the others are those of no form of rows.
-        """
+        """From what ``tensors`` gave; KeyError without queries, ValueError if the others are of no form of rows."""
         query_R = tensors.pop("query").long()
         rows = {name.removeprefix("rows/"): tensor for name, tensor in tensors.items()}
-        return cls(query_R, stored_from(rows) if rows else None)
+        form = next((form for name, form in cls.forms.items() if name in rows), None)
+        if rows and form is None:
+            raise ValueError(f"{sorted(rows)} are of no form of rows")
+        return cls(query_R, None if form is None else form.from_tensors(rows))
 
     def check(self, length: int, heads: int) -> dict[str, bool]:
         """Whether queries lie in the sample, and rows are those of its task's heads in a form of this kind."""
         return {
             "query": _inside(self.query_R, length),
             "rows": self.rows is None or self.rows.check(heads, len(self.query_R), length),
-            "form": self.rows is None or isinstance(self.rows, self.forms),
+            "form": self.rows is None or isinstance(self.rows, tuple(self.forms.values())),
         }
 
 
@@ -196,7 +183,7 @@ class ValueSignal(AttentionSignal):
 class OutputSignal(AttentionSignal):
     """What a teacher's heads gave, in place of where they looked."""
 
-    forms: ClassVar[tuple[type, ...]] = (StoredOutputs,)
+    forms: ClassVar[dict[str, type[StoredSignal]]] = {"out": StoredOutputs}
 
 
 ROWS: dict[str, type[AttentionSignal]] = {"attention": AttentionSignal, "values": ValueSignal, "outputs": OutputSignal}

@@ -88,11 +88,7 @@ class Stored:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """From what ``tensors`` gave.
-
-        Raises:
-            ValueError: if one is missing or none of this form's.
-        """
+        """From what ``tensors`` gave; ValueError if one is missing or none of this form's."""
         names = {field.name.rpartition("_")[0]: field.name for field in fields(cls)}  # type: ignore[arg-type]
         if not tensors.keys() <= names.keys():
             raise ValueError(f"{sorted(tensors.keys() - names.keys())} of attention rows unknown")

@@ -104,11 +104,7 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
 
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch, see ``LogitSignal.collate``.
-
-    Raises:
-        ConfigError: if some samples were kept by a method that stores none.
-    """
+    """The logit signals of a batch (``LogitSignal.collate``); ConfigError if some samples have none."""
     signals = [sample.logits for sample in samples if sample.logits is not None]
     if len(signals) < len(samples):
         raise ConfigError(_NO_LOGITS)
@@ -123,12 +119,8 @@ def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -
 
     Args:
         logits_BLV: the student's logits.
-        signals: as ``LogitSignal.collate`` gives them; ``row_G`` says which of the batch's samples have them, by
-            default all in order.
+        signals: as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
         settings: the form.
-
-    Returns:
-        A scalar; 0 with gradient zero if no position is real.
     """
     position_GA, real_GA = signals["position"], signals["real"]
     row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
@@ -150,14 +142,7 @@ def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -
 def label_and_logit_terms(
     logits_BLV: Tensor, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
 ) -> dict[str, LossTerm]:
-    """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13).
-
-    Args:
-        logits_BLV: the student's.
-        batch: its labels.
-        answers: what each teacher says of its samples, for ``distil_logits``.
-        settings: the method's.
-    """
+    """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13); each answer is of one teacher's samples."""
     labels_BL = batch["labels"]
     values = torch.stack([distil_logits(logits_BLV, answer, settings) for answer in answers])
     counts = torch.stack([answer["real"].sum() for answer in answers])

@@ -104,19 +104,14 @@ class Places:
 def row_targets(
     picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str, of: str = "attention"
 ) -> list[RowTarget]:
-    """What the rows of all layers should be, one target for each form in which the batch's samples store them.
+    """What the rows of all layers should be, one target for each form in which samples store their signal ``of``.
 
-    Args:
-        picked: the batch's samples with their tasks; those without such rows are left out.
-        layout: how the batch is padded.
-        padded: its length.
-        reduction: how rows are weighted, one of ``REDUCTIONS``.
-        of: the kind of signal.
+    Samples without any are left out; ``padded`` is the batch's length, ``reduction`` one of ``REDUCTIONS``.
     """
     by_form: dict[Any, list[tuple[Member, StoredSignal]]] = {}
     for row, (task, sample) in enumerate(picked):
         signal = sample.signals.get(of)
-        if isinstance(signal, AttentionSignal) and signal.rows is not None:
+        if isinstance(signal, AttentionSignal) and signal.rows is not None and task.heads:
             member = Member(row, layout.offset(len(sample.ids_L), padded), task.heads, signal.query_R)
             by_form.setdefault(type(signal.rows), []).append((member, signal.rows))
     num_queries = max((len(one.query_R) for pairs in by_form.values() for one, _ in pairs), default=0)
@@ -130,14 +125,7 @@ def row_targets(
 
 
 def find_places(members: Sequence[Member], num_queries: int, batch: int, reduction: str) -> Places:
-    """Where the rows of some samples of a batch are, and their weights.
-
-    Args:
-        members: the samples.
-        num_queries: rows of a pair; those beyond a sample's own only fill the rectangle.
-        batch: samples in the batch.
-        reduction: how rows are weighted.
-    """
+    """Where the rows of some of ``batch`` samples are, padded to ``num_queries`` a pair, and their weights."""
     pairs = [
         (layer, number, head, _row_weight(reduction, batch, len(one.heads[layer]), len(one.query_R), len(one.heads)))
         for number, one in enumerate(members)
