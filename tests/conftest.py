@@ -1,6 +1,7 @@
 """What all tests share: one tiny model, and a garbage collector that does not walk the imported libraries."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tinylm import save_base
 
     return save_base(tmp_path_factory.mktemp("base") / "llama")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(os.environ.get("SEEKR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent; set SEEKR_SHARED to the folder with the real data")
+    return folder

@@ -20,6 +20,10 @@ class DataError(SeekrError):
     """A task's files are missing, unreadable, empty or of the wrong shape."""
 
 
+class TooLongError(DataError):
+    """An example whose answer does not fit, which ``long_completions: skip`` leaves out."""
+
+
 class MemoryFormatError(SeekrError):
     """A replay memory is damaged, of a newer format, or belongs to another model or tokenizer."""
 

@@ -19,7 +19,7 @@ def test_lists(seekr):
     assert list(found) == list(BENCHMARKS)
     trace = found["trace"]
     assert trace["protocols"]["seekr"]["epochs"]["1"]["NumGLUE-ds"] == 10
-    assert trace["protocols"]["seekr"]["metrics"]["20Minuten"] == "sari"
+    assert trace["protocols"]["seekr"]["metrics"]["20Minuten"] == "sari_trace"
     assert trace["paper"]["url"].startswith("https://")
     assert "500, 1000, reasoning, 5000" in seekr("benchmark", "list").out
     methods = {one["name"]: one for one in json.loads(seekr("methods", "--json").out)}

@@ -42,9 +42,23 @@ def test_an_answer_stops_at_the_end_of_text_token(pair, batch_size):
     # The fourth token of the first answer is declared to be the end: what came before it must be all there is.
     end = free[0][3]
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    model.generation_config.eos_token_id = None  # what it holds would end answers too
     prompts, free = prompts[:-2], free[:-2]  # the empty one would start from another token now
     wanted = [new[: new.index(end)] if end in new else new for new in free]
     assert any(len(new) < 10 for new in wanted)
+    answers = generate_answers(model, tokenizer, prompts, 10, batch_size)
+    assert answers == tokenizer.batch_decode(wanted, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_end_that_the_model_was_published_with_stops_an_answer(make_model, batch_size):
+    model, tokenizer = make_model("llama")
+    prompts = prompts_of(tokenizer)[:3]
+    free = [greedy_by_hand(model, prompt, 10, tokenizer.eos_token_id) for prompt in prompts]
+    ends = [free[0][2], free[1][4]]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    wanted = [new[: min([new.index(end) for end in ends if end in new], default=len(new))] for new in free]
+    assert [len(new) for new in wanted] != [len(new) for new in free]
     answers = generate_answers(model, tokenizer, prompts, 10, batch_size)
     assert answers == tokenizer.batch_decode(wanted, skip_special_tokens=True)
 
@@ -90,7 +104,7 @@ def test_a_models_own_sampling_settings_do_not_change_greedy_answers(make_model)
     plain = generate_answers(model, tokenizer, prompts, 12, 3)
     # As published chat models have them; a repetition penalty counts padding as well, batch by batch.
     model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.5)
-    model.generation_config.update(no_repeat_ngram_size=2, min_new_tokens=5, num_beams=2, eos_token_id=[2, 7, 8])
+    model.generation_config.update(no_repeat_ngram_size=2, min_new_tokens=5, num_beams=2)
     for batch_size in (1, 3):
         assert generate_answers(model, tokenizer, prompts, 12, batch_size) == plain
 

@@ -18,12 +18,13 @@ TASK = Task("t [x]*", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in r
 SHARE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_journal import TASK, engine
 from seekr_cl.evaluation import Place, answer_task
 one, encoder = engine()
 answer_task(one, TASK, encoder, None, Place(Path(sys.argv[2]), "m", int(sys.argv[3]), 2))
 """
+HERE = f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'helpers'}"
 
 
 def engine(batch_size: int = 3):
@@ -80,7 +81,7 @@ def test_answers_to_something_else_are_not_gone_on_with(tmp_path, whole):
 
 def test_kill_9_in_the_middle_of_a_task(tmp_path, whole):
     environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:2"}
-    command = [sys.executable, "-c", SHARE, str(Path(__file__).parent), str(tmp_path), "0"]
+    command = [sys.executable, "-c", SHARE, HERE, str(tmp_path), "0"]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     one, encoder = engine()
@@ -93,7 +94,7 @@ def test_processes_share_the_prompts(tmp_path, whole):
     one, encoder = engine()
     with pytest.raises(DataError, match="7 of 14 answers"):
         score_task(one, TASK, encoder, None, Place(tmp_path, "m", 0, 2))
-    command = [sys.executable, "-c", SHARE, str(Path(__file__).parent), str(tmp_path), "1"]
+    command = [sys.executable, "-c", SHARE, HERE, str(tmp_path), "1"]
     subprocess.run(command, check=True)
     answered = [json.loads(line)["index"] for path in journals(tmp_path) for line in path.open().readlines()[1:]]
     assert sorted(answered) == list(range(14))  # each prompt by one process only

@@ -1,6 +1,7 @@
 """What goes into a memory comes out of it, in this process and in the next."""
 
 import ast
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,8 +15,10 @@ from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs,
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplayMemory, ReplaySample, Totals
+from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.memory.shard import StoredSamples, write_shard
 from seekr_cl.memory.signals import ROWS
+from seekr_cl.tasks import Encoded
 
 SOURCE = Path(seekr_cl.__file__).parent
 
@@ -97,6 +100,31 @@ def test_format_3_is_written_byte_for_byte(tmp_path: Path) -> None:
     assert write_shard(tmp_path / "y", back)[1]["sha256"] == signals["sha256"]
 
 
+def test_which_tokens_of_a_conversation_are_learnt_is_read_back(tmp_path: Path) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    task = make_task("task")
+    length = len(task.samples[0].ids_L)
+    spans = ((1, 2), (length - 2, length - 1))
+    turns = dataclasses.replace(task.samples[0], learnt=spans, completion_start=length - 2)
+    commit(memory, dataclasses.replace(task, samples=[turns, task.samples[1]]))
+    kept = ReplayMemory.open(tmp_path / "memory").tasks[0].samples
+    assert [sample.learnt for sample in kept] == [spans, None]
+    assert kept[0].encoded == Encoded(turns.ids_L.tolist(), length - 2, 0, spans)
+    assert [one.learnt for one in unpack(pack(kept), [{"prompt": "p", "completion": "c"}] * 2)] == [spans, None]
+
+
+@pytest.mark.parametrize(
+    "learnt", [(), ((2, 1),), ((0, 99),), ((3, 4), (1, 2)), ((1, 3), (2, 4)), ((-1, 2),), ((1, 2),)]
+)
+def test_runs_of_tokens_that_cannot_be_are_found(tmp_path: Path, learnt: tuple[tuple[int, int], ...]) -> None:
+    memory = ReplayMemory.open(tmp_path / "memory", create=True)
+    task = make_task("task")
+    wrong = dataclasses.replace(task.samples[0], learnt=learnt, completion_start=0)
+    commit(memory, dataclasses.replace(task, samples=[wrong]))
+    with pytest.raises(MemoryFormatError, match=r"sample 0 is not one .*out of place"):
+        _ = ReplayMemory.open(tmp_path / "memory").tasks[0].samples[0]
+
+
 def test_generations_pile_up_and_old_files_never_change(tmp_path: Path) -> None:
     memory = ReplayMemory.open(tmp_path / "memory", create=True)
     assert memory.generation == 0
@@ -175,11 +203,11 @@ def test_it_belongs_to_one_model_and_one_tokenizer(folder: Path) -> None:
     ReplayMemory(folder / "new").check_belongs("whatever", "whatever")
 
 
-def test_files_are_readable_by_colleagues_and_manifest_by_people(folder: Path) -> None:
+def test_files_are_read_by_their_owner_alone_and_the_manifest_by_people(folder: Path) -> None:
     listed = "".join(path.read_text("utf-8") for path in [*folder.glob("generations/*"), folder / "manifest.json"])
     for path in folder.rglob("*"):
         if path.is_file():
-            assert path.stat().st_mode & 0o777 == 0o644
+            assert path.stat().st_mode & 0o777 == 0o600
             assert path.name == "manifest.json" or f'"{path.name}"' in listed
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["format"] == "seekr-memory"
     assert "∑" in (folder / "0001-first.jsonl").read_text("utf-8")

@@ -16,6 +16,7 @@ from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError
 from seekr_cl.memory import MemoryTask, ReplayMemory
 from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.memory.lineage import Lineage
+from seekr_cl.system.files import write_tensors
 
 
 class Crash(BaseException):
@@ -195,11 +196,14 @@ def test_collecting(folder: Path) -> None:
     commit(memory, make_task("third", 4), model="m3", keep={0: []})
     (folder / "notes.txt").write_text("mine")
     (folder / ".0009-x.jsonl.abcd1234").write_text("half")
-    (folder / "0009-x.safetensors").write_text("half")
+    # Of a commit that died before its generation was there; the name alone would say nothing.
+    write_tensors(folder / "importance-0009.safetensors", {"x": torch.zeros(2)})
+    (folder / "0009-x.safetensors").write_text("mine")
+    half = 4 + (folder / "importance-0009.safetensors").stat().st_size
     assert len(Lineage.read(folder).leftovers()) == 2
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     dropped, freed = upkeep.collect(folder)
-    assert (dropped, freed) == ([], 8)
+    assert (dropped, freed) == ([], half)
     dropped, freed = upkeep.collect(folder, keep=2)
     assert dropped == ["0001"]
     dropped, more = upkeep.collect(folder, keep=1)
@@ -207,10 +211,10 @@ def test_collecting(folder: Path) -> None:
     assert more > freed > 0
     marker = (folder / "manifest.json").stat().st_size
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert 0 < size - 8 - freed - more - left < 3 * marker
+    assert 0 < size - half - freed - more - left < 3 * marker
     assert prompts(folder) == [[], ["prompt 2 ∑", "prompt 3 ∑"], ["prompt 4 ∑", "prompt 5 ∑"]]
     assert not list(folder.glob("0001*"))
-    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "notes.txt").read_text() == (folder / "0009-x.safetensors").read_text() == "mine"
     assert upkeep.verify(folder)[1] == []
     with pytest.raises(ConfigError, match="--keep: 0 must be at least 1"):
         upkeep.collect(folder, keep=0)

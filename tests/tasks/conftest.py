@@ -1,26 +1,16 @@
 """Tokenizers and shared data for the tests of tasks; what is not there is skipped with a reason."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    folder = Path(os.environ.get("SEEKR_SHARED", ROOT / ".." / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent; set SEEKR_SHARED to the folder with the real data")
-    return folder
 
 
 def build_tokenizer(front: bool = False, back: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:

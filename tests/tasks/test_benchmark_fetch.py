@@ -202,6 +202,58 @@ def test_sapts_folders(tmp_path):
     assert Task.load(tmp_path / "out" / "task002").test[1].references == ("out 1", "other")
 
 
+SAPTS_NAMES = {"BoolQA": "boolq", "SST-2": "sst2"}
+
+
+def sapts_repository():
+    """SAPT's own archive: both benchmarks, their configs, and what its models made of the same tasks."""
+    files = {}
+    for task in LONG15.tasks:
+        called = SAPTS_NAMES.get(task, task.casefold())
+        definition = [] if task == "COPA" else [f"Say what {task} says.\n"]
+        for split in ("train", "dev", "test"):
+            rows = [{"input": f"{task} {{0}} {split} {number}\n", "output": "no"} for number in range(3)]
+            content = {"Definition": definition, "Positive Examples": [], "Negative Examples": [], "Instances": rows}
+            files[f"SAPT-main/CL_Benchmark/Long_Sequence/{called}/{split}.json"] = content
+            files[f"SAPT-main/configs/Long_Sequence/{called}/{split}_tasks.json"] = {"Long_Sequence": []}
+            for model in ("llama", "t5"):
+                made = content | {"Instances": [{"input": "made up", "output": "made up"}]}
+                files[f"SAPT-main/generated_data/lora_gen_long_{model}/Long_Sequence/{called}/{split}.json"] = made
+    for task in SUPERNI.orders["sapt1"]:
+        for split in ("train", "dev", "test"):
+            files[f"SAPT-main/CL_Benchmark/SuperNI/{task}_some_title/{split}.json"] = natural(4)
+            files[f"SAPT-main/generated_data/lora_gen_superni_t5/SuperNI/{task}_some_title/{split}.json"] = natural(2)
+    return files
+
+
+def test_sapts_archive_has_both_benchmarks(tmp_path):
+    archive = write_zip(tmp_path / "SAPT-main.zip", sapts_repository())
+    done = fetch(LONG15, str(archive), tmp_path / "long")
+    assert (done.notes, set(done.rows)) == ([], set(LONG15.tasks))
+    assert done.rows["COPA"] == {"train": 3, "eval": 3, "test": 3}
+    # SAPT's loader: the definition stripped, a line of its own; the input as it is; "Output: " without its last space.
+    row = {"prompt": "Say what BoolQA says.\nBoolQA {0} test 1\n\nOutput:", "answer": "no"}
+    assert same(tmp_path / "long", "BoolQA", "test")[1] == row
+    assert same(tmp_path / "long", "COPA", "eval")[0]["prompt"] == "COPA {0} dev 0\n\nOutput:"
+    fetch(STANDARD5, str(archive), tmp_path / "standard")
+    assert same(tmp_path / "standard", "yelp", "train") == same(tmp_path / "long", "yelp", "train")
+    fetch(SUPERNI, str(archive), tmp_path / "superni")
+    assert len(same(tmp_path / "superni", "task875", "test")) == 4
+
+
+@pytest.mark.parametrize("definition", [["Do it. "], " Do it.\n", ["Do it.", "Or else."]])
+def test_a_definition_is_stripped(definition, tmp_path):
+    content = natural(4) | {"Definition": definition}
+    for benchmark, task, head in (
+        (SUPERNI, "task1572", "Definition: Do it.\n\nNow complete the following example -\nInput: "),
+        (LONG15, "CB", "Do it.\n"),
+    ):
+        files = {f"x/{task}/{split}.json": content for split in ("train", "test")}
+        out = tmp_path / task
+        fetch(benchmark, str(write_zip(tmp_path / f"{task}.zip", files)), out, tasks=[task])
+        assert same(out, task, "test")[0]["prompt"] == f"{head}in 0\nOutput:"
+
+
 def test_natural_instructions_files_are_split(tmp_path):
     folder = tmp_path / "natural-instructions" / "tasks"
     folder.mkdir(parents=True)
@@ -317,6 +369,8 @@ BAD_ROWS = {
     "sentence": ('[{"sentence": "p", "label": "a"}]', r"needs labels\.json"),
     "natural": ('{"Definition": "d"}', r"must hold 'Definition' and 'Instances'"),
     "output": ('{"Definition": "d", "Instances": [{"input": "i", "output": []}]}', r"instance 1: input must be text"),
+    "definition": ('{"Definition": null, "Instances": []}', r"must hold 'Definition' and 'Instances'"),
+    "definitions": ('{"Definition": [7], "Instances": []}', r"must hold 'Definition' and 'Instances'"),
 }
 
 

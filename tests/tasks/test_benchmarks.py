@@ -75,11 +75,11 @@ def test_trace_as_seekr_does_it(data):
     assert list(of(one, "epochs").values()) == [10, 10, 10, 5, 5, 5, 5, 5]
     assert of(one, "metric") == {
         "C-STANCE": "first_character", "FOMC": "first_character", "ScienceQA": "first_character",
-        "NumGLUE-cm": "exact_match", "NumGLUE-ds": "exact_match", "MeetingBank": "rouge_l",
-        "Py150": "edit_similarity", "20Minuten": "sari",
+        "NumGLUE-cm": "exact_match", "NumGLUE-ds": "exact_match", "MeetingBank": "rouge_l_trace",
+        "Py150": "edit_similarity_py150", "20Minuten": "sari_trace",
     }  # fmt: skip
     assert set(of(one, "extract").values()) == {"trace"}
-    assert list(what(one)) == ["data"]
+    assert list(what(one)) == ["data", "empty answers"]
 
 
 CHANGES = {
@@ -126,6 +126,7 @@ def test_what_deviates_is_said(data):
         "data": ("fetched, rows and checksums checked", "not fetched, nothing checked"),
         "boundary": ("joint", "exact"),
         "max_length": (1536, 99),
+        "empty answers": found["empty answers"],
     }
     said = use(data, epochs="trace").describe({})
     assert (said["epochs_of"], said["protocol"]) == ("trace", "seekr")
@@ -139,9 +140,49 @@ def test_a_stand_in_only_where_asked_for(data):
     one = use(data, name="superni", stand_ins={"task195": "task1687"}, epochs={"task1687": 3})
     assert one.tasks[10] == "task1687"
     assert what(one)["task task195"] == ("task195", "task1687")
-    assert of(one, "metric")["task1687"] == "first_word"
+    assert of(one, "metric")["task1687"] == "exact_match"
     assert (of(one, "epochs")["task1687"], what(one)["epochs of task1687"]) == (3, (10.0, 3))
-    assert set(of(use(data, name="superni", protocol="sapt", order="sapt1"), "metric").values()) == {"rouge_l"}
+
+
+METRICS_OF = {
+    ("superni", "sapt", "sapt1"): {"rouge_l_sapt"},
+    ("superni", "seekr", "3"): {"rouge_l_trace", "exact_match"},
+    ("standard5", "olora", "five"): {"exact_match_normalised"},
+    ("long15", "olora", "4"): {"exact_match_normalised"},
+    ("long15", "sapt", "5"): {"exact_match_normalised"},
+}
+
+
+@pytest.mark.parametrize(("name", "protocol", "order"), METRICS_OF)
+def test_a_protocol_scores_as_its_paper_does(name, protocol, order, data):
+    stand_ins = {"task195": "task1687"} if order == "3" else None
+    one = use(data, name=name, protocol=protocol, order=order, stand_ins=stand_ins)
+    assert set(of(one, "metric").values()) == METRICS_OF[name, protocol, order]
+    if (name, protocol) == ("superni", "seekr"):
+        labels = {task for task, metric in of(one, "metric").items() if metric == "exact_match"}
+        assert labels == {"task363", "task875", "task1687"}
+
+
+REMAINING = {
+    ("trace", "seekr"): {"empty answers"},
+    ("trace", "trace"): {"decoding", "spaces around an answer", "ScienceQA"},
+    ("superni", "seekr"): {"several references"},
+    ("superni", "sapt"): {"truncation", "BOS", "several references", "answer", "end of the prompt", "best epoch"},
+    ("standard5", "olora"): {"truncation", "BOS", "answer"},
+    ("long15", "olora"): {"truncation", "BOS", "answer"},
+    ("long15", "sapt"): {"truncation", "BOS", "answer", "end of the prompt", "best epoch", "epochs", "prompts"},
+}
+
+
+def test_every_protocol_lists_what_is_always_different(data):
+    protocols = {(name, protocol) for name, one in BENCHMARKS.items() for protocol in one.protocols}
+    assert protocols == set(REMAINING)
+    for (name, protocol), expected in REMAINING.items():
+        stand_ins = {"task195": "task1687"} if (name, protocol) == ("superni", "seekr") else None
+        order = "sapt1" if (name, protocol) == ("superni", "sapt") else None
+        lines = use(data, name=name, protocol=protocol, order=order, stand_ins=stand_ins).describe({})["deviations"]
+        assert expected <= {line["what"] for line in lines}
+        assert all(line["official"] != line["here"] for line in lines)
 
 
 BAD = {

@@ -44,16 +44,18 @@ def test_nothing_is_removed_before_the_next_is_there(tmp_path: Path, monkeypatch
     saves, seen = Checkpoints(tmp_path), []
     save(saves, 1)
     save(saves, 2)
-    remove = shutil.rmtree
+    remove = Path.unlink
 
-    def watched(path: Any, **kwargs: Any) -> None:
-        seen.append((Path(path).name, names(saves)))
+    def watched(path: Path, **kwargs: Any) -> None:
+        if path.parent.parent == tmp_path and not path.parent.name.startswith("."):
+            seen.append((path.parent.name, names(saves)))
         remove(path, **kwargs)
 
-    monkeypatch.setattr(shutil, "rmtree", watched)
+    monkeypatch.setattr(Path, "unlink", watched)
     save(saves, 3)
-    assert seen[-1] == ("000001", ["000001", "000002", "000003"])
-    assert [removed for removed, _ in seen[:-1]] == [".000003.partial"]
+    assert seen[0] == ("000001", ["000001", "000002", "000003"])
+    assert {removed for removed, _ in seen} == {"000001"}
+    assert names(saves) == ["000002", "000003"]
 
 
 def test_clearing_leaves_what_is_not_its_own(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ WRONG: dict[str, Any] = {
     "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
+    "train_on": True, "chat_template": 3, "chat_template_kwargs": "thinking", "template_date": 2024,
+    "strip_thinking": "no",
     "checkpoint_every": "often",
     "progress": None,
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,

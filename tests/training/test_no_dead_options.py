@@ -86,7 +86,10 @@ REPLAY_ROWS = {
     "sample_weights": Row("surprise", "weights", replay(samples=8, batch_size=8, every=1) | {"learning_rate": 0.02}),
     "step": Row("joint", "weights"),
 }
-MEMORY_ROWS = {"max_bytes": Row(9000, "memory", {"memory": {}})}
+MEMORY_ROWS = {
+    "max_bytes": Row(9000, "memory", {"memory": {}}),
+    "mode": Row("0640", "modes", {"memory": {}}),
+}
 SCHEDULE_ROWS = {
     "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
 }
@@ -115,6 +118,12 @@ OWN_ROWS = {
     "max_answer_length": Row(2, "error"),
     "long_completions": Row("skip", "error", {"max_length": 11, "max_answer_length": 4}),
     "boundary": Row("joint", "memory", {"max_length": 9}),
+    # These are of conversations; what they do is in test_chat_learning.py.
+    "train_on": Row("last", "chat"),
+    "chat_template": Row("FILE", "chat"),
+    "chat_template_kwargs": Row({"mark": "+"}, "chat"),
+    "template_date": Row("2020-02-02", "chat"),
+    "strip_thinking": Row(False, "chat"),
     "padding_side": Row("left", "batches"),
     "pad_multiple": Row(16, "batches"),
     "order": Row("official", "weights"),
@@ -191,6 +200,7 @@ def observe(
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
         "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
         "screen": capsys.readouterr().err,
+        "modes": sorted((path.name, path.stat().st_mode) for path in (folder / "memory").iterdir()),
     }
 
 
@@ -199,7 +209,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 SEEN: dict[str, dict[str, Any]] = {}
-ROWS = [("", key, row) for key, row in OWN_ROWS.items() if key != "keep_models"]
+ROWS = [("", key, row) for key, row in OWN_ROWS.items() if row.shows not in ("run", "chat")]
 ROWS += [("method", key, row) for key, row in (METHOD_ROWS | TARGET_ROWS).items()]
 ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | SCHEDULE_ROWS | CHOICE_ROWS).items()]
 ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]

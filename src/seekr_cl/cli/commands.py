@@ -12,7 +12,9 @@ from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system.locks import hold
 from seekr_cl.system.paths import beside
+from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.training import SeekrConfig, config_from, learn
@@ -22,8 +24,6 @@ def learn_command(given: Any) -> None:
     """``seekr learn``."""
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
     config = _config(settings, given.config or "settings")
-    if Path(given.memory).resolve() == Path(given.output).resolve():
-        raise ConfigError(f"--memory and --output: both are {given.output}; the model needs a folder of its own")
     task = Task.load(given.task, name=given.name)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
@@ -83,8 +83,10 @@ def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(given.output)
     require_free(output)
-    model, tokenizer = load_model(given.model, given.dtype)
-    save_model(output, merged(model, given.model), tokenizer)
+    with hold(output, "output"):
+        remove_unfinished(output)
+        model, tokenizer = load_model(given.model, given.dtype)
+        save_model(output, merged(model, given.model), tokenizer)
     out().print(f"model in {output}", soft_wrap=True)
 
 
@@ -113,6 +115,14 @@ def benchmark_command(given: Any) -> None:
     from seekr_cl.cli import benchmark_command as benchmark
 
     benchmark.COMMANDS[given.benchmark_command](given)
+
+
+def inspect_command(given: Any) -> None:
+    """``seekr inspect``."""
+    from seekr_cl.cli.inspect_command import inspect
+
+    settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    inspect(given, _config({"use_cpu": True} | settings, given.config or "settings"), out())
 
 
 def methods_command(given: Any) -> None:
@@ -148,6 +158,7 @@ COMMANDS = {
     "memory": memory_command,
     "benchmark": benchmark_command,
     "methods": methods_command,
+    "inspect": inspect_command,
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from seekr_cl import ranks
 from seekr_cl.cli.output import out
+from seekr_cl.config.chat import Asked, set_template
+from seekr_cl.config.overrides import apply_overrides
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
@@ -33,8 +36,10 @@ from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
@@ -73,6 +78,8 @@ def evaluate_command(given: Any) -> None:
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
+        if given.resume:
+            ranks.first(lambda: remove_unfinished_inside(output))
         if tasks:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
@@ -84,7 +91,9 @@ def _score_tasks(
     given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec], device: torch.device
 ) -> None:
     engine, model_id, context = _engine(given, device)
-    encoder = Encoder(engine.tokenizer, _length(given.max_length, context))
+    asked = _chat(given, streams)
+    set_template(engine.tokenizer, asked.chat_template)
+    encoder = Encoder(engine.tokenizer, _length(given.max_length, context), chat=asked.chat())
     for task in tasks:
         # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
         for example in task.test:
@@ -133,7 +142,7 @@ def _score_tasks(
 
     def finish() -> None:
         write_json(output / SCORES, content)
-        (output / PARTIAL).unlink(missing_ok=True)
+        remove_file(output / PARTIAL, is_regular)
 
     ranks.first(finish)
     table = Table("task", "metric", "score", "examples", "95% interval")
@@ -143,6 +152,13 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
         )
     out().print(table)
+
+
+def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
+    """How conversations are rendered and read: what the streams say of it, and over it the command line."""
+    keys = [one.name for one in fields(Asked)]
+    said = {key: spec.settings[key] for spec in streams.values() for key in keys if key in spec.settings}
+    return build(Asked, apply_overrides(said, given.overrides, None), "evaluate")
 
 
 def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:

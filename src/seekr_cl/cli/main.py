@@ -88,6 +88,22 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
     _take_launch(evaluate)
+    _take_overrides(evaluate)
+    evaluate.epilog = (
+        "KEY=VALUE sets how conversations are rendered and read: chat_template_kwargs.enable_thinking=false "
+        "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
+    )
+
+    score = commands.add_parser("score", help="score answers from a file, whoever made them")
+    score.add_argument(
+        "predictions",
+        metavar="PREDICTIONS.jsonl",
+        help="one object a line: prediction, reference or references, prompt",
+    )
+    score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
+    score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
+    score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
+    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
@@ -107,6 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
+
+    inspect = commands.add_parser("inspect", help="what is taught: each example's text, its learned tokens, its cuts")
+    inspect.add_argument("--model", required=True, help="model folder or Hub name; a tokenizer is enough")
+    inspect.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
+    inspect.add_argument("-n", type=int, default=3, dest="examples", metavar="N", help="examples to show (default 3)")
+    inspect.add_argument("--json", action="store_true", help="for a program")
+    _config_options(inspect)
 
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
@@ -150,6 +173,9 @@ def _memory_commands(commands: Any) -> None:
     what = forget.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", help="all samples of this task")
     what.add_argument("--sample", metavar="ID", help="this sample; 'show --samples' lists ids")
+    forget.add_argument(
+        "--everywhere", nargs="+", metavar="RUN", help="also from these folders of seekr run, evaluate or learn"
+    )
     collect = add("gc", "remove generations and files that are not needed")
     collect.add_argument("--keep", type=int, metavar="N", help="generations to keep (default: all on the current line)")
     export = add("export", "write the current generation into one file")
@@ -185,6 +211,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
+    if isinstance(getattr(given, "task", None), list):
+        settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
+        rest += settings
+        given.task = [word for word in given.task if word not in settings]
     if hasattr(given, "plan_stream"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
@@ -209,9 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
         with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
-            from seekr_cl.cli import commands
+            if given.command == "score":
+                # Before anything that imports torch, which takes longer than scoring.
+                from seekr_cl.cli.score import score_command
 
-            commands.COMMANDS[given.command](given)
+                score_command(given)
+            else:
+                from seekr_cl.cli import commands
+
+                commands.COMMANDS[given.command](given)
     except Stopped as stopped:
         if not _PROCESS:
             print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)

@@ -1,6 +1,8 @@
 """``seekr memory``: what can be done to a memory, and what is said about it."""
 
+import shlex
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.memory.lineage import Generation
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import last_task
+from seekr_cl.runs import traces
 from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import remove_unfinished
 
 
 def show(given: Any) -> None:
@@ -82,9 +86,39 @@ def rollback(given: Any) -> None:
 
 
 def forget(given: Any) -> None:
-    """A task or a sample goes from every generation."""
-    done = upkeep.forget(given.folder, task=given.task, sample=given.sample)
+    """A task or a sample goes from every generation, and from the folders of runs that are named."""
     what = f"task '{given.task}'" if given.sample is None else f"sample {given.sample}"
+    wanted = traces.Wanted(given.task, given.sample)
+    folders = [Path(folder) for folder in given.everywhere or []]
+    for folder in folders:
+        traces.check_folder(folder)
+    elsewhere = _known_folders(Path(given.folder), folders)
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(hold(folder, "run"))
+            inner = folder / "memory"
+            if inner.is_dir() and not inner.samefile(given.folder):
+                held.enter_context(hold(inner, "memory"))
+        _forget(given, what, wanted, folders)
+    left = [trace for folder in elsewhere for trace in traces.find(folder, wanted)]
+    for trace in left:
+        _say(f"left: {trace.path}: {trace.what}")
+    if left:
+        named = " ".join(shlex.quote(str(folder)) for folder in elsewhere if traces.find(folder, wanted))
+        _say(f"the same command with --everywhere {named} removes these")
+
+
+def _forget(given: Any, what: str, wanted: traces.Wanted, folders: list[Path]) -> None:
+    try:
+        done = upkeep.forget(given.folder, task=given.task, sample=given.sample)
+    except ConfigError:
+        # Forgotten here before; the folders may hold it all the same.
+        found = [trace for folder in folders for trace in traces.remove(folder, wanted)]
+        if not found:
+            raise
+        _say_removed(what, found)
+        return
+    _say_removed(what, [trace for folder in folders for trace in traces.remove(folder, wanted)])
     _say(
         f"{what}: {done.samples} samples with texts and signals removed from generations "
         f"{', '.join(done.generations)}; {size(done.freed)} deleted"
@@ -95,6 +129,28 @@ def forget(given: Any) -> None:
     if done.method_state:
         _say(f"the state of {', '.join(done.method_state)} was formed with it and cannot be taken apart;")
     _say("copies, exports and backups made before still hold it, and so may freed blocks of the disk")
+
+
+def _say_removed(what: str, found: list[traces.Trace]) -> None:
+    for trace in found:
+        _say(f"{what}: removed from {trace.path}: {trace.what}")
+
+
+def _known_folders(memory: Path, named: list[Path]) -> list[Path]:
+    """Runs and outputs that the memory knows of: the run it lies in, and where its models were written."""
+    found = [memory.absolute().parent]
+    for one in upkeep.opened(memory).all():
+        if one.content["model_folder"]:
+            model = Path(one.content["model_folder"])
+            found += [model, *([model.parent.parent] if model.parent.name == "models" else [])]
+    known = {folder.resolve() for folder in named}
+    ours = []
+    for folder in dict.fromkeys(found):
+        with suppress(ConfigError, OSError):
+            traces.check_folder(folder)
+            if folder.resolve() not in known:
+                ours.append(folder)
+    return ours
 
 
 def collect(given: Any) -> None:
@@ -124,6 +180,7 @@ def _alone(command: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def run(given: Any) -> None:
         with hold(Path(given.folder), "memory"):
+            remove_unfinished(Path(given.folder))
             command(given)
 
     return run

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from seekr_cl import ranks
 from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.trainer_settings import DECIDED
@@ -22,6 +23,7 @@ from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
 from seekr_cl.replay.config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
     "boundary": "exact",
@@ -65,6 +67,13 @@ class SeekrConfig(TrainingArguments):
         max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
         long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
         boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        train_on: which assistant turns of a conversation are learnt: ``all`` or only the ``last``; default all, but the
+            last where the method or ``boundary: joint`` knows one answer per example.
+        chat_template: a file with a chat template that takes the place of the tokenizer's own.
+        chat_template_kwargs: what the chat template is told, such as ``enable_thinking: false``; a record's own
+            ``chat_template_kwargs`` come on top.
+        template_date: the day, ``YYYY-MM-DD``, that a chat template with a date writes: one learning has one date.
+        strip_thinking: score answers to ``messages`` without think block and the template's markers.
         padding_side: ``right`` or ``left``, in training; generation always pads on the left.
         pad_multiple: batches are padded to a multiple of this.
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
@@ -106,6 +115,11 @@ class SeekrConfig(TrainingArguments):
     max_answer_length: Annotated[int | None, Ge(1)] = None
     long_completions: Literal["refuse", "skip"] = "refuse"
     boundary: Literal["exact", "joint"] | None = None
+    train_on: Literal["all", "last"] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: Any = field(default_factory=dict)
+    template_date: Any = DATE
+    strip_thinking: bool = True
     padding_side: Literal["right", "left"] | None = None
     pad_multiple: Annotated[int | None, Ge(1)] = None
     order: Literal["shuffled", "official"] | None = None
@@ -139,6 +153,8 @@ class SeekrConfig(TrainingArguments):
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
         require_quantization(self.quantization)
+        self.chat = chat_settings(self, self.method.kind)
+        self.template_date = self.chat.date
         self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
@@ -185,7 +201,8 @@ def _refuse_unused(
     if not method.kind.keeps:
         if replay:
             raise ConfigError(f"replay: method {method.name} does not replay; drop the key or change the method")
-        if memory:
+        # Predictions and journals have a mode, whatever the method keeps.
+        if memory.keys() - {"mode"}:
             raise ConfigError(f"memory: method {method.name} keeps no samples; drop the key")
         if general is not None:
             raise ConfigError(f"general: method {method.name} keeps no samples; use a replay method")

@@ -31,9 +31,9 @@ def class_columns(predictions: Sequence[str], references: Sequence[Sequence[str]
     columns = np.zeros((len(predictions), 3, len(classes)))
     for row, (prediction, one) in enumerate(zip(predictions, accepted, strict=True)):
         answer = prediction.strip()
-        expected = answer if answer and answer in one else one[0]
+        expected = answer if answer in one else one[0]
         columns[row, 2, classes[expected]] = 1
-        if answer in classes and answer:
+        if answer in classes:
             columns[row, 1, classes[answer]] = 1
             columns[row, 0, classes[answer]] = answer == expected
     return columns.reshape(len(predictions), -1)

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.errors import ConfigError, ModelError
-from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers
+from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids
 
 ENGINES = ("transformers", "vllm")
 Answers = Callable[[Sequence[int], Sequence[str]], None]
@@ -21,8 +21,13 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Engine, version, dtype, device, batch size and decoding, as the score file records them."""
 
-    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
-        """Answers all prompts; calls ``on_answers`` with (their numbers, texts) whenever some are done."""
+    def answer(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers, keep_markers: bool = False
+    ) -> None:
+        """Answers all prompts; calls ``on_answers`` with (their numbers, texts) whenever some are done.
+
+        With ``keep_markers`` the texts keep their special tokens, except the one that ended them.
+        """
 
 
 @dataclass(slots=True)
@@ -50,12 +55,22 @@ class TransformersEngine:
             "attention": self.model.config._attn_implementation,
             "batch_size": self.batch_size,
             "same_for_any_batch_size": same,
-            "decoding": _greedy(self.tokenizer),
+            "decoding": _greedy(self.tokenizer, stop_ids(self.tokenizer, self.model.generation_config)),
         }
 
-    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
+    def answer(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers, keep_markers: bool = False
+    ) -> None:
         """Answers all prompts."""
-        generate_answers(self.model, self.tokenizer, prompts, max_new_tokens, self.batch_size, on_answers=on_answers)
+        generate_answers(
+            self.model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens,
+            self.batch_size,
+            on_answers=on_answers,
+            keep_markers=keep_markers,
+        )
 
 
 @dataclass(slots=True)
@@ -77,6 +92,7 @@ class VllmEngine:
     batch_size: int
     _llm: Any = field(init=False)
     _version: str = field(init=False)
+    _ends: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -87,9 +103,14 @@ class VllmEngine:
                 "of its own), or use --engine transformers"
             ) from error
         self._version = vllm.__version__
+        # vLLM decodes greedily only without the model's own settings, so their ends of text are handed over.
+        try:
+            settings = transformers.GenerationConfig.from_pretrained(self.model)
+        except OSError:
+            settings = None
+        self._ends = stop_ids(self.tokenizer, settings)
         try:
             # The seed of vLLM's engine matters only where it samples, and greedy decoding does not.
-            # The model's own generation settings would add ends of text of their own to the tokenizer's.
             self._llm = vllm.LLM(
                 model=self.model, dtype=self.dtype, max_model_len=self.max_length, seed=0, generation_config="vllm"
             )
@@ -107,10 +128,12 @@ class VllmEngine:
             "attention": "vllm",
             "batch_size": self.batch_size,
             "same_for_any_batch_size": False,
-            "decoding": _greedy(self.tokenizer),
+            "decoding": _greedy(self.tokenizer, self._ends),
         }
 
-    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers) -> None:
+    def answer(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers, keep_markers: bool = False
+    ) -> None:
         """Answers all prompts."""
         import vllm
 
@@ -119,7 +142,7 @@ class VllmEngine:
         settings = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
-            stop_token_ids=[] if eos is None else [eos],
+            stop_token_ids=self._ends,
             detokenize=False,
         )
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
@@ -127,8 +150,9 @@ class VllmEngine:
             indices = order[start : start + self.batch_size]
             asked = [{"prompt_token_ids": list(prompts[index]) or [eos]} for index in indices]
             done = self._llm.generate(asked, settings, use_tqdm=False)
-            on_answers(indices, answer_texts(self.tokenizer, [list(one.outputs[0].token_ids) for one in done]))
+            new = [list(one.outputs[0].token_ids) for one in done]
+            on_answers(indices, answer_texts(self.tokenizer, new, self._ends, keep_markers))
 
 
-def _greedy(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    return {"strategy": "greedy", "stop": [tokenizer.eos_token]}
+def _greedy(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> dict[str, Any]:
+    return {"strategy": "greedy", "stop": tokenizer.convert_ids_to_tokens(list(ends))}

@@ -146,7 +146,11 @@ def answer_task(
     try:
         if on_batch is not None and len(todo) < len(mine):
             on_batch(len(mine) - len(todo))
-        engine.answer([prompts[index] for index in todo], task.max_new_tokens, note)
+        asked = [prompts[index] for index in todo]
+        if _reads(task, encoder) and encoder.reader.needs_markers:
+            engine.answer(asked, task.max_new_tokens, note, keep_markers=True)
+        else:
+            engine.answer(asked, task.max_new_tokens, note)
     finally:
         if journal is not None:
             journal.close()
@@ -158,10 +162,20 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
     metric = get_metric(task.metric)
     rendered = [encoder.render(example) for example in task.test]
     references = [
-        list(example.references) or [completion] for example, (_, completion) in zip(task.test, rendered, strict=True)
+        # A turn may have no text of its own and call tools.
+        list(example.references) or [encoder.reference(example) if example.messages and not completion else completion]
+        for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
     texts = [prompt for prompt, _ in rendered]
-    scored = [get_extraction(task.extract)(answer) for answer in answers]
+    extract = get_extraction(task.extract)
+    if _reads(task, encoder):
+        read = [
+            answer if example.messages is None else encoder.reader.read(answer, prompt)
+            for example, answer, prompt in zip(task.test, answers, texts, strict=True)
+        ]
+        scored = [extract(answer) for answer in read]
+    else:
+        scored = [extract(answer) for answer in answers]
     scores = metric.score(scored, references, texts)
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
@@ -179,7 +193,7 @@ def write_predictions(folder: Path, score: TaskScore) -> Path:
     slug = safe_name(score.task)
     path = folder / f"{slug}.jsonl"
     lines = (json.dumps(prediction, ensure_ascii=False) for prediction in score.predictions)
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode(), private=True)
     discard(folder, slug)
     return path
 
@@ -206,7 +220,18 @@ def read_tally(path: Path, metric_name: str) -> Tally:
 
 def settings_of(engine: Engine, encoder: Encoder) -> dict[str, Any]:
     """How answers were made, as the score file records it."""
-    return engine.describe() | {"max_length": encoder.max_length, "boundary": encoder.boundary}
+    return engine.describe() | {
+        "max_length": encoder.max_length,
+        "boundary": encoder.boundary,
+        "strip_thinking": encoder.chat.strip_thinking,
+        "template_date": encoder.chat.date,
+        "chat_template_kwargs": dict(encoder.chat.template_kwargs),
+    }
+
+
+def _reads(task: Task, encoder: Encoder) -> bool:
+    """Whether answers are scored without think block and markers: in conversations, unless that is switched off."""
+    return any(example.messages is not None for example in task.test) and encoder.chat.strip_thinking
 
 
 def _prompts(task: Task, encoder: Encoder) -> list[list[int]]:

@@ -5,6 +5,7 @@ two tokens are nearly alike the likelier one may change. Every step's two best l
 with a step closer than ``NEAR`` is generated again by itself, as with batch size 1. All others cannot have changed.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from seekr_cl.models.prompts import behind_prompts
+from seekr_cl.tasks.chat_reading import turn_ends
 
 NEAR = 1e-4
 """Two logits so close, relative to the larger (at least 1), are decided by a batch of one. Ten times the
@@ -33,31 +35,34 @@ def generate_answers(
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
     on_answers: Callable[[Sequence[int], Sequence[str]], None] | None = None,
+    keep_markers: bool = False,
 ) -> list[str]:
     """The model's answer to each prompt, in the prompts' order.
 
     Args:
         model: any causal language model; its training mode and generation settings are left as they were.
-        tokenizer: the end-of-text token stops an answer; it also pads where no padding token is set.
+        tokenizer: its end-of-text token stops an answer, and so does every end of a turn that the model's generation
+            settings or the chat template know; it also pads where no padding token is set.
         prompts: token ids; the caller has made room for the answer.
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
         on_batch: called with the number of prompts done since the last call.
         on_answers: called with their numbers and answers.
+        keep_markers: leave special tokens in the texts, except the end.
 
     Returns:
-        Texts without special tokens.
+        Texts, by default without special tokens.
     """
     answers = [""] * len(prompts)
     # Longest first: a batch that does not fit into memory fails at once and not after an hour.
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     training, settings = model.training, model.generation_config
-    eos = tokenizer.eos_token_id
+    eos, ends = tokenizer.eos_token_id, stop_ids(tokenizer, settings)
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # Not a copy of the model's own settings: a repetition penalty among them would be neither greedy nor, since it also
     # counts the padding, the same for any batch size.
     greedy = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=eos, use_cache=True
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends, use_cache=True
     )
     model.eval()
     model.generation_config = greedy
@@ -66,11 +71,11 @@ def generate_answers(
             indices = order[start : start + batch_size]
             # A model needs one token to start from, even where prompt and tokenizer give none.
             batch = [list(prompts[index]) or [eos] for index in indices]
-            watch = _NearTies(eos) if len(batch) > 1 and decides_alone(model) else None
+            watch = _NearTies(ends) if len(batch) > 1 and decides_alone(model) else None
             new = _continue(model, batch, greedy, watch)
             for row in watch.rows() if watch is not None else []:
                 new[row] = _continue(model, [batch[row]], greedy, None)[0]
-            texts = answer_texts(tokenizer, new)
+            texts = answer_texts(tokenizer, new, ends, keep_markers)
             for index, text in zip(indices, texts):
                 answers[index] = text
             if on_answers is not None:
@@ -83,12 +88,29 @@ def generate_answers(
     return answers
 
 
-def answer_texts(tokenizer: PreTrainedTokenizerBase, written: Sequence[Sequence[int]]) -> list[str]:
-    """What new tokens say up to the end of text, without special tokens."""
-    eos = tokenizer.eos_token_id
+def answer_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    written: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    keep_markers: bool = False,
+) -> list[str]:
+    """What new tokens say up to the first end of text or turn, by default without special tokens."""
     # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
-    ended = [list(ids[: ids.index(eos)] if eos in ids else ids) for ids in written]
-    return tokenizer.batch_decode(ended, skip_special_tokens=True)
+    ended = [list(itertools.takewhile(lambda one: one not in ends, ids)) for ids in written]
+    return tokenizer.batch_decode(ended, skip_special_tokens=not keep_markers)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None) -> list[int]:
+    """The tokens at which an answer ends: the tokenizer's end of text, then the others.
+
+    Args:
+        tokenizer: with its chat template, whose turns may end with a token of their own.
+        settings: the model's generation settings; chat models are published with the ends of their turns there.
+    """
+    own = getattr(settings, "eos_token_id", None)
+    more = [own] if isinstance(own, int) else list(own or [])
+    found = [tokenizer.eos_token_id, *more, *turn_ends(tokenizer)]
+    return list(dict.fromkeys(int(one) for one in found if one is not None))
 
 
 def decides_alone(model: PreTrainedModel) -> bool:
@@ -146,8 +168,8 @@ def after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, A
 class _NearTies(LogitsProcessor):
     """Notes which rows had a step that was nearly undecided before they ended; changes nothing."""
 
-    def __init__(self, eos: int) -> None:
-        self._eos = eos
+    def __init__(self, ends: int | Sequence[int]) -> None:
+        self._ends = [ends] if isinstance(ends, int) else list(ends)
         self._near_B: Tensor | None = None
         self._ended_B: Tensor | None = None
 
@@ -159,7 +181,8 @@ class _NearTies(LogitsProcessor):
             # Of the first step the last token is the prompt's, whatever it is.
             self._near_B, self._ended_B = near_B, torch.zeros_like(near_B)
         else:
-            self._ended_B = self._ended_B | (input_ids[:, -1] == self._eos)
+            ends_E = torch.tensor(self._ends, device=input_ids.device)
+            self._ended_B = self._ended_B | torch.isin(input_ids[:, -1], ends_E)
             self._near_B = self._near_B | (near_B & ~self._ended_B)
         return scores
 

@@ -7,12 +7,18 @@ Shards go to processes by the number of a prompt alone, so who has answered what
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import remove_file
+
+_START = 4096
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:
@@ -59,7 +65,9 @@ class Journal:
         own, kept = _read(self._path, identity)
         self.answers = _gather(folder, slug, identity) | own
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
+            if os.path.lexists(self._path) and not is_journal(self._path):
+                raise OutputError(f"{self._path}: is no journal of answers; move it elsewhere")
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
@@ -68,6 +76,7 @@ class Journal:
                 self._file = open(self._path, "wb")  # noqa: SIM115
                 self._file.write(json.dumps({"answering": identity}).encode() + b"\n")
                 self._file.flush()
+            os.fchmod(self._file.fileno(), file_mode())
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error
 
@@ -110,19 +119,29 @@ def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
 
 def discard(folder: Path, slug: str) -> None:
     """Removes a task's journals, once its predictions are written."""
-    for path in _journals(folder, slug):
-        path.unlink(missing_ok=True)
+    for path in journals(folder, slug):
+        remove_file(path, is_journal)
 
 
-def _journals(folder: Path, slug: str) -> list[Path]:
-    start = f"{slug}.answers-"
-    # Not glob: a name may hold characters that mean something there.
-    return sorted(path for path in folder.iterdir() if path.name.startswith(start)) if folder.is_dir() else []
+def journals(folder: Path, slug: str) -> list[Path]:
+    """The journals of a task, by their names."""
+    name = re.compile(rf"{re.escape(slug)}\.answers-\d+-\d+\.jsonl")
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def is_journal(path: Path) -> bool:
+    """Whether it begins as a journal does, or holds nothing: zeros after a power cut are nothing too."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(_START)
+        return not start.strip(b"\0") or start.startswith(b'{"answering":')
+    return False
 
 
 def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
     answers: dict[int, str] = {}
-    for path in _journals(folder, slug):
+    for path in journals(folder, slug):
         answers |= _read(path, identity)[0]
     return answers
 

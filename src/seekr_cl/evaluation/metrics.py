@@ -1,6 +1,7 @@
 """How an answer is scored: every metric gives each example 0 to 100, and a task their mean or a number of its own.
 
-An empty prediction scores 0 everywhere.
+The field's metrics are alike in one thing: an empty answer is right where an empty one is expected, and nowhere else.
+The papers' own (``published``) do with it what their code does.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 from rapidfuzz import fuzz
 
 from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.evaluation import published
 from seekr_cl.evaluation.classes import class_columns, macro_f1
 from seekr_cl.evaluation.sari import sari
 from seekr_cl.evaluation.statistics import Array, Combine, Tally, mean_of
@@ -32,6 +34,7 @@ class Metric:
         score_one: (prediction, references, prompt) to 0..100.
         columns: for a metric of a whole task, what an example adds: (predictions, references) to numbers (N, C).
         combine: a task's score from the sums of its examples' columns and their number; the mean, without ``columns``.
+        reads_prompt: whether a score depends on the prompt.
     """
 
     name: str
@@ -39,13 +42,14 @@ class Metric:
     score_one: ExampleScore
     columns: Columns | None = None
     combine: Combine = mean_of
+    reads_prompt: bool = False
 
     def score(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]], prompts: Sequence[str]
     ) -> list[float]:
         """Each example's score, 0 to 100."""
         return [
-            self.score_one(prediction, accepted, prompt) if prediction.strip() else 0.0
+            self.score_one(prediction, accepted, prompt)
             for prediction, accepted, prompt in zip(predictions, references, prompts, strict=True)
         ]
 
@@ -56,8 +60,20 @@ class Metric:
         return Tally(self.columns(predictions, references), self.combine)
 
 
+def _with_empty(score_one: ExampleScore) -> ExampleScore:
+    """Settles empty texts, so that ``score_one`` sees none: each equals every other and nothing else."""
+
+    def score(prediction: str, references: Sequence[str], prompt: str) -> float:
+        written = [reference for reference in references if reference.strip()]
+        if not prediction.strip():
+            return 100.0 * (len(written) < len(references))
+        return score_one(prediction, written, prompt) if written else 0.0
+
+    return score
+
+
 def _best(compare: Callable[[str, str], float]) -> ExampleScore:
-    return lambda prediction, references, _: max(compare(prediction, reference) for reference in references)
+    return _with_empty(lambda prediction, accepted, _: max(compare(prediction, reference) for reference in accepted))
 
 
 def _same(reduce: Callable[[str], str]) -> ExampleScore:
@@ -94,20 +110,38 @@ def _sari(prediction: str, references: Sequence[str], prompt: str) -> float:
 _ALL = (
     Metric("exact_match", "100 if the answer equals a reference, spaces around it aside", _same(str.strip)),
     Metric(
+        "exact_match_normalised",
+        "exact match without case, ASCII punctuation and repeated spaces (O-LoRA, SAPT)",
+        published.exact_match_normalised,
+    ),
+    Metric(
         "first_character",
-        "100 if the first character equals a reference's (TRACE's ScienceQA)",
+        "100 if the first character equals a reference's (SEEKR's C-STANCE, FOMC and ScienceQA)",
         _same(lambda t: t.strip()[:1]),
     ),
+    Metric("first_word", "100 if the first word equals a reference's, whatever its case", _same(_first_word)),
+    Metric("rouge_l", "ROUGE-L F1 by rouge-score over Unicode words, best reference", _best(_rouge_l)),
     Metric(
-        "first_word",
-        "100 if the first word equals a reference's, whatever its case (SEEKR's SuperNI)",
-        _same(_first_word),
+        "rouge_l_trace",
+        "ROUGE-L F1 of the package rouge 1.0.1: union over sentences, sets of words (TRACE, SEEKR)",
+        published.rouge_l_trace,
     ),
     Metric(
-        "rouge_l", "ROUGE-L F1 by rouge-score over Unicode words, best reference (TRACE's MeetingBank)", _best(_rouge_l)
+        "rouge_l_sapt", "ROUGE-L F1 of rouge-score with its stemmer, a-z and 0-9 only (SAPT)", published.rouge_l_sapt
     ),
-    Metric("edit_similarity", "rapidfuzz ratio of characters, best reference (TRACE's Py150)", _best(fuzz.ratio)),
-    Metric("sari", "SARI with the whole prompt as source (TRACE's 20Minuten)", _sari),
+    Metric("edit_similarity", "rapidfuzz ratio of characters, best reference", _best(fuzz.ratio)),
+    Metric(
+        "edit_similarity_py150",
+        "fuzzywuzzy ratio, a whole number, with Py150's literals written out (TRACE, SEEKR)",
+        published.edit_similarity_py150,
+    ),
+    Metric("sari", "SARI with the whole prompt as source", _with_empty(_sari), reads_prompt=True),
+    Metric(
+        "sari_trace",
+        "SARI by Hugging Face with the whole prompt as source; an empty answer is a space (TRACE, SEEKR)",
+        published.sari_trace,
+        reads_prompt=True,
+    ),
     Metric("f1", "F1 of words, best reference", _best(_f1)),
     Metric(
         "macro_f1",

@@ -28,10 +28,19 @@ class UnicodeTokenizer:
 
 
 def published_words(text: str) -> list[str]:
-    """Lower-case words by sacrebleu's 13a rules, as the published SARI cuts them: punctuation counts.
+    """Lower-case words by sacrebleu's 13a rules, as SARI is usually computed: punctuation counts.
 
-    Chinese characters and Japanese kana, which 13a would leave in one piece, are a word each here too.
+    Chinese characters and Japanese kana, which 13a would leave in one piece, are a word each here.
     """
+    return re.sub(f"([{_SINGLE}])", r" \1 ", _cut_13a(text)).split()
+
+
+def tokens_13a(text: str) -> list[str]:
+    """``published_words`` without the care for Chinese and Japanese; an empty text has one token, the empty one."""
+    return _cut_13a(text).split(" ")
+
+
+def _cut_13a(text: str) -> str:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    return re.sub(f"([{_SINGLE}])", r" \1 ", Tokenizer13a()(text.lower())).split()
+    return str(Tokenizer13a()(text.lower()))

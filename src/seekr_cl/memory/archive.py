@@ -8,9 +8,7 @@ before anything of it is written.
 import json
 import os
 import re
-import shutil
 import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +18,9 @@ from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Line
 from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
+from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import file_mode, files_like, folder_mode
+from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -44,6 +45,13 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
     lineage, out = opened(path), Path(target)
     if out.exists():
         raise OutputError(f"{out}: already exists; choose another file or remove it first")
+    with hold(out, "archive"), files_like(lineage.folder / MANIFEST):
+        remove_unfinished(out)
+        return _export(lineage, out, every)
+
+
+def _export(lineage: Lineage, out: Path, every: bool) -> int:
+    path = lineage.folder
     if every:
         broken = verify(path)[1]
         if broken:
@@ -64,7 +72,7 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
             yield from _member(name, needed[name], iter(read_chunks(lineage.folder / name)))
         yield bytes(2 * _BLOCK)
 
-    return write_stream(out, content())["bytes"]
+    return write_stream(out, content(), private=True)["bytes"]
 
 
 def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> ReplayMemory:
@@ -85,16 +93,18 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
     above = file_above(folder)
     if above is not None or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise OutputError(f"{folder}: already exists and is not empty; choose another folder")
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    remove_unfinished(folder)
+    temporary = unfinished_folder(folder)
     try:
         with open(archive, "rb") as file:
             members = _members(file, archive)
+            make_folder(temporary, folder_mode())
             _extract(file, members, temporary)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
         raise MemoryFormatError(f"{archive}: cannot be read ({error.strerror})") from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
         raise
     try:
         broken = verify(temporary)[1]
@@ -102,16 +112,16 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
         if broken or strangers:
             what = broken[0].replace(f"{temporary}{os.sep}", "") if broken else f"{min(strangers)} belongs to nothing"
             raise MemoryFormatError(f"{archive}: damaged: {what}")
-        if folder.is_dir():
-            folder.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, folder)
+        give_away(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     except MemoryFormatError as error:
         raise MemoryFormatError(str(error).replace(str(temporary), str(archive))) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)
     return ReplayMemory.open(folder)
 
 
@@ -121,7 +131,7 @@ def _json(content: Any) -> bytes:
 
 def _member(name: str, size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
+    info.size, info.mode = size, file_mode()
     yield info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
     yield from chunks
     yield bytes(-size % _BLOCK)
@@ -159,7 +169,7 @@ def _members(file: IO[bytes], archive: Path) -> dict[str, tuple[int, int]]:
 
 def _extract(file: IO[bytes], members: dict[str, tuple[int, int]], folder: Path) -> None:
     for name, (begin, size) in members.items():
-        write_stream(folder / name, _part(file, begin, size))
+        write_stream(folder / name, _part(file, begin, size), private=True)
 
 
 def _part(file: IO[bytes], begin: int, size: int) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ beside the old and takes effect when the marker is renamed into place.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.system.files import checked_path, file_hash, plain_name, read_json, write_json
+from seekr_cl.system.files import OURS, checked_path, file_hash, plain_name, read_json, write_json
 
 FORMAT = "seekr-memory"
 VERSION = 3
@@ -26,7 +27,11 @@ GENERATIONS = "generations"
 _READERS = {1: "the sources before the signals became compact", 2: "the sources up to git 4ee3e57"}
 _OURS = re.compile(r"\d{4,}-[\w.-]+\.(jsonl|safetensors)|(importance|state|teacher)-\d{4,}(-\d+)?\.safetensors")
 _OUR_GENERATION = re.compile(r"\d{4,}(-\d+)?\.json")
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+_SAMPLE = re.compile(rb'\{"id": "[0-9a-f]{16}", "prompt": "')
+_HEADERS = (b'{"__metadata__":{"kinds":', f'{{"__metadata__":{json.dumps(OURS, separators=(",", ":"))}'.encode())
+"""How the header of a file of samples begins, and that of any other safetensors file of a memory."""
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}(\.seekr)?")
+"""Former releases' temporary files have no ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +160,20 @@ class Lineage:
         return found
 
     def free_name(self, number: int) -> str:
-        """A file name for a generation of that number that none kept has."""
+        """A file name for a generation of that number that none kept has, and no file of somebody else's."""
         taken = self.given | {record["file"] for record in self.records}
-        free = next(name for name in _numbered(f"{number:04d}", ".json") if name not in taken)
+        free = next(
+            name
+            for name in _numbered(f"{number:04d}", ".json")
+            if name not in taken and not self._is_foreign(self.folder / GENERATIONS / name)
+        )
         self.given.add(free)
         return free
 
     def write_generation(self, name: str, content: dict[str, Any]) -> Generation:
         """Writes a generation's file; it is kept once the marker names it."""
         path = self.folder / GENERATIONS / name
-        write_json(path, content)
+        write_json(path, content, private=True)
         return Generation({"file": name, "bytes": path.stat().st_size, "sha256": file_hash(path)}, content)
 
     def mark(self, records: list[dict[str, Any]], current: str | None) -> None:
@@ -176,7 +185,7 @@ class Lineage:
         self.check_unchanged()
         path = self.folder / MANIFEST
         marker = {"format": FORMAT, "version": VERSION, "current": current, "generations": records}
-        write_json(path, {**marker, "sha256": digest(marker)})
+        write_json(path, {**marker, "sha256": digest(marker)}, private=True)
         self.records, self.current, self.marker_sha256 = records, current, file_hash(path)
 
     def check_unchanged(self) -> None:
@@ -198,27 +207,76 @@ class Lineage:
         return sizes
 
     def free_stem(self, stem: str, endings: tuple[str, ...]) -> str:
-        """A name like ``stem`` that no file of a kept generation has; leftovers of a crash may be overwritten."""
+        """A name like ``stem`` that no file of a kept generation has; leftovers of a crash may be overwritten.
+
+        Files that are not known to be leftovers are not.
+        """
         taken = self.given | {name.casefold() for name in self.needed()}
         free = next(
-            name for name in _numbered(stem, "") if not {f"{name}{ending}".casefold() for ending in endings} & taken
+            name
+            for name in _numbered(stem, "")
+            if not {f"{name}{ending}".casefold() for ending in endings} & taken
+            and not any(self._is_foreign(self.folder / f"{name}{ending}") for ending in endings)
         )
         self.given |= {f"{free}{ending}".casefold() for ending in endings}
         return free
 
     def leftovers(self) -> list[Path]:
-        """Files of ours that no kept generation needs: from a crash, or from generations that are no longer kept."""
+        """Files of ours that no kept generation needs: from a crash, or from generations that are no longer kept.
+
+        A name alone makes no file ours: it is named by some generation, or its content is of the memory's format.
+        Generations come last, since they say what else is ours.
+        """
         needed = self.needed()
-        found = []
-        for place, ours in (("", _OURS), (f"{GENERATIONS}/", _OUR_GENERATION)):
-            folder = self.folder / place if place else self.folder
-            for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-                temporary = _TEMPORARY.fullmatch(path.name)
-                name = temporary[1] if temporary else path.name
-                known = ours.fullmatch(name) or (name == MANIFEST and temporary)
-                if known and place + path.name not in needed and (path.is_symlink() or path.is_file()):
-                    found.append(path)
-        return found
+        old = [path for path in self._files(GENERATIONS) if f"{GENERATIONS}/{path.name}" not in needed]
+        old = [path for path in old if self._is_temporary(path.name, _OUR_GENERATION) or _read_old(path) is not None]
+        named = {file["file"] for path in old if (one := _read_old(path)) is not None for file in one.files()}
+        found = [
+            path
+            for path in self._files("")
+            if path.name not in needed
+            and (self._is_temporary(path.name, _OURS) or (_OURS.fullmatch(path.name) and _is_ours(path, named)))
+        ]
+        return found + old
+
+    def _files(self, place: str) -> list[Path]:
+        folder = self.folder / place
+        # The memory itself may be reached through a link, its inner folder is none.
+        found = sorted(folder.iterdir()) if folder.is_dir() and not (place and folder.is_symlink()) else []
+        return [path for path in found if path.is_file() and not path.is_symlink()]
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether something stands there that is no leftover, so that it may not be written over."""
+        return os.path.lexists(path) and path not in self.leftovers()
+
+    @staticmethod
+    def _is_temporary(name: str, ours: re.Pattern[str]) -> bool:
+        temporary = _TEMPORARY.fullmatch(name)
+        return temporary is not None and (ours.fullmatch(temporary[1]) is not None or temporary[1] == MANIFEST)
+
+
+def _read_old(path: Path) -> Generation | None:
+    """A generation that is not kept any more; ``None`` for any other file."""
+    try:
+        content = read_json(path)
+        _check_generation(content, path)
+        return Generation({"file": path.name, "bytes": path.stat().st_size}, content)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _is_ours(path: Path, named: set[str]) -> bool:
+    """Whether a file with a name like a memory's is one: a generation names it, or its beginning says so."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError:
+        return False
+    if path.name in named:
+        return True
+    if path.suffix == ".jsonl":
+        return _SAMPLE.match(start) is not None
+    return start[8:].startswith(_HEADERS)
 
 
 def is_new(folder: Path) -> bool:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError, nearest
 from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
@@ -19,6 +20,11 @@ from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import Chosen, load_importance, load_task, write_samples
 from seekr_cl.system.files import sync_folder
+from seekr_cl.system.modes import files_like
+from seekr_cl.system.removal import give_away, remove_file
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,19 @@ def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     return whole, list(dict.fromkeys(broken))
 
 
+def _in_its_mode(change: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """The change, whose files get the mode that the memory's have."""
+
+    @wraps(change)
+    def changed(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        path: Any = args[0] if args else kwargs["path"]
+        with files_like(Path(path) / MANIFEST):
+            return change(*args, **kwargs)
+
+    return changed
+
+
+@_in_its_mode
 def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     """Makes the generation after a task current again; later ones stay until ``collect``.
 
@@ -127,6 +146,7 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     return target
 
 
+@_in_its_mode
 def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str | None = None) -> Forgotten:
     """Removes a task's or one sample's texts and signals from every generation that is kept, and from the disk.
 
@@ -178,6 +198,7 @@ def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str
     return Forgotten(sum(gone.values()), holders, importance, states, freed + _sweep(lineage))
 
 
+@_in_its_mode
 def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list[str], int]:
     """Removes generations and files that are not needed.
 
@@ -281,10 +302,12 @@ def _sweep(lineage: Lineage) -> int:
         OutputError: naming the file that cannot be deleted.
     """
     freed = 0
+    # An import that was killed at its very end.
+    give_away(lineage.folder)
     for path in lineage.leftovers():
         try:
             freed += path.lstat().st_size
-            path.unlink()
+            remove_file(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be deleted ({error.strerror}); change its permissions") from error
     try:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory.lineage import Lineage
-from seekr_cl.system.files import checked_path, file_record, write_tensors
+from seekr_cl.system.files import checked_path, file_record, tensor_bytes, write_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def teacher_bytes(teacher: Mapping[str, Tensor] | None) -> int:
         return 0
     if isinstance(teacher, StoredTensors):
         return teacher.num_bytes
-    return len(save(dict(teacher)))
+    return len(tensor_bytes(teacher))
 
 
 def write_method_state(lineage: Lineage, state: MethodState | None, generation: int) -> dict[str, Any] | None:

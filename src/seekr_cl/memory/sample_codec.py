@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from seekr_cl.memory.samples import ReplaySample
-from seekr_cl.memory.signals import SIGNALS, Signal
+from seekr_cl.memory.signals import SIGNALS
+from seekr_cl.tasks.collate import Spans
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -37,7 +38,8 @@ class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, or one of ``SIGNALS``, a slash, and what that calls it.
+        name: ``ids``; one of ``SIGNALS``, a slash, and what that calls it; ``learnt`` of samples in which other tokens
+            are learnt than all from the completion's first.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -158,21 +160,31 @@ def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[
 
 def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
+    if sample.learnt is not None:
+        tensors["learnt"] = torch.tensor(sample.learnt, dtype=torch.int32).reshape(-1, 2)
     for kind, signal in sample.signals.items():
         tensors |= {f"{kind}/{name}": tensor for name, tensor in signal.tensors().items()}
     return tensors
 
 
 def _parts(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Token ids and signals of a sample."""
-    ids_L, parts = tensors.pop("ids").long(), dict[str, dict[str, Tensor]]()
+    """Token ids, runs of tokens to learn and signals of a sample."""
+    parts = dict[str, dict[str, Tensor]]()
+    given = {"ids_L": tensors.pop("ids").long(), "learnt": _spans(tensors.pop("learnt", None))}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         parts.setdefault(kind, {})[rest] = tensor
     if unknown := parts.keys() - SIGNALS.keys():
         raise ValueError(f"{sorted(unknown)} unknown")
-    signals: dict[str, Signal] = {kind: SIGNALS[kind].from_tensors(part) for kind, part in parts.items()}
-    return {"ids_L": ids_L, "signals": signals}
+    return given | {"signals": {kind: SIGNALS[kind].from_tensors(part) for kind, part in parts.items()}}
+
+
+def _spans(span_N2: Tensor | None) -> Spans | None:
+    if span_N2 is None:
+        return None
+    if span_N2.dim() != 2 or span_N2.shape[1] != 2:
+        raise ValueError("learnt must be rows of begin and end")
+    return tuple((int(begin), int(end)) for begin, end in span_N2)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Self, overload
 from torch import Tensor
 
 from seekr_cl.memory.signals import ROWS, AttentionSignal, LogitSignal, Signal
+from seekr_cl.tasks.collate import Encoded, Spans, spans_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,9 @@ class ReplaySample:
         prompt: text, for people and for other tokenizers.
         completion: text.
         ids_L: token ids as they were trained on.
-        completion_start: index of the first completion token.
+        completion_start: index of the first token of the last answer.
         signals: what the method stored of its teacher, by kind (``signals.SIGNALS``).
+        learnt: begin and end of each run of tokens to learn; ``None`` if it is all from ``completion_start`` on.
     """
 
     prompt: str
@@ -33,6 +35,7 @@ class ReplaySample:
     ids_L: Tensor
     completion_start: int
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    learnt: Spans | None = None
     _texts: Callable[[], tuple[str, str]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -62,6 +65,21 @@ class ReplaySample:
         """Rows of chosen heads of whatever kind, if the method stored any."""
         found = (self.signals[kind] for kind in ROWS if kind in self.signals)
         return next((signal for signal in found if isinstance(signal, AttentionSignal)), None)
+
+    @property
+    def spans(self) -> Spans:
+        """Begin and end of each run of tokens to learn."""
+        return spans_of(self.learnt, self.completion_start, len(self.ids_L))
+
+    @property
+    def answer(self) -> tuple[int, int]:
+        """Begin and end of the last answer."""
+        return self.spans[-1]
+
+    @property
+    def encoded(self) -> Encoded:
+        """The sample as the encoder gave it."""
+        return Encoded(self.ids_L.tolist(), self.completion_start, 0, self.learnt)
 
     @property
     def sample_id(self) -> str:
@@ -164,11 +182,21 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
     """Makes sure that a sample's tensors fit each other and the task's heads; ValueError says what does not."""
     length, num_heads = len(sample.ids_L), sum(map(len, heads.values()))
     fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
+    if sample.learnt is not None:
+        fits |= _check_spans(sample.learnt, sample.completion_start, length)
     for kind, signal in sample.signals.items():
         fits |= {f"{kind}/{part}": fit for part, fit in signal.check(length, num_heads).items()}
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} of the sample out of place")
+
+
+def _check_spans(learnt: Spans, completion_start: int, length: int) -> dict[str, bool]:
+    borders = [border for span in learnt for border in span]
+    whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
+    # Every run has a token, and none begins before the former ends.
+    fit = whole and borders == sorted(borders) and all(begin < end for begin, end in learnt)
+    return {"learnt": fit, "completion_start": whole and completion_start == learnt[-1][0]}
 
 
 def sample_id(prompt: str, completion: str) -> str:

@@ -65,13 +65,13 @@ def write_shard(stem: Path, samples: Sequence[ReplaySample]) -> list[dict[str, A
     seed = zlib.crc32(header)
     for number, crc in enumerate(crcs):
         index_NW[number, -1] = _seal(seed, place_N4[number], index_NW[number, :-1], crc)
-    texts = write_stream(stem.with_name(f"{stem.name}.jsonl"), map(text_line, samples))
+    texts = write_stream(stem.with_name(f"{stem.name}.jsonl"), map(text_line, samples), private=True)
 
     def content() -> Iterator[bytes]:
         yield from (header, place_N4.tobytes(), index_NW.tobytes())
         yield from (records.encode(sample).content for sample in samples)
 
-    return [texts, write_stream(stem.with_name(f"{stem.name}.safetensors"), content())]
+    return [texts, write_stream(stem.with_name(f"{stem.name}.safetensors"), content(), private=True)]
 
 
 class StoredSamples(Sequence[ReplaySample]):

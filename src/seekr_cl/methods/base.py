@@ -123,6 +123,7 @@ class Method(ABC):
         keeps: whether the memory keeps samples of each task; whoever replays keeps.
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
+        last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
         joint: whether it needs all tasks at once (the multi-task upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
         carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
@@ -138,6 +139,7 @@ class Method(ABC):
     keeps: ClassVar[bool] = False
     adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
+    last_turn_only: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     carries_weights: ClassVar[bool] = True
@@ -289,7 +291,7 @@ def forward(model: Any, batch: Batch) -> Tensor:
     ids_BL = batch["input_ids"]
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = batch["labels"] == IGNORE
+        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]

@@ -61,6 +61,7 @@ class L2P(Method):
     name = "l2p"
     paper = Paper("Learning to Prompt for Continual Learning", "Wang et al., 2022", "https://arxiv.org/abs/2112.08654")
     Settings = L2PSettings
+    last_turn_only = True
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, forward
 from seekr_cl.methods.common.generation import write
@@ -86,6 +87,7 @@ class LFPT5(Method):
         "https://arxiv.org/abs/2110.07298",
     )
     Settings = LFPT5Settings
+    last_turn_only = True
     replays = True
     generates = True
     carries_weights = False
@@ -125,8 +127,11 @@ class LFPT5(Method):
     def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss, and the loss on the same examples as texts to be written."""
         rows = zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"])
-        lengths = [(ids_L[real_L], int((label_L[real_L] != IGNORE).sum())) for ids_L, real_L, label_L in rows]
-        texts = [self._text(self.context.task, ids_N[:-answer], ids_N[-answer:]) for ids_N, answer in lengths]
+        parts = [(ids_L[real_L], label_L[real_L] != IGNORE) for ids_L, real_L, label_L in rows]
+        texts = [
+            self._text(self.context.task, ids_N[: int(learnt_N.float().argmax())], ids_N[learnt_N])
+            for ids_N, learnt_N in parts
+        ]
         terms = super().task_terms(model, batch)
         return terms | {"lm": self._lm_term(model, self._pad(texts), batch["input_ids"].device)}
 
@@ -205,11 +210,12 @@ class LFPT5(Method):
         tokenizer, found = self.context.tokenizer, []
         assert tokenizer is not None
         new_tokens = self._known[name]
+        ends = stop_ids(tokenizer, self.context.model.generation_config)
         written = write(
             self.context.model,
             [self._prefix(name)] * (TRIES * count),
             new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            eos_id=ends,
             pad_id=self.context.layout.pad_id,
             seed=self.context.seed + number,
             top_k=self.settings.top_k,
@@ -219,7 +225,7 @@ class LFPT5(Method):
             at = _find(separator, new)
             answer = new[at + len(separator) :] if at is not None else []
             # A prompt, a separator, an answer of a token or more, and the end.
-            if at and len(answer) > 1 and answer[-1] == tokenizer.eos_token_id:
+            if at and len(answer) > 1 and answer[-1] in ends:
                 text = [str(tokenizer.decode(part, skip_special_tokens=True)) for part in (new[:at], answer)]
                 found.append(ReplaySample(text[0], text[1], torch.tensor(new[:at] + answer), at))
         if len(found) < count:
@@ -258,7 +264,8 @@ class LFPT5(Method):
 
 
 def _parts(sample: ReplaySample) -> tuple[Tensor, Tensor]:
-    return sample.ids_L[: sample.completion_start], sample.ids_L[sample.completion_start :]
+    begin, end = sample.answer
+    return sample.ids_L[:begin], sample.ids_L[begin:end]
 
 
 def _find(part: list[int], ids: list[int]) -> int | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.sample_codec import pack, unpack
@@ -16,6 +17,9 @@ from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.logit_distillation import answer_logits
 from seekr_cl.methods.costs import Overhead, Scale, written_positions
 from seekr_cl.methods.replay import Replay
+from seekr_cl.tasks.chat_reading import AnswerReader
+from seekr_cl.tasks.chat_rendering import Renderer
+from seekr_cl.tasks.chat_template import ChatSettings
 
 SCORERS = ("metric", "confidence")
 ROOM = 2
@@ -63,6 +67,7 @@ class OnPolicyReplay(Replay):
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._answered: list[MemoryTask] | None = None
+        self._reader: AnswerReader | None = None
 
     @classmethod
     def num_replayed(cls, settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
@@ -91,21 +96,23 @@ class OnPolicyReplay(Replay):
         asked = [sample for sample in task.samples if sample.completion_start]
         if not asked:
             return task
+        ends = stop_ids(tokenizer, self.context.model.generation_config)
         written = write(
             self.context.model,
             [sample.ids_L[: sample.completion_start].tolist() for sample in asked],
-            ROOM * max(len(sample.ids_L) - sample.completion_start for sample in asked),
-            eos_id=tokenizer.eos_token_id,
+            ROOM * max(end - begin for begin, end in (sample.answer for sample in asked)),
+            eos_id=ends,
             pad_id=self.context.layout.pad_id,
             seed=self.context.seed + number,
             temperature=self.settings.temperature,
         )
         answered = []
         for sample, new in zip(asked, written):
-            text = str(tokenizer.decode(new, skip_special_tokens=True))
-            if new[-1:] == [tokenizer.eos_token_id] and len(new) > 1:
+            if len(new) > 1 and new[-1] in ends:
+                # Earlier answers of a conversation stay what they were and are not learnt again.
                 ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
-                own = replace(sample, completion=text, ids_L=ids_L, signals={})
+                text = self._read(new[:-1])
+                own = replace(sample, completion=text, ids_L=ids_L, signals={}, learnt=None)
                 answered.append((self._score(task, sample, own), own))
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")
@@ -115,10 +122,20 @@ class OnPolicyReplay(Replay):
         best = sorted(range(len(answered)), key=lambda place: -answered[place][0])[:count]
         return MemoryTask(task.name, [answered[place][1] for place in sorted(best)], info=task.info)
 
+    def _read(self, ids: list[int]) -> str:
+        """What an answer says, without think block and markers of the chat template."""
+        if self._reader is None:
+            self._reader = AnswerReader(self.context.tokenizer, Renderer(self.context.tokenizer, ChatSettings()))
+        plain = not self._reader.needs_markers
+        assert self.context.tokenizer is not None
+        return self._reader.read(str(self.context.tokenizer.decode(ids, skip_special_tokens=plain)))
+
     def _score(self, task: MemoryTask, reference: ReplaySample, own: ReplaySample) -> float:
         if self.settings.scorer == "metric":
             metric = get_metric(str(task.info.get("metric", "rouge_l")))
-            return metric.score([own.completion], [[reference.completion]], [reference.prompt])[0]
+            begin, end = reference.answer
+            asked = reference.completion or self._read(reference.ids_L[begin:end].tolist())
+            return metric.score([own.completion], [[asked]], [reference.prompt])[0]
         return -float(answer_loss(self.context, own))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +156,8 @@ def answer_loss(context: Context, sample: ReplaySample) -> Tensor:
     """Mean negative log-probability of a sample's answer under the context's model."""
     first = sample.completion_start - 1
     logits_AV = answer_logits(context.model, sample.ids_L[None].to(context.model.device), first)[:-1].float()
-    return torch.nn.functional.cross_entropy(logits_AV, sample.ids_L[first + 1 :].to(logits_AV.device))
+    begin, end = sample.answer
+    return torch.nn.functional.cross_entropy(logits_AV[: end - begin], sample.ids_L[begin:end].to(logits_AV.device))
 
 
 def written_state(tasks: Sequence[MemoryTask] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

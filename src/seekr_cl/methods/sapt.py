@@ -67,6 +67,7 @@ class SAPT(Method):
         "https://arxiv.org/abs/2401.08295",
     )
     Settings = SAPTSettings
+    last_turn_only = True
     adapters = True
     replays = True
     replay_runs_model = False

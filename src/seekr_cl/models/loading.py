@@ -1,8 +1,6 @@
 """Loading a model and tokenizer, and writing a model folder that either exists whole or not at all."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
+from seekr_cl.system.removal import give_away, list_content, make_folder, remove_made, unfinished_folder
 
 
 def load_model(
@@ -70,6 +69,25 @@ def load_model(
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error
     keep_as_loaded(model, quantization)
     return model, tokenizer
+
+
+def load_tokenizer(source: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer with its chat template, from a folder that need not hold a model, or from the Hub.
+
+    Raises:
+        ModelError: if it is not there or cannot be loaded.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(path), trust_remote_code)
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
+        raise ModelError(f"{name}: no such model folder")
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: its tokenizer cannot be loaded ({first_line})") from error
 
 
 def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -124,6 +142,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     extra: Any = None,
     tensors: dict[str, Tensor] | None = None,
+    provisional: bool = False,
 ) -> None:
     """Writes a model folder under a temporary name and renames it into place.
 
@@ -133,13 +152,15 @@ def save_model(
         tokenizer: saved beside it.
         extra: called with the temporary folder to put more files in.
         tensors: all of ``written_state``, if the model holds only its shards of it.
+        provisional: it keeps the marker, by which ``removal.remove_made`` can take it away again, until the caller
+            gives it away.
 
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
     """
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary = unfinished_folder(path)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         if hasattr(model, "peft_config"):
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
@@ -147,15 +168,18 @@ def save_model(
         tokenizer.save_pretrained(temporary)
         if extra is not None:
             extra(temporary)
+        if provisional:
+            list_content(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 handle = os.open(file, os.O_RDONLY)
                 os.fsync(handle)
                 os.close(handle)
         fault_point("model.written")
-        if path.is_dir():
-            path.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(temporary, path)
+        if not provisional:
+            give_away(path)
         fault_point("model.renamed")
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
@@ -164,4 +188,4 @@ def save_model(
             f"{path}: the model cannot be written ({error}); free space or choose another folder"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_made(temporary)

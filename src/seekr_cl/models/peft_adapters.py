@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
 from seekr_cl.system.files import plain_name, write_json
+from seekr_cl.system.removal import remove_file
 
 if TYPE_CHECKING:
     # Importing PEFT takes a second, which only those who use it shall pay.
@@ -322,7 +323,7 @@ def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor]
         # PEFT writes sets as they come, in another order every time.
         content = as_json(model.peft_config[name]) | {"inference_mode": True}
         write_json(place / CONFIG, content)
-    (folder / "README.md").unlink(missing_ok=True)
+    remove_file(folder / "README.md")
     if others:
         write_json(folder / ACTIVE, {"active": list(model.active_adapters), "others": others})
     if getattr(model, "by_question", False):

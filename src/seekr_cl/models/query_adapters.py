@@ -99,8 +99,11 @@ def question_tokens(input_ids: Tensor, attention_mask: Tensor | None, question_m
 
 
 def question_of(batch: dict[str, Any]) -> Tensor:
-    """The question's tokens [B, L] in a batch with ``labels``: those that are not to be answered."""
-    return batch["labels"] == IGNORE
+    """The question's tokens [B, L] in a batch with ``labels``: those before the first that is to be learnt.
+
+    After it there may be padding and, in a conversation, what follows the end of the turn.
+    """
+    return (batch["labels"] != IGNORE).cumsum(1) == 0
 
 
 def read_question_config(folder: Path) -> dict[str, Any] | None:

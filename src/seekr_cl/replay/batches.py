@@ -51,14 +51,14 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         """The tensors of a micro-batch, in the schedule or not."""
         parts: dict[str, Any] = {}
         if micro.new:
-            tokens = sum(_answer_tokens(self.new[i]) for i in micro.new)
+            tokens = sum(self.new[i].learnable for i in micro.new)
             mine = self._mine(micro.new)
             parts["new"] = self._pad([self.new[i] for i in mine or micro.new[:1]])
             parts["new"] |= {"tokens": tokens, "filler": not mine}
         if micro.replay:
             mine = self._mine(micro.replay)
             picked = [self.replay[i] for i in mine or micro.replay[:1]]
-            batch = self._pad([as_encoded(sample) for _, sample in picked])
+            batch = self._pad([sample.encoded for _, sample in picked])
             extras = self.method.replay_extras(picked, batch["input_ids"].shape[1])
             parts["replay"] = batch | extras | {"filler": not mine}
         return parts
@@ -70,17 +70,7 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
     def _pad(self, encoded: list[Encoded]) -> Batch:
         batch = dict(collate(encoded, self.layout.pad_id, self.layout.side, self.layout.multiple))
         for row, item in enumerate(encoded):
-            if item.completion_start == 0:
+            if item.spans[0][0] == 0:
                 # Nothing stands before a sample's first token but padding, whose output differs between backends.
                 batch["labels"][row, self.layout.offset(len(item.input_ids), batch["labels"].shape[1])] = -100
         return batch
-
-
-def _answer_tokens(encoded: Encoded) -> int:
-    """The tokens that are labels: those of the completion that have a position before them."""
-    return len(encoded.input_ids) - max(1, encoded.completion_start)
-
-
-def as_encoded(sample: ReplaySample) -> Encoded:
-    """A kept sample as the encoder would give it."""
-    return Encoded(sample.ids_L.tolist(), sample.completion_start, 0)

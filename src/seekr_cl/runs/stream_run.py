@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import transformers
 from transformers import TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
@@ -33,6 +33,8 @@ from seekr_cl.report import plot_matrix
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted
@@ -41,7 +43,7 @@ from seekr_cl.training.context_check import check_room, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
-from seekr_cl.training.task_progress import open_memory, remove_leftovers
+from seekr_cl.training.task_progress import open_memory
 
 LEDGER = "run.json"
 SCORES = "scores.json"
@@ -140,12 +142,10 @@ class Run:
         """What a killed process had begun to write; the memory and the checkpoints see to their own."""
         for folder in [self.output, *self.output.glob("evaluations/*")]:
             if folder.is_dir():
-                remove_leftovers(folder)
-        for path in self.output.glob("models/.*.partial"):
-            shutil.rmtree(path, ignore_errors=True)
+                remove_unfinished_inside(folder)
         for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
             # Whoever held it held the run, which is held by this process now.
-            path.unlink(missing_ok=True)
+            remove_file(path, is_regular)
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -164,7 +164,7 @@ class Run:
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
             begun = saves.newest()
-            memory = open_memory(self.output / "memory", begun)
+            memory = open_memory(self.output / "memory")
             learnt = None
             if begun is not None and begun.state["identity"]["generation"] < memory.generation:
                 # Killed between committing and tidying up.
@@ -172,13 +172,15 @@ class Run:
             if memory.generation < number:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    ranks.first(partial(shutil.rmtree, folder, ignore_errors=True))
+                    ranks.first(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
                 stop_if_asked()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+            elif self.config.keep_models != "last":
+                ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
             matrix.rows.append(done.scores)
@@ -186,7 +188,8 @@ class Run:
             if ranks.is_first():
                 self._write(matrix, seconds, memory.num_bytes, done.evaluation)
                 if self.config.keep_models == "last" and former != self.model:
-                    shutil.rmtree(former, ignore_errors=True)
+                    remove_made(Path(former))
+        ranks.first(partial(give_away, Path(current)))
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
@@ -199,6 +202,7 @@ class Run:
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
+        set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), tokenizer_hash(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
@@ -231,7 +235,7 @@ class Run:
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
-        ranks.first(lambda: (place / PARTIAL).unlink(missing_ok=True))
+        ranks.first(partial(remove_file, place / PARTIAL, is_regular))
         content = json.loads(done.read_text(encoding="utf-8"))
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
@@ -248,6 +252,7 @@ class Run:
             model, tokenizer = load_model(
                 folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
             )
+        set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
@@ -350,6 +355,6 @@ def run(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
-    with hold(one.output, "run"):
+    with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         ranks.first(lambda: one.start(resume))
         return one.execute()

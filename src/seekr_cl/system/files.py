@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.modes import file_mode, make_private
+from seekr_cl.system.removal import UNFINISHED_FILE, remove_file
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
 LONGEST_NAME = 100
@@ -22,19 +24,22 @@ LONGEST_NAME = 100
 LARGEST_JSON = 1 << 26
 """Bytes of a JSON file that is read at all: a manifest from a stranger must not fill the RAM."""
 _CHUNK = 1 << 20
+OURS = {"format": "seekr-memory"}
+"""Metadata of a memory's safetensors files."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, private: bool = False) -> None:
     """``write_stream`` of one piece."""
-    write_stream(path, [content])
+    write_stream(path, [content], private)
 
 
-def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+def write_stream(path: Path, chunks: Iterable[bytes], private: bool = False) -> dict[str, Any]:
     """Writes a file so that a crash leaves the old one or the new one: temporary name, fsync, rename, fsync the folder.
 
     Args:
         path: the file; its folder is made if it is missing.
         chunks: its content in pieces, so that it never has to fit into RAM.
+        private: it holds somebody's texts, so its mode, and that of a folder made for it, is ``modes.file_mode``.
 
     Returns:
         What a manifest notes of it: name, size in bytes and sha256.
@@ -44,8 +49,10 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """
     temporary = ""
     try:
+        if private:
+            make_private(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(UNFINISHED_FILE, f".{path.name}.", path.parent)
         digest, size = hashlib.sha256(), 0
         with os.fdopen(handle, "wb") as file:
             for chunk in chunks:
@@ -54,8 +61,8 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
                 size += len(chunk)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp's 0600 would shut out the colleagues a memory is handed to.
-        os.chmod(temporary, 0o644)
+        # mkstemp's 0600 would shut out colleagues from scores and plots.
+        os.chmod(temporary, file_mode() if private else 0o644)
         fault_point("file.written")
         os.replace(temporary, path)
         temporary = ""
@@ -69,7 +76,7 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
         if temporary:
             # A disk that does not even let go of the file is no second error; the first one says what is wrong.
             with suppress(OSError):
-                Path(temporary).unlink()
+                remove_file(Path(temporary))
     return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -111,14 +118,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, private: bool = False) -> None:
     """``write_bytes`` of indented JSON in UTF-8."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), private)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """``write_bytes`` of a safetensors file."""
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: dict[str, Tensor], private: bool = True) -> None:
+    """``write_bytes`` of a safetensors file of a memory, which says so."""
+    write_bytes(path, tensor_bytes(tensors), private)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of a memory; its header's metadata tells it from anybody else's."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, OURS)
 
 
 def file_record(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from seekr_cl import ranks
 from seekr_cl.errors import OutputError
 from seekr_cl.system.files import file_above
+from seekr_cl.system.removal import remove_empty, remove_file
 
 
 def lock_path(folder: Path) -> Path:
@@ -60,7 +61,7 @@ def _hold(folder: Path, what: str) -> Iterator[None]:
     finally:
         # Unlinked while it is held; whoever waits on this file finds that it is no longer the one at this path.
         with suppress(OSError):
-            path.unlink()
+            remove_file(path)
         os.close(handle)
         _remove_empty(made)
 
@@ -104,5 +105,4 @@ def _holder(text: bytes) -> str:
 
 def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
+        remove_empty(folder)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a token that is not learned, as PyTorch and transformers have it."""
+Spans = tuple[tuple[int, int], ...]
+"""Begin and end of runs of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +19,40 @@ class Encoded:
     """One example as tokens.
 
     Attributes:
-        input_ids: Prompt, completion and end-of-text token.
-        completion_start: Where the tokens to learn begin; they run to the end.
+        input_ids: Prompt, completion and end-of-text token; or a whole conversation.
+        completion_start: Where the last answer begins.
         prompt_tokens_cut: How many tokens were cut off the left to make it fit.
+        learnt: Begin and end of each run of tokens to learn, in order; ``None`` if it is all from
+            ``completion_start`` to the end.
     """
 
     input_ids: list[int]
     completion_start: int
     prompt_tokens_cut: int
+    learnt: Spans | None = None
+
+    @property
+    def spans(self) -> Spans:
+        """Begin and end of each run of tokens to learn."""
+        return spans_of(self.learnt, self.completion_start, len(self.input_ids))
+
+    @property
+    def learnable(self) -> int:
+        """How many tokens are learnt: those that have one before them to be predicted from."""
+        return sum(end - max(1, begin) for begin, end in self.spans)
+
+
+def spans_of(learnt: Spans | None, completion_start: int, length: int) -> Spans:
+    """Begin and end of each run of tokens to learn, where most samples have one that runs to the end."""
+    return ((completion_start, length),) if learnt is None else learnt
+
+
+def labels_of(input_ids: list[int], spans: Spans, ignore: int = -100) -> list[int]:
+    """The tokens to learn, and ``ignore`` in the place of every other."""
+    labels = [ignore] * len(input_ids)
+    for begin, end in spans:
+        labels[begin:end] = input_ids[begin:end]
+    return labels
 
 
 def collate(
@@ -66,5 +94,5 @@ def collate(
         ids = torch.tensor(item.input_ids, dtype=torch.long)
         batch["input_ids"][row, first : first + length] = ids
         batch["attention_mask"][row, first : first + length] = 1
-        batch["labels"][row, first + item.completion_start : first + length] = ids[item.completion_start :]
+        batch["labels"][row, first : first + length] = torch.tensor(labels_of(item.input_ids, item.spans, label_ignore))
     return batch

@@ -1,14 +1,35 @@
 """Examples become tokens, with an exact border between what is shown and what is learnt."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from seekr_cl.errors import ConfigError, DataError, ModelError, nearest
-from seekr_cl.tasks.collate import Encoded, collate
+from seekr_cl.errors import ConfigError, ModelError, TooLongError, nearest
+from seekr_cl.tasks.chat_reading import AnswerReader, turn_ends
+from seekr_cl.tasks.chat_rendering import Rendered, Renderer
+from seekr_cl.tasks.chat_template import ChatSettings
+from seekr_cl.tasks.collate import Encoded, Spans, collate
 from seekr_cl.tasks.examples import Example
+from seekr_cl.tasks.messages import spoken
+from seekr_cl.tasks.spans import tokenised
 
-__all__ = ["BOUNDARIES", "Encoded", "Encoder", "collate"]
+__all__ = ["BOUNDARIES", "Encoded", "Encoder", "Shown", "collate"]
 
 BOUNDARIES = ("exact", "joint")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example as it is taught, for people.
+
+    Attributes:
+        text: All of it, before anything is cut.
+        learnt: Begin and end of what is learnt, in characters of ``text``.
+        encoded: Its tokens.
+    """
+
+    text: str
+    learnt: Spans
+    encoded: Encoded
 
 
 class Encoder:
@@ -30,6 +51,7 @@ class Encoder:
         boundary: str = "exact",
         max_prompt_length: int | None = None,
         max_answer_length: int | None = None,
+        chat: ChatSettings | None = None,
     ) -> None:
         """Prepare the encoder.
 
@@ -40,6 +62,7 @@ class Encoder:
             max_prompt_length: The most tokens of the prompt; by default whatever ``max_length`` leaves.
             max_answer_length: The most tokens of the completion without EOS. ``"joint"`` only adds it to
                 ``max_prompt_length``: together they are the most tokens of one example.
+            chat: How conversations are rendered and which of their turns are learnt.
 
         Raises:
             ConfigError: An unknown boundary, or lengths that are no whole numbers above zero or contradict each other.
@@ -75,6 +98,11 @@ class Encoder:
                 )
         self._front = self._probe_front()
         self._cut: set[int] = set()
+        self.chat = chat or ChatSettings()
+        self._renderer = Renderer(tokenizer, self.chat)
+        # A text that a chat template has rendered before may end with the end of a turn.
+        self._ends = {tokenizer.eos_token_id, *turn_ends(tokenizer)}
+        self.reader = AnswerReader(tokenizer, self._renderer)
 
     @property
     def cut_count(self) -> int:
@@ -88,27 +116,53 @@ class Encoder:
             example: Any example; ``messages`` go through the tokenizer's chat template.
 
         Returns:
-            Prompt and completion.
+            Prompt, as it stands when the model is asked, and completion: of ``messages`` the last one's text.
 
         Raises:
-            DataError: The tokenizer has no chat template, or its template refuses the messages.
+            DataError: The tokenizer has no chat template, or its template refuses or passes over messages.
         """
         if example.messages is None:
             return example.prompt, example.completion
-        where = example.source or "an example"
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise DataError(
-                f"{where}: has 'messages' but the tokenizer has no chat template; "
-                "use records with prompt and completion, or set tokenizer.chat_template"
-            )
-        try:
-            prompt = self._tokenizer.apply_chat_template(
-                [dict(turn) for turn in example.messages[:-1]], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # templates are programs of their own and raise what they like
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{where}: the chat template refuses the messages ({reason}); change their order") from None
-        return prompt, str(example.messages[-1]["content"])
+        prompt = self._renderer.prompt(example.messages, example.tools, example.template_kwargs, _where(example))
+        return prompt, spoken(example.messages[-1])
+
+    def reference(self, example: Example) -> str:
+        """What a right answer says, as ``reader`` reads it: of a turn that only calls tools, the calls.
+
+        Raises:
+            DataError: ``messages`` cannot be rendered.
+        """
+        if example.messages is None:
+            return example.completion
+        if text := spoken(example.messages[-1]):
+            return text
+        rendered = self._taught(example)
+        begin, end = rendered.learnt[-1]
+        return self.reader.read(self._tokenizer.decode(self._ids(rendered.text[begin:end])), stripped=True)
+
+    def show(self, example: Example) -> Shown:
+        """An example as it is taught, with its text.
+
+        Raises:
+            DataError: As ``encode``.
+        """
+        encoded = self.encode(example)
+        if self.boundary == "joint":
+            begin = len(self._tokenizer.decode(encoded.input_ids[: encoded.completion_start]))
+            text = self._tokenizer.decode(encoded.input_ids)
+            return Shown(text, ((begin, len(text)),), encoded)
+        if example.messages is not None:
+            rendered = self._taught(example)
+            # Of answers that were cut on the left nothing is learnt.
+            return Shown(rendered.text, rendered.learnt[-len(encoded.spans) :], encoded)
+        prompt, completion = self.render(example)
+        body = self._ids(prompt)
+        added = self._front_of(body, example)
+        front = "" if body[: len(added)] == added else "".join(self._tokenizer.convert_ids_to_tokens(added))
+        eos = "" if self._ends.intersection(self._ids(completion)[-1:]) else self._tokenizer.eos_token
+        begin = len(front) + len(prompt)
+        text = f"{front}{prompt}{completion}{eos}"
+        return Shown(text, ((begin, len(text)),), encoded)
 
     def encode(self, example: Example) -> Encoded:
         """Encode an example for training.
@@ -122,9 +176,16 @@ class Encoder:
         Raises:
             DataError: The completion alone does not fit (``"exact"`` only), or ``messages`` cannot be rendered.
         """
-        prompt, completion = self.render(example)
+        if example.messages is not None:
+            rendered = self._taught(example)
+            begin, end = rendered.learnt[-1]
+            prompt, completion = rendered.text[:begin], rendered.text[begin:end]
+        else:
+            prompt, completion = self.render(example)
         if self.boundary == "joint":
             encoded = self._encode_joint(prompt, completion)
+        elif example.messages is not None:
+            encoded = self._encode_turns(example, rendered)
         else:
             encoded = self._encode_exact(example, prompt, completion)
         if encoded.prompt_tokens_cut:
@@ -171,16 +232,16 @@ class Encoder:
         answer = self._ids(completion)
         where = example.source or "an example"
         if self._max_answer is not None and len(answer) > self._max_answer:
-            raise DataError(
+            raise TooLongError(
                 f"{where}: the completion has {len(answer)} tokens, above max_answer_length {self._max_answer}; "
                 "raise it or shorten the completion"
             )
-        if answer[-1:] != [eos]:
+        if not answer or answer[-1] not in self._ends:
             answer.append(eos)
         # One token must come before the completion: the model predicts every token from the one to its left.
         lead = max(1, len(self._front))
         if len(answer) + lead > self.max_length:
-            raise DataError(
+            raise TooLongError(
                 f"{where}: the completion needs {len(answer)} tokens with EOS and {lead} before it, "
                 f"above max_length {self.max_length}; raise max_length or shorten the completion"
             )
@@ -190,13 +251,43 @@ class Encoder:
         ids, cut = self._exact_prompt(example, prompt, room)
         return Encoded(ids + answer, len(ids), cut)
 
+    def _encode_turns(self, example: Example, rendered: Rendered) -> Encoded:
+        """A whole conversation; what is too long loses its left, and what nothing is learnt of on the right."""
+        ids, spans = tokenised(self._tokenizer, rendered.text, rendered.learnt)
+        where = _where(example)
+        answers = [end - begin for begin, end in spans]
+        if self._max_answer is not None and max(answers) > self._max_answer + 1:
+            raise TooLongError(
+                f"{where}: an answer has {max(answers)} tokens with its end, above max_answer_length "
+                f"{self._max_answer}; raise it or shorten the answer"
+            )
+        front = self._front_of(ids, example)
+        lead = max(1, len(front))
+        begin, end = spans[-1]
+        if end - begin + lead > self.max_length:
+            raise TooLongError(
+                f"{where}: the completion needs {end - begin} tokens with its end and {lead} before it, "
+                f"above max_length {self.max_length}; raise max_length or shorten the completion"
+            )
+        ids = ids[: max(end, self.max_length - lead + begin)]
+        room = self.max_length - (len(ids) - begin)
+        if self._max_prompt is not None:
+            room = min(room, self._max_prompt)
+        cut = max(0, begin - max(room, lead))
+        if not cut:
+            learnt, start = tuple(spans), begin
+        else:
+            # What is left of an answer that was cut has lost its question: it is shown and not learnt.
+            whole = [(a - cut, b - cut) for a, b in spans if a >= len(front) + cut]
+            ids, start, learnt = front + ids[len(front) + cut :], begin - cut, tuple(whole)
+        if learnt == ((start, len(ids)),):
+            return Encoded(ids, start, cut)
+        return Encoded(ids, start, cut, learnt)
+
     def _exact_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
         body = self._ids(prompt)
-        front = self._front
-        if example.messages is not None:
-            # A chat template writes its own special tokens; adding the tokenizer's would double the BOS.
-            bos = self._tokenizer.bos_token_id
-            front = body[:1] if bos is not None and body[:1] == [bos] else []
+        front = self._front_of(body, example)
+        if body[: len(front)] == front:
             body = body[len(front) :]
         keep = max(0, room - len(front))
         cut = max(0, len(body) - keep)
@@ -213,6 +304,22 @@ class Encoder:
         # The official labels are the last so many tokens, counted on the answer alone with its EOS, whatever these are.
         label_length = min(len(self._ids(completion)) + 1, self._joint_length, len(ids))
         return Encoded(ids, len(ids) - label_length, cut)
+
+    def _front_of(self, body: list[int], example: Example) -> list[int]:
+        """What stands in front of a text for good: special tokens that it begins with, or gets from the tokenizer.
+
+        Neither a chat template nor a text that one has made gets the tokenizer's: the BOS would stand there twice.
+        """
+        bos = self._tokenizer.bos_token_id
+        if self._front and body[: len(self._front)] == self._front:
+            return list(self._front)
+        if bos is not None and body[:1] == [bos]:
+            return [bos]
+        return list(self._front) if example.messages is None else []
+
+    def _taught(self, example: Example) -> Rendered:
+        assert example.messages is not None
+        return self._renderer.taught(example.messages, example.tools, example.template_kwargs, _where(example))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self._tokenizer.bos_token_id
@@ -237,3 +344,7 @@ class Encoder:
 
     def _note_cut(self, example: Example, prompt: str) -> None:
         self._cut.add(hash((example.source, prompt)))
+
+
+def _where(example: Example) -> str:
+    return example.source or "an example"

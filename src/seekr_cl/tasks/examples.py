@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
+from seekr_cl.tasks.messages import messages_from, template_kwargs_from, tools_from
+from seekr_cl.tasks.values import checked_text, kind_of
+
+__all__ = ["ACCEPTED", "Example", "example_from", "kind_of", "reference_list"]
 
 ACCEPTED = "{prompt, completion}, {prompt, answer} or {messages: [{role, content}, ...]}"
+TEMPLATE_KWARGS = "chat_template_kwargs"
 _KEYS = ("prompt", "completion", "answer", "messages", "references")
 
 
@@ -18,8 +23,10 @@ class Example:
         prompt: What the model is shown; empty for ``messages`` until an ``Encoder`` renders it.
         completion: What the model must write; empty for ``messages`` until an ``Encoder`` renders it.
         references: Other accepted answers, for the metrics.
-        messages: The turns of a conversation; the last one is the assistant's and is the completion.
+        messages: The turns of a conversation; the last one is the assistant's.
         source: Where the example came from, e.g. ``"train.json row 3"``, rows counted from 1.
+        tools: What the model may call in the conversation, as JSON schemas.
+        template_kwargs: What the chat template is told for this conversation, such as ``enable_thinking``.
     """
 
     prompt: str
@@ -27,6 +34,13 @@ class Example:
     references: tuple[str, ...] = ()
     messages: tuple[dict[str, Any], ...] | None = None
     source: str = ""
+    tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def told(self) -> list[Any]:
+        """What the chat template is told beside the messages, for hashes; nothing if there is nothing."""
+        return [] if self.tools is None and self.template_kwargs is None else [self.tools, self.template_kwargs]
 
 
 def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
@@ -52,7 +66,10 @@ def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
         clash = [key for key in ("prompt", "completion", "answer") if key in row]
         if clash:
             raise DataError(f"{where}: holds both 'messages' and {clash[0]!r}; keep one of the two")
-        return Example("", "", references, _messages(row["messages"], where, allow_empty), where)
+        turns = messages_from(row["messages"], where, allow_empty)
+        tools = tools_from(row["tools"], where) if "tools" in row else None
+        kwargs = template_kwargs_from(row[TEMPLATE_KWARGS], where) if TEMPLATE_KWARGS in row else None
+        return Example("", "", references, turns, where, tools, kwargs)
     if "completion" in row and "answer" in row:
         raise DataError(f"{where}: holds both 'completion' and 'answer'; keep one of the two")
     answer_key = "answer" if "answer" in row else "completion"
@@ -64,33 +81,11 @@ def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
         raise DataError(
             f"{where}: no {missing} (null counts as missing); keys found: {found}; accepted: {ACCEPTED}{hint}"
         )
-    prompt = _text(row["prompt"], where, "prompt")
-    completion = _text(row[answer_key], where, answer_key)
+    prompt = checked_text(row["prompt"], where, "prompt")
+    completion = checked_text(row[answer_key], where, answer_key)
     if not completion and not allow_empty:
         raise DataError(f"{where}: {answer_key!r} is empty; fill it, remove the row, or pass allow_empty=True")
     return Example(prompt, completion, references, None, where)
-
-
-def kind_of(value: Any) -> str:
-    """Name a value's type in the words of a data file rather than of Python.
-
-    Args:
-        value: Any value read from a file.
-
-    Returns:
-        A short description such as ``"number (7)"``.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return f"true/false ({str(value).lower()})"
-    if isinstance(value, int | float):
-        return f"a number ({value})"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
 def reference_list(value: Any, where: str) -> tuple[str, ...]:
@@ -112,47 +107,7 @@ def reference_list(value: Any, where: str) -> tuple[str, ...]:
     return references
 
 
-def _text(value: Any, where: str, key: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {key!r} must be a string, not {kind_of(value)}; put quotes around it")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair; no tokenizer can encode it, and it would fail far from here.
-        raise DataError(
-            f"{where}: {key!r} holds half a surrogate pair at character {error.start + 1}, which is no text; remove it"
-        ) from None
-    return value
-
-
 def _references(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: 'references' must be a list of strings, not {kind_of(value)}; put it in [ ]")
-    return tuple(_text(item, where, f"references {number}") for number, item in enumerate(value, 1))
-
-
-def _messages(value: Any, where: str, allow_empty: bool) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list | tuple):
-        raise DataError(f"{where}: 'messages' must be a list of {{role, content}}, not {kind_of(value)}")
-    turns: list[dict[str, Any]] = []
-    for number, turn in enumerate(value, 1):
-        if not isinstance(turn, Mapping):
-            raise DataError(f"{where}: message {number} must be {{role, content}}, not {kind_of(turn)}")
-        turn = {key: item for key, item in turn.items() if item is not None}
-        for key in ("role", "content"):
-            if key not in turn:
-                raise DataError(f"{where}: message {number} has no {key!r}; every message is {{role, content}}")
-            _text(turn[key], where, f"message {number} {key}")
-        turns.append(turn)
-    if not turns or turns[-1]["role"] != "assistant":
-        last = f"not {turns[-1]['role']!r}" if turns else "and the list is empty"
-        raise DataError(
-            f"{where}: the last message must be the assistant's, {last}; end the list with role 'assistant'"
-        )
-    if len(turns) == 1:
-        raise DataError(f"{where}: nothing comes before the assistant's message; add the message it answers")
-    if not turns[-1]["content"] and not allow_empty:
-        raise DataError(
-            f"{where}: the assistant's last message is empty; fill it, remove the row, or pass allow_empty=True"
-        )
-    return tuple(turns)
+    return tuple(checked_text(item, where, f"references {number}") for number, item in enumerate(value, 1))

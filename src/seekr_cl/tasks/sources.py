@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Part:
             example = example_from(row, f"{self.label} row {number}", allow_empty)
             if accepted:
                 references = reference_list(accepted[number - 1], f"{self.references} row {number}")
-                example = Example(example.prompt, example.completion, references, example.messages, example.source)
+                example = replace(example, references=references)
             examples.append(example)
         return examples
 

@@ -169,6 +169,6 @@ class Task:
         digest = hashlib.sha256()
         for example in self.train:
             # JSON marks where each text ends, so that ("ab", "c") and ("a", "bc") differ.
-            texts = [example.prompt, example.completion, example.messages]
+            texts = [example.prompt, example.completion, example.messages, *example.told]
             digest.update(json.dumps(texts, sort_keys=True).encode("ascii") + b"\n")
         return digest.hexdigest()

@@ -17,10 +17,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
+from seekr_cl.system.modes import file_mode, folder_mode, make_private
+from seekr_cl.system.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
 
 FORMAT = "seekr-checkpoint"
 VERSION = 1
@@ -43,6 +44,11 @@ KEPT = 2
 
 _NAME = re.compile(r"\d{6,12}")
 _PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
+_CONTENT = re.compile(
+    r"(state|trainer_state)\.json|(carried|carry|kept|method|optimizer|rng|trainer|weights|task-\d+|teacher-\d+)"
+    r"(\.\d{5}-of-\d{5})?\.safetensors|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
+)
+"""What can be in one, for those whose manifest is damaged."""
 _OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
 
 
@@ -110,14 +116,14 @@ class Checkpoints:
 
     def any(self) -> bool:
         """Whether something was saved that ``clear`` has not removed."""
-        return bool(self._numbers())
+        return bool(self.numbers())
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint, if there is one; damaged ones are passed over with a warning.
 
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
-        numbers = ranks.from_first(self._numbers())
+        numbers = ranks.from_first(self.numbers())
         # Hashing a large model's state takes a while; who asks twice shall not wait twice.
         if self._found is None or self._found[0] != numbers:
             found = self._search(numbers) if ranks.is_first() else None
@@ -127,7 +133,7 @@ class Checkpoints:
 
     def _search(self, numbers: list[int]) -> Checkpoint | None:
         for number in reversed(numbers):
-            path = self._path(number)
+            path = self.path(number)
             try:
                 return _read(path)
             except _DamageError as damage:
@@ -157,14 +163,14 @@ class Checkpoints:
         Raises:
             OutputError: if it cannot be written; the checkpoints before it stay.
         """
-        numbers = ranks.from_first(self._numbers())
-        number = numbers[-1] + 1 if numbers else 1
-        temporary = self.place / f".{number:06d}.partial"
+        numbers = ranks.from_first(self.numbers())
+        number = ranks.once(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
+        temporary = self._unfinished(number)
 
         def begin() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
             with self._writing(number, temporary):
-                temporary.mkdir(parents=True)
+                make_private(self.place)
+                make_folder(temporary, folder_mode())
 
         def write_own() -> list[dict[str, Any]]:
             with self._writing(number, temporary):
@@ -175,12 +181,15 @@ class Checkpoints:
             with self._writing(number, temporary):
                 written = {STATE: json.dumps(state)} | (files or {})
                 for name, text in written.items():
-                    write_bytes(temporary / name, text.encode())
+                    write_bytes(temporary / name, text.encode(), private=True)
                 records = [file_record(temporary / name) for name in written] + _write_parts(temporary, parts)
                 manifest = {"format": FORMAT, "version": VERSION, "files": records + others}
-                write_bytes(temporary / MANIFEST, json.dumps(manifest | {"sha256": _digest(manifest)}).encode())
+                signed = json.dumps(manifest | {"sha256": _digest(manifest)}).encode()
+                write_bytes(temporary / MANIFEST, signed, private=True)
+                # From here on the manifest says what belongs to it.
+                give_away(temporary)
                 fault_point("checkpoint.written")
-                os.replace(temporary, self._path(number))
+                os.replace(temporary, self.path(number))
                 fault_point("checkpoint.renamed")
                 sync_folder(self.place)
 
@@ -188,7 +197,7 @@ class Checkpoints:
         others = [record for records in ranks.each(write_own) for record in records] if pieces else []
         ranks.first(complete)
         for old in [*numbers, number][:-KEPT] if ranks.is_first() else []:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+            _remove(self.path(old))
             fault_point("checkpoint.removed")
 
     @contextmanager
@@ -197,14 +206,14 @@ class Checkpoints:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            self._remove(temporary)
+            self._discard(temporary)
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self._path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
             ) from error
         except BaseException:
-            self._remove(temporary)
+            self._discard(temporary)
             raise
 
     def clear(self) -> None:
@@ -212,28 +221,52 @@ class Checkpoints:
         if not self.place.is_dir():
             return
         for path in sorted(self.place.iterdir(), key=lambda path: (path.name.isdigit(), path.name)):
-            if not _OWN_NAME.fullmatch(path.name):
-                continue
-            # Without its manifest a half-removed checkpoint is none.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-            fault_point("checkpoint.cleared")
-        if not any(self.place.iterdir()):
-            self.place.rmdir()
+            if _OWN_NAME.fullmatch(path.name):
+                _remove(path)
+                fault_point("checkpoint.cleared")
+        remove_empty(self.place)
 
-    def _remove(self, temporary: Path) -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            # Gone unless it holds others.
-            self.place.rmdir()
+    def _discard(self, temporary: Path) -> None:
+        _remove(temporary)
+        # Gone unless it holds others.
+        remove_empty(self.place)
 
-    def _path(self, number: int) -> Path:
+    def _unfinished(self, number: int) -> Path:
+        return self.place / f".{number:06d}.partial"
+
+    def path(self, number: int) -> Path:
+        """The folder of the checkpoint of that number."""
         return self.place / f"{number:06d}"
 
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """The numbers of all of them, damaged ones too, oldest first."""
         if not self.place.is_dir():
             return []
-        return sorted(int(path.name) for path in self.place.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+        return sorted(int(path.name) for path in self.place.iterdir() if _NAME.fullmatch(path.name) and _is_one(path))
+
+    def _free_number(self, number: int) -> int:
+        """The first number from this one on at which nothing stands, not even something of somebody else's."""
+        while os.path.lexists(self.path(number)) or not _remove(self._unfinished(number)):
+            number += 1
+        return number
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a folder holds what a checkpoint must hold, damaged or not."""
+    return path.is_dir() and any((path / name).is_file() for name in (MANIFEST, STATE))
+
+
+def _remove(path: Path) -> bool:
+    """Removes a checkpoint, whole or not: what its manifest lists or, if that is damaged, what can be in one."""
+    if is_made(path):
+        return remove_made(path)
+    try:
+        manifest = _read_manifest(path)
+        listed = [str(record["file"]) for record in manifest["files"]]
+    except (_DamageError, KeyError, TypeError):
+        listed = [file.name for file in path.iterdir() if _CONTENT.fullmatch(file.name)] if path.is_dir() else []
+    # Without its manifest a half-removed checkpoint is none.
+    return remove_known(path, [MANIFEST, *listed])
 
 
 def _piece(part: str, number: int, count: int) -> str:
@@ -255,7 +288,7 @@ def _write_parts(folder: Path, parts: dict[str, dict[str, Tensor]]) -> list[dict
 def _write_part(path: Path, tensors: dict[str, Tensor]) -> None:
     # Straight into the file: the bytes of a whole model's optimizer would not fit into memory a second time.
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    os.chmod(path, 0o644)
+    os.chmod(path, file_mode())
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -273,14 +306,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     Raises:
         _DamageError: if anything in it is not what the manifest says.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _DamageError(f"{MANIFEST} is not readable: {error}") from error
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
-        raise _DamageError(f"{MANIFEST} differs from its own sha256")
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise _DamageError(f"{MANIFEST} is of another format or version")
+    manifest = _read_manifest(path)
     try:
         files = [checked_path(path, record, path / MANIFEST, content=content) for record in manifest["files"]]
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -292,6 +318,18 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     if not isinstance(state, dict):
         raise _DamageError(f"{STATE} is no mapping")
     return Checkpoint(path, state, parts)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _DamageError(f"{MANIFEST} is not readable: {error}") from error
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):
+        raise _DamageError(f"{MANIFEST} differs from its own sha256")
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise _DamageError(f"{MANIFEST} is of another format or version")
+    return manifest
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
@@ -38,6 +38,8 @@ from seekr_cl.replay.schedule import build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
+from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training import fsdp_loading as once
@@ -45,8 +47,9 @@ from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
 from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
-from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
     as_sample,
     carried_state,
@@ -55,7 +58,7 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory
+from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory, tidy
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
@@ -128,20 +131,34 @@ def learn(
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
-    with hold(output, "output"), hold(place, "memory"):
+    with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
-        store = memory if isinstance(memory, ReplayMemory) else open_memory(place, begun)
-        for folder in (place, output):
-            ranks.first(partial(refuse_unwritable, folder))
-        if resume:
-            done = _finished(tasks, store, output, config, begun)
-            if done is not None:
-                ranks.first(saves.clear)
-                return done
-            ranks.first(lambda: make_room(output, store, begun))
-        return _learn(model, tasks, store, output, config, callbacks, saves, begun)
+        if begun is not None:
+            check_places(begun.state.get("places"), places_of(place, output, saves.place), saves.place)
+            check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
+        with hold(place, "memory"):
+            store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            for folder in (place, output):
+                ranks.first(partial(refuse_unwritable, folder))
+            if resume:
+                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                if done is not None:
+                    ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+                    return done
+            learnt = _learn(model, tasks, store, output, config, callbacks, saves, begun, resume)
+            ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+            fault_point("learn.cleared")
+            return learnt
+
+
+def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool) -> None:
+    """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
+    if alone or config.keep_models != "last":
+        give_away(output)
+    saves.clear()
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -162,6 +179,7 @@ def _learn(
     callbacks: Sequence[TrainerCallback],
     saves: Checkpoints,
     begun: Checkpoint | None,
+    resume: bool,
 ) -> Learnt:
     """The phases: general data, choosing and looking at samples, training, scoring, writing."""
     loads_once = once.is_asked()
@@ -174,12 +192,16 @@ def _learn(
         loads_once = False
     empty = loads_once and not ranks.is_first()
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
     tokens_sha = tokenizer_hash(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     store.check_belongs(model_sha, tokens_sha)
+    ranks.first(lambda: tidy(store.path))
+    if resume:
+        ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
     if loads_once:
         once.shard(network, config)
@@ -205,7 +227,8 @@ def _learn(
     context.carried = carried_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)
     try:
-        stand = Standing(saves, identity, method, begun)
+        places = places_of(store.path, output, saves.place)
+        stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
             general = _general_examples(config, store, encoder)
             if general:
@@ -256,7 +279,7 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
-        save_model(output, network, tokenizer, add_files, tensors)
+        save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
         try:
             store.commit(
@@ -272,15 +295,13 @@ def _learn(
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try.
             if not is_committed(store):
-                shutil.rmtree(output, ignore_errors=True)
+                remove_made(output)
             raise
         fault_point("learn.committed")
 
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
-    ranks.first(saves.clear)
-    fault_point("learn.cleared")
     if loads_once:
         return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
     if sharded:
@@ -294,7 +315,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    tasks: list[Task], store: ReplayMemory, output: Path, config: SeekrConfig, begun: Checkpoint | None
+    model: str | Path,
+    tasks: list[Task],
+    store: ReplayMemory,
+    output: Path,
+    config: SeekrConfig,
+    begun: Checkpoint | None,
+    source: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -303,6 +330,9 @@ def _finished(
         return None
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
+    if begun is not None:
+        former, _ = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
@@ -339,7 +369,8 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
             f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    return Encoder(tokenizer, length, config.boundary or "exact", config.max_prompt_length, config.max_answer_length)
+    boundary = config.boundary or "exact"
+    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
 
 
 def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
@@ -352,7 +383,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
     for example in task.train:
         try:
             kept.append((example, encoder.encode(example)))
-        except DataError:
+        except TooLongError:
             if config.long_completions == "refuse":
                 raise
     left_out = len(task.train) - len(kept)

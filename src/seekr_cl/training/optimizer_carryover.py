@@ -52,7 +52,7 @@ class Carry:
 
     def save(self, folder: Path) -> None:
         """Writes the file into a model's folder."""
-        write_tensors(folder / FILE, self.tensors)
+        write_tensors(folder / FILE, self.tensors, private=False)
 
     def put_state(self, model: nn.Module, optimizer: Any) -> None:
         """Gives the state to a fresh optimizer of the same kind."""

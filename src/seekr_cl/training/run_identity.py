@@ -16,6 +16,7 @@ _DECISIVE = (
     *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
     *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
+    *("train_on", "chat_template_kwargs", "template_date"),
     *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
 )
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
@@ -37,13 +38,16 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         "preset": config.preset,
         "settings": asdict(config.method.settings),
         "replay": asdict(config.replay) if config.method.kind.keeps else None,
-        "memory": asdict(config.memory) if config.method.kind.keeps else None,
+        # Who may read the files decides nothing.
+        "memory": {key: value for key, value in asdict(config.memory).items() if key != "mode"}
+        if config.method.kind.keeps
+        else None,
     }
 
 
 def scoring_hash(task: Task) -> str:
     """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
-    texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
+    texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
     content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -52,11 +56,14 @@ def learning_identity(
     tasks: list[Task], store: ReplayMemory, config: SeekrConfig, model_sha256: str, tokenizer_sha256: str
 ) -> dict[str, Any]:
     """What one learning is: a checkpoint of it fits no other."""
+    facts = {"model": model_sha256, "tokenizer": tokenizer_sha256, "generation": store.generation}
+    return facts | task_identity(tasks, config)
+
+
+def task_identity(tasks: list[Task], config: SeekrConfig) -> dict[str, Any]:
+    """The part of ``learning_identity`` that is known without model and memory."""
     return _as_json(
         {
-            "model": model_sha256,
-            "tokenizer": tokenizer_sha256,
-            "generation": store.generation,
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,

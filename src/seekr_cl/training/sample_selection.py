@@ -25,7 +25,8 @@ COMPARED = 256
 def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySample:
     """An encoded example as the memory keeps it."""
     prompt, completion = encoder.render(example)
-    return ReplaySample(prompt, completion, torch.tensor(encoded.input_ids), encoded.completion_start)
+    ids_L = torch.tensor(encoded.input_ids)
+    return ReplaySample(prompt, completion, ids_L, encoded.completion_start, learnt=encoded.learnt)
 
 
 def choose_samples(
@@ -119,7 +120,7 @@ def _sample_weights(
     if config.replay.sample_weights == "information":
         return information([sample.prompt for _, sample in replay])
     if config.replay.sample_weights == "surprise":
-        encoded = [Encoded(sample.ids_L.tolist(), sample.completion_start, 0) for _, sample in replay]
+        encoded = [sample.encoded for _, sample in replay]
         with counting("surprise", len(encoded), config.progress) as advance:
             return answer_loss(context.model, encoded, advance).tolist()
     return [1.0] * len(replay)

@@ -1,7 +1,5 @@
 """Where the learning of one task stands: which phases are behind it, and what they left that the others need."""
 
-import re
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.distributed.engines import plain, split
-from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.sample_codec import pack, unpack
@@ -20,6 +18,7 @@ from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
 from seekr_cl.models.loading import require_free
 from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.optimizer_carryover import Carry
@@ -27,9 +26,6 @@ from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
-
-_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|[0-9a-f]{8}\.partial)")
-"""Names that ``write_bytes`` and ``save_model`` give to what is not complete yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +51,7 @@ class Standing:
     Args:
         saves: where checkpoints go.
         identity: what is being learnt, for the check when it is resumed.
+        places: the folders it is learnt into, for the same check.
         method: its state is saved and loaded here.
         begun: the checkpoint to go on from.
 
@@ -63,8 +60,15 @@ class Standing:
         kept: the chosen samples of the new task.
     """
 
-    def __init__(self, saves: Checkpoints, identity: dict[str, Any], method: Method, begun: Checkpoint | None) -> None:
-        self.saves, self.identity, self.method, self.begun = saves, identity, method, begun
+    def __init__(
+        self,
+        saves: Checkpoints,
+        identity: dict[str, Any],
+        places: dict[str, Any],
+        method: Method,
+        begun: Checkpoint | None,
+    ) -> None:
+        self.saves, self.identity, self.places, self.method, self.begun = saves, identity, places, method, begun
         self.new_tasks: list[MemoryTask] = []
         self.kept: list[ReplaySample] = []
         self._started, self._before = time.perf_counter(), 0.0
@@ -115,6 +119,7 @@ class Standing:
         state = {
             "phase": phase,
             "identity": self.identity,
+            "places": self.places,
             "seconds": self.seconds,
             "method": method,
             "rng": rng_content,
@@ -163,28 +168,25 @@ class Standing:
         return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
 
 
-def open_memory(place: Path, begun: Checkpoint | None) -> ReplayMemory:
-    """Opens the memory, or a new one; what a killed process had not completed in it is removed.
+def open_memory(place: Path) -> ReplayMemory:
+    """Opens the memory, or a new one, and reads all of it once.
 
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    ranks.first(lambda: _tidy(place, begun))
+    ranks.first(lambda: _read(place))
     return ReplayMemory.open(place, create=True)
 
 
-def _tidy(place: Path, begun: Checkpoint | None) -> None:
+def _read(place: Path) -> None:
+    ReplayMemory.open(place, create=True, verify=True)
+
+
+def tidy(place: Path) -> None:
+    """Removes what killed processes had not completed of a memory that this one holds."""
+    remove_unfinished(place)
     for folder in (place, place / GENERATIONS):
-        if folder.is_dir():
-            remove_leftovers(folder)
-    try:
-        ReplayMemory.open(place, create=True, verify=True)
-    except MemoryFormatError:
-        # The folder was missing or empty when this learning began, and no generation has come into being since.
-        first = begun is not None and begun.state["phase"] == "scored" and begun.state["identity"]["generation"] == 0
-        if not first or (place / "manifest.json").exists():
-            raise
-        shutil.rmtree(place)
+        remove_unfinished_inside(folder)
 
 
 def is_committed(store: ReplayMemory) -> bool:
@@ -195,31 +197,16 @@ def is_committed(store: ReplayMemory) -> bool:
         return False
 
 
-def make_room(output: Path, store: ReplayMemory, begun: Checkpoint | None) -> None:
+def make_room(output: Path) -> None:
     """Removes a model that was written without the generation of the memory that belongs to it.
 
     Raises:
         OutputError: if the output holds something that is not known to be that.
     """
-    for path in output.parent.glob(f".{output.name}.*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-    if (
-        begun is not None
-        and begun.state["phase"] == "scored"
-        and store.generation == begun.state["identity"]["generation"]
-    ):
-        shutil.rmtree(output, ignore_errors=True)
+    remove_unfinished(output)
+    if is_made(output):
+        remove_made(output)
     require_free(output)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a killed process left in a folder that this one holds."""
-    try:
-        for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); change its permissions") from error
 
 
 def _texts(samples: Sequence[ReplaySample]) -> list[dict[str, str]]:

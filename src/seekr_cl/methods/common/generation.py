@@ -20,7 +20,7 @@ def write(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     pad_id: int,
     seed: int,
     top_k: int = 0,
@@ -35,7 +35,7 @@ def write(
         model: in evaluation mode or not; it is left as it was.
         prompts: token ids, at least one each.
         max_new_tokens: where a text is broken off, if the model's context does not end before.
-        eos_id: token that ends a text.
+        eos_id: token that ends a text, or all that do.
         pad_id: token in the padding.
         seed: of the draws.
         top_k: tokens that may be drawn at each place; 0 is all.
@@ -43,11 +43,12 @@ def write(
         advance: told after each batch how many texts are done.
 
     Returns:
-        The new tokens of each text, in the prompts' order: none where a prompt fills the context, and ``eos_id`` last
-        where the model ended it.
+        The new tokens of each text, in the prompts' order: none where a prompt fills the context, and one of
+        ``eos_id`` last where the model ended it.
     """
+    ends = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     draws = {"do_sample": True, "top_k": top_k, "temperature": temperature} if temperature else {"do_sample": False}
-    settings = GenerationConfig(eos_token_id=eos_id, pad_token_id=pad_id, use_cache=True, num_beams=1, **draws)
+    settings = GenerationConfig(eos_token_id=ends, pad_token_id=pad_id, use_cache=True, num_beams=1, **draws)
     context = context_length(model)
     training, own = model.training, model.generation_config
     model.eval()
@@ -77,7 +78,8 @@ def write(
                     generation_config=settings,
                 )
                 for place, new in zip(places, out_BL[:, width:].tolist()):
-                    written[place] = new[: new.index(eos_id) + 1] if eos_id in new else new
+                    end = next((at for at, one in enumerate(new, 1) if one in ends), len(new))
+                    written[place] = new[:end]
                 advance(len(some))
     finally:
         model.generation_config = own

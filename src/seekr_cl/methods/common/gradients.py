@@ -115,7 +115,7 @@ def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> d
     """
     weights = trained(context.model)
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    tokens = sum(len(one.input_ids) - max(1, one.completion_start) for one in examples)
+    tokens = sum(one.learnable for one in examples)
     with _evaluating(context.model):
         for first in range(0, len(examples), size):
             batch = example_batch(context, examples[first : first + size])

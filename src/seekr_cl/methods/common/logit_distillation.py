@@ -68,12 +68,12 @@ def can_keep(model: PreTrainedModel) -> bool:
 
 def first_position(sample: ReplaySample) -> int:
     """The first position whose output any loss on the sample's answer uses."""
-    return max(0, sample.completion_start - 1)
+    return max(0, sample.spans[0][0] - 1)
 
 
 def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
     """The positions [A] of a sample whose output is distilled."""
-    labelled_A = torch.arange(sample.completion_start, len(sample.ids_L))
+    labelled_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
     position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
     # An answer without a prompt has no position before its first token.
     return position_A[position_A >= 0]

@@ -10,7 +10,6 @@ from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, task_generator
 from seekr_cl.methods.common.gradients import mean_gradient
-from seekr_cl.tasks import Encoded
 
 
 class ReferenceMethod(Method):
@@ -50,7 +49,7 @@ class ReferenceMethod(Method):
         # Evaluation mode switches checkpointing off, so what fits then is not a batch but one sample at a time.
         checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in self.context.model.modules())
         size = 1 if checkpointed else self._batch_size
-        examples = [Encoded(sample.ids_L.tolist(), sample.completion_start, 0) for sample in samples]
+        examples = [sample.encoded for sample in samples]
         return mean_gradient(self.context, examples, size)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

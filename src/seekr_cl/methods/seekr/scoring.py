@@ -24,6 +24,7 @@ from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
 from seekr_cl.methods.common.logit_distillation import answer_logits, first_position
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.tasks.collate import labels_of
 
 MEASURES = ("valid", "frobenius", "padded")
 
@@ -115,8 +116,7 @@ class Scorer:
         try:
             with self.tap.use(InTurn(record, sensitivity)), torch.enable_grad():
                 logits_NV = self._logits(sample, first)
-                labels_N = sample.ids_L[first:].clone()
-                labels_N[: sample.completion_start - first] = -100
+                labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
                 causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device)).backward()
         finally:
             for parameter in frozen:

@@ -37,7 +37,7 @@ def balanced(candidates: Candidates) -> list[int]:
         groups: list[list[int]] = list(_by_key(labels).values())
         candidates.say(f"balanced over {distinct} different completions")
     else:
-        groups = _strata([len(one.input_ids) - one.completion_start for one in candidates.encoded], STRATA)
+        groups = _strata([one.learnable for one in candidates.encoded], STRATA)
         candidates.say(
             f"{distinct} different completions are no classes: balanced over {len(groups)} completion lengths"
         )

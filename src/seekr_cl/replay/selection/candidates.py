@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.methods.common.logit_distillation import answer_logits
 from seekr_cl.tasks import Encoded
+from seekr_cl.tasks.collate import labels_of
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display from a label and a total; what it yields is told of every few that are done."""
@@ -75,8 +76,9 @@ def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Cal
     """Each example's mean cross entropy over its completion's tokens: float32 [N] on the CPU."""
     losses = []
     for one in encoded:
-        first = max(1, one.completion_start)  # nothing stands before a sample's first token to predict it from
-        labels_A = torch.tensor(one.input_ids[first:], dtype=torch.long, device=model.device)
+        first = max(1, one.spans[0][0])  # nothing stands before a sample's first token to predict it from
+        labels = labels_of(one.input_ids, one.spans)[first:]
+        labels_A = torch.tensor(labels, dtype=torch.long, device=model.device)
         ids_1L = torch.tensor([one.input_ids], device=model.device)
         logits_AV = answer_logits(model, ids_1L, first - 1)[:-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())

@@ -2,19 +2,22 @@
 
 import hashlib
 import http.client
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from seekr_cl.errors import DataError, OutputError
+from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import is_made, own_folder, remove_made
 from seekr_cl.tasks.benchmarks.archives import LARGEST_TOTAL
 
 _CHUNK = 1 << 20
+_PREFIX = "seekr-download-"
 _PATIENCE = 60
 """Seconds without a byte."""
 
@@ -39,8 +42,9 @@ def downloaded(url: str, on_bytes: Callable[[int, int | None], None]) -> Iterato
         DataError: if it cannot be had whole.
         OutputError: if the disk is full.
     """
-    folder = Path(tempfile.mkdtemp(prefix="seekr-download-"))
-    try:
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{uuid.uuid4().hex}"
+    with hold(folder, "download"), own_folder(folder):
         path = folder / "archive"
         try:
             _get(url, path, on_bytes)
@@ -52,8 +56,14 @@ def downloaded(url: str, on_bytes: Callable[[int, int | None], None]) -> Iterato
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}); free space or set TMPDIR") from None
         yield path
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(above: Path) -> None:
+    """What killed downloads have left: nobody holds it any more."""
+    for folder in above.glob(f"{_PREFIX}*"):
+        if is_made(folder):
+            with suppress(OutputError), hold(folder, "download"):
+                remove_made(folder)
 
 
 def file_sha256(path: Path) -> str:

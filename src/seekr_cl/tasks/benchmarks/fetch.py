@@ -2,15 +2,15 @@
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError, nearest
+from seekr_cl.system.locks import hold
 from seekr_cl.system.paths import at_home
+from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 from seekr_cl.tasks.benchmarks.archives import open_files
 from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
 from seekr_cl.tasks.benchmarks.download import downloaded, file_sha256, is_url
@@ -75,14 +75,28 @@ def fetch(
         raise ConfigError(f"--variant: {benchmark.name} has no variant {variant!r} (known: {known})")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise OutputError(f"{output}: already holds something; choose another --output")
-    if is_url(source):
-        with downloaded(source, lambda done, total: progress("download", done, total)) as path:
-            content = _convert(benchmark, path, output, variant, wanted, partial, sha256, progress, source)
-    else:
-        content = _convert(benchmark, at_home(source), output, variant, wanted, partial, sha256, progress)
+    with hold(output, "benchmark"):
+        remove_unfinished(output)
+        content = _fetched(benchmark, source, output, variant, wanted, partial, sha256, progress)
     manifest = Manifest.read(output)
     assert manifest is not None
     return Fetched(output, content["rows"], content["notes"])
+
+
+def _fetched(
+    benchmark: Benchmark,
+    source: str,
+    output: Path,
+    variant: str | None,
+    wanted: list[str],
+    partial: bool,
+    sha256: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    if is_url(source):
+        with downloaded(source, lambda done, total: progress("download", done, total)) as path:
+            return _convert(benchmark, path, output, variant, wanted, partial, sha256, progress, source)
+    return _convert(benchmark, at_home(source), output, variant, wanted, partial, sha256, progress)
 
 
 def _tasks(benchmark: Benchmark, asked: Sequence[str] | None) -> list[str]:
@@ -108,8 +122,9 @@ def _convert(
         raise DataError(f"{called or path}: its sha256 is {found or 'none, it is a folder'}, not {sha256}; refused")
     content: dict[str, Any] = {"name": benchmark.name, "variant": variant, "source": called or path.name}
     content |= {"sha256": found, "rows": {}, "files": {}, "notes": []}
-    place = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
+    place = unfinished_folder(output)
     try:
+        make_folder(place)
         with open_files(path) as files:
             missing: list[DataError] = []
             for number, task in enumerate(tasks, 1):
@@ -128,13 +143,13 @@ def _convert(
             raise DataError(f"{called or path}: holds none of the tasks of {benchmark.name}")
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (place / MANIFEST).write_text(text, encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
+        # An empty folder that is there gives way to it, one that is not stays.
         os.replace(place, output)
+        give_away(output)
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        remove_made(place)
     return content
 
 

@@ -6,8 +6,9 @@ layout                  where, and what a file holds
 plain (TRACE)           ``<task>/{train,eval,test}.json``: a list of ``{prompt, answer}``
 CL_Benchmark (O-LoRA)   ``<category>/<task>/{train,dev,test}.json``: a list of ``{sentence, label}``, with
                         ``labels.json`` beside it and ``configs/instruction_config.json`` above
-natural-instructions    ``<task>/{train,dev,test}.json`` (SAPT) or ``<task>_<title>.json``, which is split
-                        here: ``{Definition, Instances: [{input, output}]}``
+natural-instructions    ``<task>/{train,dev,test}.json`` (SAPT, of Long_Sequence in another template) or
+                        ``<task>_<title>.json``, which is split here:
+                        ``{Definition, Instances: [{input, output}]}``
 ======================  =================================================================================
 """
 
@@ -26,6 +27,8 @@ _SPLITS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": (
 _INSTRUCTIONS = "instruction_config.json"
 _NO_INSTRUCTION = ("COPA",)
 """O-LoRA's categories whose sentences are whole prompts already."""
+_GENERATED = "generated_data"
+"""SAPT's repository holds what its models made of every task, under the tasks' own names."""
 SPLIT_SEED, TEST_ROWS, EVAL_ROWS, TRAIN_ROWS = 0, 100, 100, 1000
 """How a natural-instructions file is split: in the sizes of SAPT, which does not publish its draw."""
 
@@ -64,7 +67,7 @@ def read_task(files: Files, benchmark: Benchmark, task: str, variant: str | None
     """
     found = _find(files, benchmark, task, variant)
     if "whole" in found:
-        rows = _split(_natural(found["whole"], _json(files, found["whole"])), task)
+        rows = _split(_natural(found["whole"], _json(files, found["whole"]), task), task)
     else:
         rows = Rows({split: _rows(files, name, task) for split, name in found.items()})
     for split in ("train", "test"):
@@ -87,7 +90,7 @@ def _find(files: Files, benchmark: Benchmark, task: str, variant: str | None) ->
     for name in _of_variant(files, benchmark, variant):
         *above, file = name.split("/")
         stem, dot, suffix = file.rpartition(".")
-        if not dot or suffix != "json":
+        if not dot or suffix != "json" or _GENERATED in above:
             continue
         if above and _is(above[-1], wanted):
             for split, spellings in _SPLITS.items():
@@ -136,7 +139,7 @@ def _json(files: Files, name: str) -> Any:
 def _rows(files: Files, name: str, task: str) -> list[dict[str, Any]]:
     content = _json(files, name)
     if isinstance(content, Mapping):
-        return _natural(name, content)
+        return _natural(name, content, task)
     if not isinstance(content, list) or not content:
         raise DataError(f"{files.label}: {name}: must be a list of rows, not {kind_of(content)}")
     if isinstance(content[0], Mapping) and "sentence" in content[0]:
@@ -196,14 +199,21 @@ def _instruction(files: Files, category: str) -> str:
         raise DataError(f"{files.label}: {found[0]}: no zero-shot instruction for {category}") from None
 
 
-def _natural(name: str, content: Any) -> list[dict[str, Any]]:
-    """Natural-instructions' rows in their zero-shot template, its trailing space left out."""
+def _natural(name: str, content: Any, task: str) -> list[dict[str, Any]]:
+    """Natural-instructions' rows in the zero-shot templates of SAPT's loader, their trailing space left out."""
+    numbered = task.startswith("task")
     try:
-        definition = content["Definition"]
-        definition = definition if isinstance(definition, str) else definition[0]
+        told = content["Definition"]
+        # Long_Sequence's COPA has an empty list: its inputs are whole questions.
+        lines = [told] if isinstance(told, str) else list(told)
+        definition = lines[0].strip() if lines or numbered else ""
         pairs = [(one["input"], one["output"]) for one in content["Instances"]]
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, AttributeError):
         raise DataError(f"{name}: must hold 'Definition' and 'Instances' with input and output") from None
+    if numbered:
+        head = f"Definition: {definition}\n\nNow complete the following example -\nInput: "
+    else:
+        head = f"{definition}\n" if told else ""
     rows = []
     for number, (given, output) in enumerate(pairs, 1):
         answers = [output] if isinstance(output, str) else output
@@ -212,8 +222,10 @@ def _natural(name: str, content: Any) -> list[dict[str, Any]]:
         if not all(isinstance(answer, str) for answer in answers):
             raise DataError(f"{name} instance {number}: output must be a list of texts")
         answers = [answer.strip() for answer in answers]
-        prompt = f"Definition: {definition}\n\nNow complete the following example -\nInput: {given}\nOutput:"
-        rows.append({"prompt": prompt, "answer": answers[0]} | ({"references": answers} if len(answers) > 1 else {}))
+        rows.append(
+            {"prompt": f"{head}{given}\nOutput:", "answer": answers[0]}
+            | ({"references": answers} if len(answers) > 1 else {})
+        )
     return rows
 
 

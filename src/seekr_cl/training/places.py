@@ -1,0 +1,69 @@
+"""The folders of one learning: that they lie apart, and that a resumed command names those it was begun with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.errors import ConfigError
+
+
+def refuse_overlap(memory: Path, output: Path, checkpoints: Path) -> None:
+    """Refuses folders of which one is, or lies in, another: what one of them replaces would be the other's.
+
+    Args:
+        memory: the memory's.
+        output: the new model's.
+        checkpoints: the interrupted learning's.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    given = {"--memory": memory, "--output": output, "the checkpoints' folder": checkpoints}
+    named = list(given)
+    for number, one in enumerate(named):
+        for other in named[number + 1 :]:
+            left, right = given[one], given[other]
+            if _same(left, right):
+                raise ConfigError(f"{one} and {other}: both are {left}; the model needs a folder of its own")
+            for (inner, inside), (outer, around) in (((one, left), (other, right)), ((other, right), (one, left))):
+                if any(_same(above, around) for above in inside.resolve().parents):
+                    raise ConfigError(f"{inner}: {inside} lies in {outer} ({around}); choose a folder outside it")
+
+
+def places_of(memory: Path, output: Path, checkpoints: Path) -> dict[str, Any]:
+    """Where memory and output lie: in full, and as seen from where the checkpoints are, for folders moved together."""
+    home = checkpoints.resolve().parent
+    return {
+        name: [str(place.resolve()), os.path.relpath(place.resolve(), home)]
+        for name, place in (("memory", memory), ("output", output))
+    }
+
+
+def check_places(saved: dict[str, Any] | None, now: dict[str, Any], checkpoints: Path) -> None:
+    """Refuses to go on in other folders than those it was begun in.
+
+    Args:
+        saved: ``places_of`` when the checkpoint was written; former releases wrote none.
+        now: ``places_of`` of the resumed command.
+        checkpoints: for the message.
+
+    Raises:
+        ConfigError: naming the option and the folder it had.
+    """
+    for name, (place, beside) in now.items():
+        before = (saved or {}).get(name)
+        if before is not None and place != before[0] and beside != before[1]:
+            raise ConfigError(
+                f"--{name}: {checkpoints} was begun with {before[0]}, now {place}; resume with the former, or remove "
+                "the checkpoints to begin again"
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one folder, however it is spelt; they need not exist."""
+    if one.resolve() == other.resolve():
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
