@@ -21,11 +21,8 @@ from seekr_cl.attention.teachers import Comparison
 def row_kl(call: AttentionCall, target: RowTarget, eps: float = 0.0) -> Tensor:
     """Sum over rows of weight times KL(teacher, student), a scalar with gradient.
 
-    Args:
-        call: the layer's q, k, mask and sinks; gradients flow into q, k, the sinks and an additive mask that was
-            computed from parameters.
-        target: the rows, their teacher and their weights.
-        eps: added to the student's probabilities inside the logarithm (official code: 1e-8); 0 is exact.
+    Gradients flow into the call's q, k, sinks and an additive mask that was computed from parameters. ``eps`` is added
+    to the student's probabilities inside the logarithm (official code: 1e-8); 0 is exact.
     """
     learned = isinstance(call.mask, Tensor) and call.mask.requires_grad
     return RowKL.apply(call.q_BHLD, call.k_BKLD, call.sink_H, call.mask if learned else None, call, target, eps)

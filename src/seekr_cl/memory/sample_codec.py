@@ -170,7 +170,9 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
 def _parts(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Token ids, runs of tokens to learn and signals of a sample."""
     parts = dict[str, dict[str, Tensor]]()
-    given = {"ids_L": tensors.pop("ids").long(), "learnt": _spans(tensors.pop("learnt", None))}
+    given: dict[str, Any] = {"ids_L": tensors.pop("ids").long()}
+    if "learnt" in tensors:
+        given["learnt"] = _spans(tensors.pop("learnt"))
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         parts.setdefault(kind, {})[rest] = tensor
@@ -179,9 +181,7 @@ def _parts(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return given | {"signals": {kind: SIGNALS[kind].from_tensors(part) for kind, part in parts.items()}}
 
 
-def _spans(span_N2: Tensor | None) -> Spans | None:
-    if span_N2 is None:
-        return None
+def _spans(span_N2: Tensor) -> Spans:
     if span_N2.dim() != 2 or span_N2.shape[1] != 2:
         raise ValueError("learnt must be rows of begin and end")
     return tuple((int(begin), int(end)) for begin, end in span_N2)

@@ -202,11 +202,14 @@ class SeekrTrainer(Trainer):
     def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
         loss = super().training_step(model, {kind: part})
         if self._measured_next is not None:
-            terms, divisor = self._measured_next
-            self._measured_next = None
-            ((name, term),) = terms.items()
-            self.shares.note_gradient(name, term.weight, term.weight / divisor, self._trained)
+            self._note_gradient(*self._measured_next)
         return loss
+
+    def _note_gradient(self, terms: dict[str, LossTerm], divisor: int) -> None:
+        """The backward pass has left one term's gradient and nothing else."""
+        self._measured_next = None
+        ((name, term),) = terms.items()
+        self.shares.note_gradient(name, term.weight, term.weight / divisor, self._trained)
 
     def _leaves_gradient_alone(self, terms: dict[str, LossTerm]) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""

@@ -147,14 +147,11 @@ class StoredTopK(Stored):
         """Whether the shapes fit each other and every key is one of the sample's tokens."""
         shape = (heads, queries, self.code_MRK.shape[-1])
         key_MRK = self.key_MRK.to(torch.int64)  # torch has no maximum of uint16
-        inside = not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0)
-        numbers = (self.tail_MR, self.mass_MR, self.offset_MR)
         return (
-            self.code_MRK.shape == shape
-            and self.key_MRK.shape == shape
+            self.code_MRK.shape == self.key_MRK.shape == shape
             and not self.key_MRK.is_floating_point()
-            and inside
-            and all(fits(tensor, shape[:2]) for tensor in numbers)
+            and (not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0))
+            and all(fits(tensor, shape[:2]) for tensor in (self.tail_MR, self.mass_MR, self.offset_MR))
         )
 
     @staticmethod

@@ -1,5 +1,8 @@
 """Teacher logits as a replay method uses them: taken after a task, padded into batches, compared with the student's.
 
+Kept tokens are compared exactly; the rest of the vocabulary counts as one bucket on both sides, unless tokens drawn
+from it stand for it. Under ``logit_form: cross_entropy`` the teacher's entropy stays in the value (same gradient).
+
 Shapes: L tokens of a sample, A answer positions, K kept tokens, V vocabulary, B batch, G samples of it with signals,
 N positions in all.
 """
@@ -41,7 +44,9 @@ class LogitSettings(Settings):
     """
 
     lambda1: Annotated[float, Ge(0), Le(1), Hint("0 is logits only, 1 is labels only")] = 0.5
-    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = 64
+    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = setting(
+        64, needs={"teacher": "stored"}, why="adapters are asked for whole distributions"
+    )
     logits_tail: Literal["sampled", "bucket"] = setting(
         "sampled", needs={"logits_top_k": ..., "teacher": "stored"}, why="it stands for tokens that are not stored"
     )
@@ -105,7 +110,8 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
     """The logit signals of a batch (``LogitSignal.collate``); ConfigError if some samples have none."""
-    signals = [sample.logits for sample in samples if sample.logits is not None]
+    found = [sample.signals.get("logits") for sample in samples]
+    signals = [signal for signal in found if isinstance(signal, LogitSignal)]
     if len(signals) < len(samples):
         raise ConfigError(_NO_LOGITS)
     return LogitSignal.collate(signals, [layout.offset(len(sample.ids_L), padded) for sample in samples])
@@ -113,9 +119,6 @@ def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batc
 
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
     """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
-
-    Kept tokens are compared exactly; the rest of the vocabulary counts as one bucket on both sides, unless tokens
-    drawn from it stand for it. Under ``cross_entropy`` the teacher's entropy stays in the value (same gradient).
 
     Args:
         logits_BLV: the student's logits.

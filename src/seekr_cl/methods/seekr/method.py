@@ -88,6 +88,8 @@ class Seekr(Method):
         self._importance = former or HeadImportance.zeros(self.tap.heads)
         if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
+        # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
+        self._lambda2 = 1.0 if isinstance(settings.lambda2, str) else settings.lambda2
         self._queries: list[Tensor] = []
         self._before: dict[int, dict[int, StoredRows]] = {}
         self._old: list[MemoryTask] = []
@@ -130,11 +132,6 @@ class Seekr(Method):
             **label_and_logit_terms(logits_BLV, batch, answer.logits, self.settings),
             "attention": LossTerm(attention, self._lambda2),
         }
-
-    @property
-    def _lambda2(self) -> float:
-        # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
-        return 1.0 if isinstance(self.settings.lambda2, str) else self.settings.lambda2
 
     @classmethod
     def steers(cls, settings: Any) -> bool:
