@@ -40,6 +40,10 @@ class OutputError(SeekrError):
     """An output folder that already holds something, or that cannot be written."""
 
 
+class OutputWarning(UserWarning):
+    """Something beside the results that could not be written or removed; the results themselves are safe."""
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """Return a hint such as ``"; did you mean 'epochs'?"`` to append to an error message.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from seekr_cl import errors
 from seekr_cl.errors import SeekrError
+from seekr_cl.os_errors import named
 
 Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
@@ -114,7 +115,8 @@ def first(work: Callable[[], Result]) -> Result | None:
     result, failure = None, None
     if is_first():
         try:
-            result = work()
+            with named():
+                result = work()
         except SeekrError as error:
             failure = error
     _raise_if_any([from_first(_described(failure))], failure)
@@ -137,7 +139,8 @@ def each(work: Callable[[], Result]) -> list[Result]:
     """
     result, failure = None, None
     try:
-        result = work()
+        with named():
+            result = work()
     except SeekrError as error:
         failure = error
     if count() == 1 and failure is not None:

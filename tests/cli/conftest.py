@@ -22,11 +22,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
 
-        def ask(arguments: list[str], where: Path, environments: Sequence[dict[str, str]] = ({},)) -> Any:
+        def ask(
+            arguments: list[str],
+            where: Path,
+            environments: Sequence[dict[str, str]] = ({},),
+            powerless: dict[str, str] | None = None,
+        ) -> Any:
             processes = [
                 {key: str(folder / f"{key}{number}") for key in ("out", "err")} | {"environment": environment}
-                for number, environment in enumerate(environments)
+                for number, environment in enumerate(environments if powerless is None else [powerless])
             ]
+            processes[0]["powerless"] = powerless is not None
             request = {"arguments": arguments, "folder": str(where), "processes": processes}
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()

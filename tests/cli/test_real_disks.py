@@ -1,6 +1,8 @@
 """Commands on a small file system that really fills up, and on one that really is read-only."""
 
+import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +82,25 @@ def test_a_read_only_disk(seekr: Seekr, world: World, disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     done = seekr(*commands[0])
     assert done.code == 0, done.err
+
+
+def test_a_plot_on_a_full_disk(seekr: Seekr, world: World, disk: Path) -> None:
+    """Room for the scores, none for the plot: a warning, and the scores that were there are there."""
+    run = disk / "run"
+    shutil.copytree(world.run, run)
+    before = (run / "scores.json").read_bytes()
+    (run / "scores.png").unlink()
+    filler = fill(disk, 8192)
+    done = seekr("run", world.stream, "--output", run, "--resume")
+    assert done.code == 0, done.err
+    assert [line for line in done.err.splitlines() if line.startswith("warning: ")][-1:] != []
+    assert "scores.png: cannot be written (No space left on device)" in done.err
+    assert (run / "scores.json").read_bytes() == before
+    compared = seekr("compare", run, "--output", disk / "compared")
+    assert compared.code == 2, compared.err
+    assert "Traceback" not in compared.err
+
+    filler.unlink()
+    assert seekr("run", world.stream, "--output", run, "--resume").code == 0
+    assert (run / "scores.png").is_file()
+    assert len(json.loads((run / "scores.json").read_text())["matrix"]) == 3

@@ -5,13 +5,16 @@ The interpreter imports the library once and forks for every request, a JSON lin
 ``python -m seekr_cl`` would be after its imports. The answer is a list of exit codes.
 """
 
+import ctypes
 import gc
 import json
 import os
 import sys
+import tempfile
 import traceback
 
-import seekr_cl.cli.commands  # noqa: F401
+import seekr_cl.cli.commands
+import seekr_cl.report.plots  # noqa: F401
 
 
 def child(request: dict, process: dict) -> None:
@@ -21,6 +24,16 @@ def child(request: dict, process: dict) -> None:
         os.close(handle)
     os.chdir(request["folder"])
     os.environ.update(process["environment"])
+    tempfile.tempdir = None
+    if process.get("powerless"):
+        give_up_rights()
+    fault = process.get("fault")
+    if fault:
+        # Of the shim that this process was started with (``faulty``).
+        texts = (fault["folder"], fault["kinds"], fault["log"])
+        below, kinds, log = (text.encode() for text in texts)
+        number, code = ctypes.c_long(fault["number"]), ctypes.c_int(fault["errno"])
+        ctypes.CDLL(None).fault_arm(below, number, code, ctypes.c_int(fault["for_good"]), kinds, log)
     code = 1
     try:
         # Only now: it reads from the environment which of several processes it is.
@@ -35,6 +48,13 @@ def child(request: dict, process: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def give_up_rights() -> None:
+    """Makes permissions count for root too: without capabilities it is its files' owner and no more."""
+    version, none = 0x20080522, 0
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)(none)):
+        raise OSError("capabilities cannot be given up")
 
 
 def serve() -> None:

@@ -1,5 +1,6 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,8 @@ COMMANDS = {
 
 
 def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
-    # The Trainer wants a folder of its own although nothing is saved through it.
-    return config_from(settings, str(Path(tempfile.gettempdir()) / "seekr-trainer"), source)
+    # The Trainer wants a folder of its own although nothing is saved through it; another user's would not do.
+    return config_from(settings, str(Path(tempfile.gettempdir()) / f"seekr-trainer-{os.getuid()}"), source)
 
 
 def _model_source(folder: Path, model: str) -> str:

@@ -8,8 +8,8 @@ from seekr_cl.cli.output import out, size
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.loading import require_free
 from seekr_cl.report.comparison import compare
-from seekr_cl.report.comparison_plot import plot_runs
 from seekr_cl.report.comparison_tables import COLUMNS, markdown, page, remarks, rich_table, summary_rows, task_rows
+from seekr_cl.report.drawing import draw
 from seekr_cl.system.files import write_bytes, write_json
 
 
@@ -36,6 +36,6 @@ def compare_command(given: Any) -> None:
         write_json(folder / "comparison.json", content)
         write_bytes(folder / "comparison.md", markdown(content, size).encode())
         write_bytes(folder / "comparison.html", page(content, size, "comparison.png").encode())
-        plot_runs(content, folder / "comparison.png")
+        draw("plot_runs", content, folder / "comparison.png")
         if not (given.json or given.markdown):
             out().print(f"comparison.png, .json, .md and .html in {folder}", soft_wrap=True)

@@ -42,7 +42,7 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.training.learn import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.run_identity import scoring_hash
 
 SCORES = "scores.json"

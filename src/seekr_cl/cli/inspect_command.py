@@ -19,7 +19,7 @@ from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_tokenizer
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
-from seekr_cl.training.learn import DEFAULT_LENGTH
+from seekr_cl.training.fitting import DEFAULT_LENGTH
 
 _LEARNT = "bold green"
 # What would move the cursor, change colors or turn the text around; line breaks and tabs stay.

@@ -1,7 +1,6 @@
 """The command ``seekr``."""
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -10,11 +9,13 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
 _LAUNCHED = int(os.environ.get("WORLD_SIZE") or 1) > 1
 _PROCESS = int(os.environ.get("RANK") or 0)
+_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -262,9 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _PIPE_CLOSED
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: {str(error.filename)[:80]}...: {error.strerror}; name another path", file=sys.stderr)
+        # Whatever the system refuses, anywhere: a full disk, a folder without permission, too many open files.
+        if _may_speak(describe(error)):
+            print(f"error: {describe(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
@@ -325,10 +326,8 @@ def _others_lost(error: RuntimeError) -> int | None:
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    from seekr_cl.training.checkpoint import CheckpointWarning
-    from seekr_cl.training.learn import InertWarning
-
-    if issubclass(category, (InertWarning, CheckpointWarning)):
+    # Not by import: what is warned of may be that a library cannot be imported.
+    if category.__name__ in _SHOWN:
         print(f"warning: {message}", file=sys.stderr)
 
 

@@ -21,7 +21,9 @@ from seekr_cl.demo.variants import Variant, make_variant
 from seekr_cl.errors import SeekrError
 from seekr_cl.evaluation import ScoreMatrix
 from seekr_cl.models.loading import require_free
-from seekr_cl.report import comparison_table, plot_comparison, plot_retention, score_table
+from seekr_cl.os_errors import describe
+from seekr_cl.report import comparison_table, score_table
+from seekr_cl.report.drawing import draw
 from seekr_cl.system.files import write_json
 from seekr_cl.tasks import Task
 from seekr_cl.training.progress import console, wants_bar
@@ -66,8 +68,8 @@ def demo(
     _run_all(chosen, output, quick)
     results, matrices = _collect(names, output)
     write_json(output / "comparison.json", results)
-    plot_comparison(matrices, output / "comparison.png")
-    plot_retention(matrices, output / "base_skills.png")
+    draw("plot_comparison", matrices, output / "comparison.png")
+    draw("plot_retention", matrices, output / "base_skills.png")
     out = Console(highlight=False)
     out.print(score_table(matrices[names[-1]]))
     out.print(comparison_table(results))
@@ -167,6 +169,8 @@ def _work(variant: Variant, output: Path, quick: bool, events: Any) -> None:
         events.put(("done", variant.name, 1.0))
     except SeekrError as error:
         events.put(("error", variant.name, str(error)))
+    except OSError as error:
+        events.put(("error", variant.name, describe(error)))
     except Exception:
         events.put(("error", variant.name, traceback.format_exc()))
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
+from seekr_cl.os_errors import reason_of
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.modes import file_mode, make_private
 from seekr_cl.system.removal import remove_file
 
 _START = 4096
+
+_ADVICE = "the answers so far are kept, mend it and go on with --resume"
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:
@@ -71,14 +74,13 @@ class Journal:
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
-                self._file = open(self._path, "ab")  # noqa: SIM115
+                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             else:
-                self._file = open(self._path, "wb")  # noqa: SIM115
-                self._file.write(json.dumps({"answering": identity}).encode() + b"\n")
-                self._file.flush()
-            os.fchmod(self._file.fileno(), file_mode())
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+                self._write(json.dumps({"answering": identity}).encode() + b"\n")
+            os.fchmod(self._file, file_mode())
         except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror})") from error
+            raise OutputError(f"{self._path}: cannot be written ({reason_of(error)}); {_ADVICE}") from error
 
     def add(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Writes answers down at once.
@@ -88,17 +90,23 @@ class Journal:
         """
         lines = [json.dumps({"index": index, "answer": text}) for index, text in zip(indices, texts, strict=True)]
         try:
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._write("".join(f"{line}\n" for line in lines).encode())
+            os.fsync(self._file)
         except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
+            raise OutputError(f"{self._path}: cannot be written ({reason_of(error)}); {_ADVICE}") from error
         self.answers.update(zip(indices, texts))
         fault_point("evaluation.answered")
 
     def close(self) -> None:
         """Closes the file; what is in it stays."""
-        self._file.close()
+        # What is in it has been synced, or its failure been told: a close that fails has nothing to add.
+        with suppress(OSError):
+            os.close(self._file)
+
+    def _write(self, content: bytes) -> None:
+        # Past Python's buffers, which would try again to write what did not fit when the file is closed.
+        while content:
+            content = content[os.write(self._file, content) :]
 
 
 def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
@@ -118,9 +126,16 @@ def merged(folder: Path, slug: str, identity: str, count: int) -> list[str]:
 
 
 def discard(folder: Path, slug: str) -> None:
-    """Removes a task's journals, once its predictions are written."""
+    """Removes a task's journals, once its predictions are written.
+
+    Raises:
+        OutputError: if one cannot be removed; the same command with ``--resume`` tries again.
+    """
     for path in journals(folder, slug):
-        remove_file(path, is_journal)
+        try:
+            remove_file(path, is_journal)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be removed ({reason_of(error)}); {_ADVICE}") from error
 
 
 def journals(folder: Path, slug: str) -> list[Path]:

@@ -17,6 +17,7 @@ from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
 from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import file_mode, files_like, folder_mode
@@ -27,6 +28,7 @@ _CHUNK = 1 << 20
 _GENERATION = re.compile(rf"{GENERATIONS}/(\d{{4,}}(-\d+)?\.json)")
 
 
+@named()
 def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, every: bool = False) -> int:
     """Writes a memory into one file.
 
@@ -75,6 +77,7 @@ def _export(lineage: Lineage, out: Path, every: bool) -> int:
     return write_stream(out, content(), private=True)["bytes"]
 
 
+@named()
 def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> ReplayMemory:
     """Makes a memory folder of what ``export`` wrote.
 

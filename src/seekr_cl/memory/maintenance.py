@@ -19,6 +19,7 @@ from seekr_cl.memory.method_state import load_method_state
 from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import Chosen, load_importance, load_task, write_samples
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import sync_folder
 from seekr_cl.system.modes import files_like
 from seekr_cl.system.removal import give_away, remove_file
@@ -46,6 +47,7 @@ class Forgotten:
     freed: int
 
 
+@named(MemoryFormatError)
 def opened(path: str | os.PathLike[str]) -> Lineage:
     """The lineage of a memory with at least one generation.
 
@@ -61,6 +63,7 @@ def opened(path: str | os.PathLike[str]) -> Lineage:
     return lineage
 
 
+@named(MemoryFormatError)
 def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     """Reads every file of every generation that is kept.
 
@@ -112,6 +115,7 @@ def _in_its_mode(change: Callable[_Given, _Result]) -> Callable[_Given, _Result]
 
 
 @_in_its_mode
+@named()
 def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     """Makes the generation after a task current again; later ones stay until ``collect``.
 
@@ -142,11 +146,13 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
     target = found[0]
     for _, load in _parts(lineage.folder, target, lineage.folder / GENERATIONS / target.record["file"], full=False):
         load()
+    _sweep(lineage, begun_only=True)
     lineage.mark(lineage.records, target.record["file"])
     return target
 
 
 @_in_its_mode
+@named()
 def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str | None = None) -> Forgotten:
     """Removes a task's or one sample's texts and signals from every generation that is kept, and from the disk.
 
@@ -199,6 +205,7 @@ def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str
 
 
 @_in_its_mode
+@named()
 def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list[str], int]:
     """Removes generations and files that are not needed.
 
@@ -215,12 +222,14 @@ def collect(path: str | os.PathLike[str], keep: int | None = None) -> tuple[list
     if keep is not None and keep < 1:
         raise ConfigError(f"--keep: {keep} must be at least 1, the current generation")
     lineage = opened(path)
+    # Before anything is written, so that a full disk has room for the manifest.
+    freed = _sweep(lineage)
     stay = {one.record["file"] for one in (lineage.line() if keep is None else lineage.line()[-keep:])}
     records = [record for record in lineage.records if record["file"] in stay]
     dropped = [record["file"].removesuffix(".json") for record in lineage.records if record["file"] not in stay]
     if dropped:
         lineage.mark(records, lineage.current)
-    return dropped, _sweep(lineage)
+    return dropped, freed + _sweep(lineage)
 
 
 def _parts(
@@ -295,8 +304,8 @@ def _rewrite(
     lineage.mark(records, current)
 
 
-def _sweep(lineage: Lineage) -> int:
-    """Deletes leftovers; returns how many bytes they had.
+def _sweep(lineage: Lineage, begun_only: bool = False) -> int:
+    """Deletes leftovers, or only what an interrupted command had begun to write; returns how many bytes they had.
 
     Raises:
         OutputError: naming the file that cannot be deleted.
@@ -305,6 +314,8 @@ def _sweep(lineage: Lineage) -> int:
     # An import that was killed at its very end.
     give_away(lineage.folder)
     for path in lineage.leftovers():
+        if begun_only and not path.name.startswith("."):
+            continue
         try:
             freed += path.lstat().st_size
             remove_file(path)

@@ -1,5 +1,7 @@
 """The two files of one task: signals as safetensors, texts as JSON lines, both mapped and read sample by sample.
 
+Only the tasks read last have theirs open (``open_files``): a memory of any number of tasks takes few open files.
+
     place    int64  [N, 4]      where sample n's signals begin and end in ``samples``, and its line in the texts
     index    uint32 [N, 4 + D]  its kind, completion start, the line's CRC-32, its shapes, CRC-32 of all the former
     samples  uint8  [bytes]     the samples' bytes behind one another (``records``)
@@ -12,6 +14,7 @@ Shapes: N samples, D numbers that say the shapes of the widest kind.
 
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,8 +25,10 @@ import numpy as np
 
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import sample_codec as records
+from seekr_cl.memory.open_files import POOL
 from seekr_cl.memory.sample_codec import Kind, Record
 from seekr_cl.memory.samples import ReplaySample, Totals, check_sample, sample_id
+from seekr_cl.os_errors import describe
 from seekr_cl.system.files import write_stream
 
 _LARGEST_HEADER = 1 << 20
@@ -91,14 +96,13 @@ class StoredSamples(Sequence[ReplaySample]):
 
     def __init__(self, texts: Path, signals: Path, heads: dict[int, list[int]], totals: Totals) -> None:
         self.texts, self.signals, self.heads, self.totals = texts, signals, heads, totals
-        self._text_map, self._map = _mapped(texts), _mapped(signals)
-        try:
-            self._open(totals.samples)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise MemoryFormatError(
-                f"{signals}: does not hold the samples of {texts.name} ({type(error).__name__}: {error}); "
-                "restore the folder from a copy"
-            ) from error
+        self._files: _Files | None = None
+        self._known: list[tuple[int, ...]] | None = None
+        self._opened()
+
+    def let_go(self) -> None:
+        """Closes the files; they are opened again at the next read."""
+        self._files = None
 
     def __len__(self) -> int:
         return self.totals.samples
@@ -134,12 +138,12 @@ class StoredSamples(Sequence[ReplaySample]):
         Raises:
             MemoryFormatError: naming the file, if they are not what was written.
         """
-        self._still_whole()
-        begin, end = (int(place) for place in self._place_N4[number, 2:])
-        if begin != (int(self._place_N4[number - 1, 3]) if number else 0) or not begin <= end <= len(self._text_map):
+        files = self._opened().still_whole()
+        begin, end = (int(place) for place in files.place_N4[number, 2:])
+        if begin != (int(files.place_N4[number - 1, 3]) if number else 0) or not begin <= end <= len(files.text_map):
             raise MemoryFormatError(f"{self.signals}: places of sample {number} are wrong; restore it from a copy")
-        line = self._text_map[begin:end]
-        if zlib.crc32(line) != int(self._index_NW[number, 2]):
+        line = files.text_map[begin:end]
+        if zlib.crc32(line) != int(files.index_NW[number, 2]):
             raise MemoryFormatError(f"{self.texts}: sample {number} differs from its checksum; restore it from a copy")
         try:
             content = json.loads(line)
@@ -160,59 +164,108 @@ class StoredSamples(Sequence[ReplaySample]):
 
     def num_tokens(self, number: int) -> int:
         """Length of one sample, without reading it."""
-        kind, dims = self._shape(number)
+        kind, dims = self._shape(self._opened(), number)
         names = [field.name for field in kind]
         return dims[sum(field.axes for field in kind[: names.index("ids")])]
 
-    def _open(self, count: int) -> None:
-        size = len(self._map)
-        length = int.from_bytes(self._map[:8], "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = self._map[: 8 + length]
-        content = json.loads(header[8:])
-        self._kinds = records.kinds_from_text(content.pop("__metadata__")["kinds"])
-        width = _FIXED + max(map(records.num_dims, self._kinds), default=0)
-        num_bytes = size - len(header) - count * (4 * 8 + width * 4)
-        if num_bytes < 0 or count < 1 or content != _entries(count, width, num_bytes):
-            raise ValueError(f"the tables are not those of {count} samples in {size} bytes")
-        # Arrays on the map: a row is read from the disk when it is looked at.
-        self._place_N4 = np.frombuffer(self._map, "<i8", count * 4, len(header)).reshape(count, 4)
-        first = len(header) + self._place_N4.nbytes
-        self._index_NW = np.frombuffer(self._map, "<u4", count * width, first).reshape(count, width)
-        self._first, self._end, self._seed = first + self._index_NW.nbytes, size, zlib.crc32(header)
-        ends = (int(self._place_N4[-1, 1]), int(self._place_N4[-1, 3]))
-        if ends != (num_bytes, len(self._text_map)):
-            raise ValueError("the last sample does not end where the files do")
+    def _opened(self) -> "_Files":
+        """The open files; opened anew if they were closed meanwhile, and then those that were open before.
 
-    def _shape(self, number: int) -> tuple[Kind, list[int]]:
-        row = self._index_NW[number]
-        if int(row[0]) >= len(self._kinds):
+        Raises:
+            MemoryFormatError: if they are not.
+        """
+        files = self._files
+        if files is None:
+            files = _Files(self.texts, self.signals, self.totals.samples)
+            if self._known not in (None, files.known):
+                raise MemoryFormatError(f"{self.signals}: was changed while it was open; restore it from a copy")
+            self._files, self._known = files, files.known
+        POOL.used(self)
+        return files
+
+    def _shape(self, files: "_Files", number: int) -> tuple[Kind, list[int]]:
+        row = files.index_NW[number]
+        if int(row[0]) >= len(files.kinds):
             raise MemoryFormatError(f"{self.signals}: sample {number} is of no known kind; restore it from a copy")
-        kind = self._kinds[int(row[0])]
+        kind = files.kinds[int(row[0])]
         return kind, [int(size) for size in row[_FIXED - 1 : _FIXED - 1 + records.num_dims(kind)]]
 
     def _record(self, number: int) -> tuple[Record, int]:
         """The bytes of one sample with their kind and shapes, and its completion start; the checksum is compared."""
-        self._still_whole()
-        place_4, row_W = self._place_N4[number], self._index_NW[number]
+        files = self._opened().still_whole()
+        place_4, row_W = files.place_N4[number], files.index_NW[number]
         begin, end = int(place_4[0]), int(place_4[1])
-        former = int(self._place_N4[number - 1, 1]) if number else 0
-        if begin != former or not begin <= end <= self._end - self._first:
+        former = int(files.place_N4[number - 1, 1]) if number else 0
+        if begin != former or not begin <= end <= files.num_bytes:
             raise MemoryFormatError(f"{self.signals}: places of sample {number} are wrong; restore it from a copy")
-        content = self._map[self._first + begin : self._first + end]
-        if _seal(self._seed, place_4, row_W[:-1], zlib.crc32(content)) != int(row_W[-1]):
+        content = files.map[files.first + begin : files.first + end]
+        if _seal(files.seed, place_4, row_W[:-1], zlib.crc32(content)) != int(row_W[-1]):
             raise MemoryFormatError(
                 f"{self.signals}: sample {number} differs from its checksum; restore it from a copy"
             )
-        kind, dims = self._shape(number)
+        kind, dims = self._shape(files, number)
         return Record(kind, dims, content), int(row_W[1])
 
-    def _still_whole(self) -> None:
-        # Looking at a page beyond a file's end kills the process, so a file cut short meanwhile is found before.
-        for path, mapped in ((self.texts, self._text_map), (self.signals, self._map)):
+
+class _Files:
+    """Both files of a task, mapped, with the tables in front of the signals.
+
+    Args:
+        texts: the JSON lines.
+        signals: the safetensors file.
+        count: samples.
+
+    Attributes:
+        known: what tells these files from others of the same names: device, inode, size of each.
+
+    Raises:
+        MemoryFormatError: if they cannot be mapped, or header and sizes do not fit each other.
+    """
+
+    def __init__(self, texts: Path, signals: Path, count: int) -> None:
+        self.paths = texts, signals
+        (self.text_map, one), (self.map, other) = _mapped(texts), _mapped(signals)
+        self.known = [one, other]
+        try:
+            self._read(count)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            raise MemoryFormatError(
+                f"{signals}: does not hold the samples of {texts.name} ({type(error).__name__}: {error}); "
+                "restore the folder from a copy"
+            ) from error
+
+    def still_whole(self) -> "_Files":
+        """These files, if nobody has cut them short meanwhile.
+
+        Raises:
+            MemoryFormatError: if somebody has.
+        """
+        # Looking at a page beyond a file's end kills the process, so it is found before.
+        for path, mapped in zip(self.paths, (self.text_map, self.map)):
             if mapped.size() != len(mapped):
                 raise MemoryFormatError(f"{path}: was changed while it was open; restore it from a copy")
+        return self
+
+    def _read(self, count: int) -> None:
+        size = len(self.map)
+        length = int.from_bytes(self.map[:8], "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = self.map[: 8 + length]
+        content = json.loads(header[8:])
+        self.kinds = records.kinds_from_text(content.pop("__metadata__")["kinds"])
+        width = _FIXED + max(map(records.num_dims, self.kinds), default=0)
+        self.num_bytes = size - len(header) - count * (4 * 8 + width * 4)
+        if self.num_bytes < 0 or count < 1 or content != _entries(count, width, self.num_bytes):
+            raise ValueError(f"the tables are not those of {count} samples in {size} bytes")
+        # Arrays on the map: a row is read from the disk when it is looked at.
+        self.place_N4 = np.frombuffer(self.map, "<i8", count * 4, len(header)).reshape(count, 4)
+        first = len(header) + self.place_N4.nbytes
+        self.index_NW = np.frombuffer(self.map, "<u4", count * width, first).reshape(count, width)
+        self.first, self.seed = first + self.index_NW.nbytes, zlib.crc32(header)
+        ends = (int(self.place_N4[-1, 1]), int(self.place_N4[-1, 3]))
+        if ends != (self.num_bytes, len(self.text_map)):
+            raise ValueError("the last sample does not end where the files do")
 
 
 def table_bytes(kind: Kind) -> int:
@@ -259,13 +312,17 @@ def _seal(seed: int, place_4: Any, row: Any, crc: int) -> int:
     return zlib.crc32(crc.to_bytes(4, "little"), zlib.crc32(row.tobytes(), zlib.crc32(place_4.tobytes(), seed)))
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, tuple[int, ...]]:
     try:
         with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):
             # Replay draws samples at random: what lies around one on the disk is not wanted next.
             mapped.madvise(mmap.MADV_RANDOM)
-        return mapped
-    except (OSError, ValueError) as error:
+        return mapped, (found.st_dev, found.st_ino, found.st_size)
+    except OSError as error:
+        # Nothing is known to be wrong with a file that could not be looked at.
+        raise MemoryFormatError(describe(error)) from error
+    except ValueError as error:
         raise MemoryFormatError(f"{path}: not readable ({error}); restore it from a copy") from error

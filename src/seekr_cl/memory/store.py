@@ -16,7 +16,7 @@ task's two files, ``upkeep`` about what else can be done to a memory. docs/memor
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,7 @@ from seekr_cl.memory.method_state import (
 )
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.shard import StoredSamples, write_shard
+from seekr_cl.os_errors import named
 from seekr_cl.system.files import checked_path, file_above, file_record, write_tensors
 from seekr_cl.tasks.task import safe_name
 
@@ -71,6 +72,7 @@ class ReplayMemory:
     _current: Generation | None = None
 
     @classmethod
+    @named(MemoryFormatError)
     def open(cls, path: str | os.PathLike[str], *, create: bool = False, verify: bool = False) -> Self:
         """Opens a memory. Samples stay on disk; each is read and checked when it is asked for.
 
@@ -102,7 +104,13 @@ class ReplayMemory:
             if create:
                 return cls(folder, _lineage=lineage)
             raise MemoryFormatError(f"{folder}: nothing has been committed to this memory yet; learn a task first")
-        current = lineage.generation(lineage.current)
+        return cls._at(lineage, verify)
+
+    @classmethod
+    def _at(cls, lineage: Lineage, verify: bool = False) -> Self:
+        """The memory as the current generation of a lineage says."""
+        assert lineage.current is not None
+        folder, current = lineage.folder, lineage.generation(lineage.current)
         source = folder / "generations" / current.record["file"]
         return cls(
             folder,
@@ -115,6 +123,17 @@ class ReplayMemory:
             lineage,
             current,
         )
+
+    def former(self) -> Self | None:
+        """The memory as it was before its current generation, to look at; ``None`` if that is not kept any more."""
+        assert self._current is not None
+        assert self._lineage is not None
+        parent = self._current.content["parent"]
+        if parent is None:
+            return type(self)(self.path)
+        if parent["file"] not in [record["file"] for record in self._lineage.records]:
+            return None
+        return self._at(replace(self._lineage, current=parent["file"]))
 
     def reload(self) -> None:
         """Takes over what another process has committed."""
@@ -167,6 +186,7 @@ class ReplayMemory:
             f"{self.path / MANIFEST}: generation {self.generation} belongs to another model ({wanted}); {advice}"
         )
 
+    @named()
     def commit(
         self,
         new_tasks: list[MemoryTask],

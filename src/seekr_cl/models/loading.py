@@ -16,11 +16,13 @@ from seekr_cl.distributed.dtensor import state_of
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
+from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
 from seekr_cl.system.removal import give_away, list_content, make_folder, remove_made, unfinished_folder
 
 
+@named(ModelError)
 def load_model(
     source: str | os.PathLike[str],
     dtype: str = "float32",
@@ -136,6 +138,17 @@ def written_state(model: Any) -> dict[str, Tensor]:
     return own_state(model) if hasattr(model, "peft_config") else state_of(model)
 
 
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers' library has no kind of error for a full disk.
+        if "(os error " not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+@named()
 def save_model(
     path: Path,
     model: PreTrainedModel,
@@ -165,7 +178,7 @@ def save_model(
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
-        tokenizer.save_pretrained(temporary)
+        _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)
         if provisional:

@@ -1,5 +1,6 @@
 """Plots of one run and of several methods, as PNG files."""
 
+import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from matplotlib import font_manager
 
 from seekr_cl.evaluation.scores import ScoreMatrix
+from seekr_cl.system.files import write_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -152,6 +154,10 @@ def _slant(axes: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    # Drawn whole before any of it is written: a full disk leaves the former picture, and no half one.
+    drawn = io.BytesIO()
+    try:
+        figure.savefig(drawn, dpi=_DPI, format="png")
+    finally:
+        plt.close(figure)
+    write_bytes(path, drawn.getvalue())

@@ -28,8 +28,10 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
-from seekr_cl.report import plot_matrix
+from seekr_cl.os_errors import named
+from seekr_cl.report.drawing import draw
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
@@ -299,8 +301,18 @@ class Run:
                 "intervals": describe_intervals(self.output, matrix),
             }
         )
+        if self._shows_more(len(content["matrix"])):
+            # A run that is done and asked for again: what is there is not replaced by its own beginning.
+            return
         write_json(self.output / SCORES, content)
-        plot_matrix(matrix, self.output / "scores.png")
+        draw("plot_matrix", matrix, self.output / "scores.png")
+
+    def _shows_more(self, rows: int) -> bool:
+        """Whether scores of more rows are written already."""
+        try:
+            return len(json.loads((self.output / SCORES).read_text(encoding="utf-8"))["matrix"]) > rows
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _benchmark(self) -> dict[str, Any]:
         return {} if self.benchmark is None else {"benchmark": json.loads(json.dumps(self.benchmark))}
@@ -324,6 +336,7 @@ class Run:
             console().print(line, soft_wrap=True, markup=False)
 
 
+@named()
 def run(
     model: str | Path,
     tasks: Sequence[Task],
@@ -354,6 +367,7 @@ def run(
         SeekrError: for bad input; what is on disk stays.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
+    require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         ranks.first(lambda: one.start(resume))

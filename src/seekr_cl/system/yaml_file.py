@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.system.utf8 import decoded
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 
@@ -51,7 +52,7 @@ def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
         ConfigError: The file is missing, not UTF-8, broken, or no mapping; the message names the line where it can.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decoded(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:

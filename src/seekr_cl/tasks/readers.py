@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
+from seekr_cl.system.utf8 import BOM, decoded
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -137,10 +138,10 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from None
     try:
-        text = raw.decode("utf-8-sig")
+        text = decoded(raw)
     except UnicodeDecodeError as error:
         # The decoder counts from behind a byte order mark, and looking the byte up there would name the wrong line.
-        start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
+        start = error.start + (len(BOM) if raw.startswith(BOM) else 0)
         line = raw.count(b"\n", 0, start) + 1
         raise DataError(
             f"{path} line {line}: byte {start} (0x{raw[start]:02x}) is not UTF-8; save the file as UTF-8"

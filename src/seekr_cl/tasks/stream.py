@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.os_errors import named
 from seekr_cl.system.paths import beside
 from seekr_cl.system.yaml_file import expand, read_yaml
 from seekr_cl.tasks.benchmarks import BenchmarkUse
@@ -79,6 +80,7 @@ class StreamSpec:
     benchmark: BenchmarkUse | None = None
 
     @classmethod
+    @named(DataError)
     def from_yaml(cls, path: str | Path, benchmark: Mapping[str, Any] | None = None) -> "StreamSpec":
         """Read a stream.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.os_errors import named
 from seekr_cl.tasks.examples import Example
 from seekr_cl.tasks.extraction import get_extraction
 from seekr_cl.tasks.sources import SPLITS, Source, default_name, locate
@@ -112,6 +113,7 @@ class Task:
         return safe_name(self.name)
 
     @classmethod
+    @named(DataError)
     def load(
         cls,
         source: Source,

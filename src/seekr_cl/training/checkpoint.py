@@ -31,6 +31,7 @@ from torch import Tensor
 
 from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.os_errors import describe
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
 from seekr_cl.system.modes import file_mode, folder_mode, make_private
@@ -217,7 +218,17 @@ class Checkpoints:
             raise
 
     def clear(self) -> None:
-        """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread."""
+        """Removes all of them, newest last: a kill in between leaves the newest whole or nothing to be misread.
+
+        Raises:
+            OutputError: if one cannot be removed.
+        """
+        try:
+            self._clear()
+        except OSError as error:
+            raise OutputError(f"{self.place}: the checkpoints cannot be removed ({describe(error)})") from error
+
+    def _clear(self) -> None:
         if not self.place.is_dir():
             return
         for path in sorted(self.place.iterdir(), key=lambda path: (path.name.isdigit(), path.name)):
@@ -225,6 +236,8 @@ class Checkpoints:
                 _remove(path)
                 fault_point("checkpoint.cleared")
         remove_empty(self.place)
+        if self.any():
+            raise OutputError(f"{self.place}: the checkpoints cannot be removed; remove that folder")
 
     def _discard(self, temporary: Path) -> None:
         _remove(temporary)

@@ -18,11 +18,12 @@ from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
-from seekr_cl.errors import ConfigError, DataError, OutputError, TooLongError
+from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.base import task_generator
-from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -32,6 +33,7 @@ from seekr_cl.models.loading import (
     written_state,
 )
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import build_schedule, review_rounds
@@ -41,11 +43,12 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Example, Task
+from seekr_cl.tasks import Encoded, Encoder, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
+from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.progress import TrainingProgress
@@ -58,19 +61,22 @@ from seekr_cl.training.sample_selection import (
     replay_weights,
     within_budget,
 )
-from seekr_cl.training.task_progress import Standing, is_committed, make_room, open_memory, tidy
+from seekr_cl.training.task_progress import (
+    Standing,
+    before_lost_model,
+    is_uncommitted,
+    make_room,
+    open_memory,
+    tidy,
+    tidy_up,
+)
 from seekr_cl.training.trainer import SeekrTrainer
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
 LOG = "training_log.json"
-DEFAULT_LENGTH = 1024
 _SEED_STEP = 1_000_003
 """Distance between two tasks' seeds: far more than any epoch count added to a seed."""
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Learnt:
     cut: int
 
 
+@named()
 def learn(
     model: str | Path,
     task: Task | list[Task],
@@ -131,6 +138,7 @@ def learn(
     output = Path(output)
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
+    require_open_files()
     ranks.first(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
         ranks.first(lambda: _require_new(output, saves))
@@ -141,14 +149,16 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
-            for folder in (place, output):
+            for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
                 done = _finished(model, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
                     ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
-            learnt = _learn(model, tasks, store, output, config, callbacks, saves, begun, resume)
+            former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
+            here, gone = (store, None) if former is None else (former, store)
+            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -158,7 +168,7 @@ def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool
     """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
     if alone or config.keep_models != "last":
         give_away(output)
-    saves.clear()
+    tidy_up(saves)
 
 
 def _require_new(output: Path, saves: Checkpoints) -> None:
@@ -180,8 +190,12 @@ def _learn(
     saves: Checkpoints,
     begun: Checkpoint | None,
     resume: bool,
+    committed: ReplayMemory | None = None,
 ) -> Learnt:
-    """The phases: general data, choosing and looking at samples, training, scoring, writing."""
+    """The phases: general data, choosing and looking at samples, training, scoring, writing.
+
+    ``committed`` is the memory with what is learnt here in it, where only its model is missing.
+    """
     loads_once = once.is_asked()
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -279,8 +293,15 @@ def _learn(
     keep, new_tasks = within_budget(config, store, stand.new_tasks, context)
 
     def write() -> None:
+        if committed is not None and committed.model_sha256 != new_model:
+            raise OutputError(
+                f"{committed.path}: generation {committed.generation} belongs to another model than {saves.place} gives"
+            )
         save_model(output, network, tokenizer, add_files, tensors, provisional=True)
         fault_point("learn.model_saved")
+        if committed is not None:
+            return
+        former = store.current
         try:
             store.commit(
                 new_tasks,
@@ -293,8 +314,9 @@ def _learn(
                 method_state=ready.carried and MethodState(config.method.name, *ready.carried),
             )
         except BaseException:
-            # A model without its generation of the memory would only stand in the way of the next try.
-            if not is_committed(store):
+            # A model without its generation of the memory would only stand in the way of the next try. One whose
+            # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+            if is_uncommitted(store.path, former):
                 remove_made(output)
             raise
         fault_point("learn.committed")
@@ -358,44 +380,6 @@ def _carry(config: SeekrConfig, network: PreTrainedModel, trainer: SeekrTrainer)
         return None
     leak = getattr(config.method.settings, "gradient_leak", False)
     return Carry.take(network, trainer.optimizer, gradients=leak, steps=config.gradient_accumulation_steps)
-
-
-def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
-    asked = config.max_length
-    if asked is not None and context is not None and asked > context:
-        warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
-        )
-    length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    boundary = config.boundary or "exact"
-    return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
-
-
-def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Example], list[Encoded]]:
-    """The training examples and their tokens; those whose completion does not fit are refused or left out.
-
-    Raises:
-        DataError: naming the first example whose completion is too long, unless ``long_completions`` is ``skip``.
-    """
-    kept: list[tuple[Example, Encoded]] = []
-    for example in task.train:
-        try:
-            kept.append((example, encoder.encode(example)))
-        except TooLongError:
-            if config.long_completions == "refuse":
-                raise
-    left_out = len(task.train) - len(kept)
-    if not kept:
-        raise DataError(f"task '{task.name}': no completion fits into {encoder.max_length} tokens; raise max_length")
-    if left_out:
-        warnings.warn(
-            f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
-            stacklevel=2,
-        )
-    return [example for example, _ in kept], [encoded for _, encoded in kept]
 
 
 def _described(task: MemoryTask, info: dict[str, object]) -> MemoryTask:

@@ -1,6 +1,7 @@
 """Where the learning of one task stands: which phases are behind it, and what they left that the others need."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from seekr_cl import ranks
 from seekr_cl.distributed.engines import plain, split
-from seekr_cl.errors import MemoryFormatError
+from seekr_cl.errors import MemoryFormatError, OutputError, OutputWarning
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.memory.lineage import GENERATIONS
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
 from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.methods import Method
 from seekr_cl.methods.base import Carried
@@ -189,12 +190,53 @@ def tidy(place: Path) -> None:
         remove_unfinished_inside(folder)
 
 
-def is_committed(store: ReplayMemory) -> bool:
-    """Whether a commit that failed had failed after its generation had come into being."""
+def is_uncommitted(place: Path, former: Generation | None) -> bool:
+    """Whether it is certain that a commit which failed had failed before its generation came into being.
+
+    Only the manifest is asked: that something else cannot be read says nothing of it.
+
+    Args:
+        place: the memory's folder.
+        former: its generation before.
+    """
     try:
-        return ReplayMemory.open(store.path).generation > store.generation
-    except MemoryFormatError:
+        if not (place / MANIFEST).exists():
+            return former is None
+        return Lineage.read(place).current == (former and former.record["file"])
+    except (OSError, MemoryFormatError):
         return False
+
+
+def before_lost_model(
+    task: str, fingerprint: str, store: ReplayMemory, output: Path, begun: Checkpoint | None
+) -> ReplayMemory | None:
+    """The memory to learn with once more where it has gone on, its model is gone, and what both came from is there.
+
+    Args:
+        task: name of the task that is to be learnt.
+        fingerprint: of its data.
+        store: the memory as it is.
+        output: where the model would be.
+        begun: the checkpoint of the learning.
+
+    Returns:
+        The memory before its last generation; ``None`` if that is not how things are.
+    """
+    if begun is None or begun.state["phase"] != "scored":
+        return None
+    if begun.state["identity"]["generation"] + 1 != store.generation:
+        return None
+    if not store.tasks or (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (task, fingerprint):
+        return None
+    return None if output.exists() and (not output.is_dir() or any(output.iterdir())) else store.former()
+
+
+def tidy_up(saves: Checkpoints) -> None:
+    """Removes the checkpoints of what is written; one that stays is a warning, and goes with the next command here."""
+    try:
+        saves.clear()
+    except OutputError as error:
+        warnings.warn(f"{error}; model and memory are written", OutputWarning, stacklevel=2)
 
 
 def make_room(output: Path) -> None:

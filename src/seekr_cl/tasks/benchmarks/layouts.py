@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
+from seekr_cl.system.utf8 import decoded
 from seekr_cl.tasks.benchmarks.archives import Files
 from seekr_cl.tasks.benchmarks.registry import Benchmark
 from seekr_cl.tasks.examples import example_from, kind_of
@@ -131,7 +132,7 @@ def _of_variant(files: Files, benchmark: Benchmark, variant: str | None) -> list
 
 def _json(files: Files, name: str) -> Any:
     try:
-        return json.loads(files.read(name).decode("utf-8-sig"))
+        return json.loads(decoded(files.read(name)))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.label}: {name}: broken JSON ({error}); download it again") from None
 
