@@ -73,14 +73,10 @@ class LogitSignal:
 
     def _rows(self) -> StoredTopK:
         """The same as the rows of one head, whose keys are tokens."""
+        count, width = self.code_AK.shape
+        token_AK = torch.arange(width).expand(count, -1) if self.token_AK is None else self.token_AK
+        tail_A = torch.zeros(count) if self.tail_A is None else self.tail_A
         offset_1A = None if self.offset_A is None else self.offset_A[None]
-        if self.token_AK is None or self.tail_A is None:
-            token_AK, tail_A = (
-                torch.arange(self.code_AK.shape[1]).expand_as(self.code_AK),
-                torch.zeros(len(self.code_AK)),
-            )
-        else:
-            token_AK, tail_A = self.token_AK, self.tail_A
         return StoredTopK(self.code_AK[None], token_AK[None], tail_A[None], offset_MR=offset_1A)
 
     def tensors(self) -> dict[str, Tensor]:
