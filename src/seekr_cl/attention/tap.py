@@ -259,11 +259,8 @@ def read_call(
     """What one layer's attention was asked to do.
 
     Args are those of its function, queries [B, H, L, D], keys and values [B, K, L, D], under that function's name in
-    transformers ("sdpa", "eager", "flash_attention_2", ...).
-
-    Raises:
-        ModelError: for attention that is not causal self-attention over one key a token, or that depends on something
-            which only the kernel knows.
+    transformers ("sdpa", "eager", "flash_attention_2", ...). ModelError for attention that is not causal self-attention
+    over one key a token, or that depends on something which only the kernel knows.
     """
     kind = type(module).__name__
     layer = getattr(module, "layer_idx", None)

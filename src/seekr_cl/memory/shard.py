@@ -169,17 +169,22 @@ class StoredSamples(Sequence[ReplaySample]):
         return dims[sum(field.axes for field in kind[: names.index("ids")])]
 
     def _opened(self) -> "_Files":
-        """The open files; opened anew if they were closed meanwhile, and then those that were open before.
+        """The open files, opened anew if they were closed meanwhile."""
+        files = self._files or self._open()
+        if POOL.newest != id(self):
+            POOL.used(self)
+        return files
+
+    def _open(self) -> "_Files":
+        """Opens the files, which must be those that were open before.
 
         Raises:
             MemoryFormatError: if they are not.
         """
-        files = self._files
-        if files is None:
-            files = _Files(self.texts, self.signals, self.totals.samples)
-            if self._known not in (None, files.known):
-                raise MemoryFormatError(f"{self.signals}: was changed while it was open; restore it from a copy")
-            self._files, self._known = files, files.known
+        files = _Files(self.texts, self.signals, self.totals.samples)
+        if self._known not in (None, files.known):
+            raise MemoryFormatError(f"{self.signals}: was changed while it was open; restore it from a copy")
+        self._files, self._known = files, files.known
         POOL.used(self)
         return files
 
@@ -235,11 +240,7 @@ class _Files:
             ) from error
 
     def still_whole(self) -> "_Files":
-        """These files, if nobody has cut them short meanwhile.
-
-        Raises:
-            MemoryFormatError: if somebody has.
-        """
+        """These files; MemoryFormatError if somebody has cut them short meanwhile."""
         # Looking at a page beyond a file's end kills the process, so it is found before.
         for path, mapped in zip(self.paths, (self.text_map, self.map)):
             if mapped.size() != len(mapped):

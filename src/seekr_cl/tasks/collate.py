@@ -61,10 +61,8 @@ def collate(
     """Pad examples on the ``"right"`` or ``"left"`` to one length, a multiple of ``multiple``.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` [B, L], these ``label_ignore`` where nothing is to be learnt.
-
-    Raises:
-        ConfigError: An empty batch, an unknown side, or a multiple below 1.
+        ``input_ids``, ``attention_mask`` and ``labels`` [B, L], these ``label_ignore`` where nothing is to be learnt;
+        ConfigError for an empty batch, an unknown side, or a multiple below 1.
     """
     import torch
 

@@ -120,10 +120,7 @@ def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batc
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
     """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
 
-    Args:
-        logits_BLV: the student's logits.
-        signals: as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
-        settings: the form.
+    ``signals`` are as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
     """
     position_GA, real_GA = signals["position"], signals["real"]
     row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
