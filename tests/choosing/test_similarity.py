@@ -15,32 +15,46 @@ def points(*rows: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
+def cosine_cost(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """1 - cos of every pair, one by one in float64."""
+    cost = torch.zeros(len(left), len(right), dtype=torch.float64)
+    for i, one in enumerate(left.double()):
+        for j, other in enumerate(right.double()):
+            cost[i, j] = 1 - float(one @ other) / (float(one @ one) * float(other @ other)) ** 0.5
+    return cost
+
+
 def test_distances_that_are_known():
-    one = points((0, 0), (1, 0), (0, 2))
-    shift = torch.tensor([3.0, 4.0])
-    assert wasserstein(one, one + shift) == pytest.approx(5, rel=5e-3)
-    assert wasserstein(one[:1], one) == pytest.approx(1)  # (0 + 1 + 2) / 3: there is one plan
-    assert wasserstein(one, one[[2, 0, 1]]) < 0.05  # the order of samples is none
-    assert wasserstein(one[:1], one[:1]) == 0
-    assert wasserstein(one, one + shift) == pytest.approx(wasserstein(one + shift, one))
+    east, north, west = points((3, 0), (0, 0.5), (-2, 0))
+    assert wasserstein(east[None], north[None]) == pytest.approx(1)
+    assert wasserstein(east[None], west[None]) == pytest.approx(2)
+    assert wasserstein(east[None], torch.stack([east, north, west])) == pytest.approx(1)  # there is one plan
+    both = torch.stack([east, north])
+    assert wasserstein(both, both[[1, 0]]) < 0.05  # the order of samples is none
+    assert wasserstein(both, 7 * both) < 0.05  # nor is their length anything
+    assert wasserstein(east[None], east[None]) == pytest.approx(0, abs=1e-12)
+    assert wasserstein(both, west[None]) == pytest.approx(wasserstein(west[None], both))
 
 
 def test_close_to_the_best_assignment():
     """Of equally many points the true distance is the cheapest of all permutations."""
     draw = torch.Generator().manual_seed(0)
     left, right = torch.randn((5, 3), generator=draw), torch.randn((5, 3), generator=draw) + 1
-    cost = torch.cdist(left, right)
+    cost = cosine_cost(left, right)
     best = min(float(cost[range(5), list(order)].mean()) for order in itertools.permutations(range(5)))
     assert best <= wasserstein(left, right) * (1 + 1e-6)
     assert wasserstein(left, right) == pytest.approx(best, rel=0.05)
 
 
 def test_a_task_unlike_the_new_one_comes_more_often():
-    new = points((0.0, 0.0), (0.1, 0.0))
-    near, far = new + 1, new + 3
+    """By direction, as in InsCL's code: a task whose features are only longer is no farther away."""
+    new = points((1.0, 0.0))
+    near, far = points((10.0, 10.0)), points((0.0, 1.0))
+    distances = [float(cosine_cost(one, new)[0, 0]) for one in (near, far)]
     shares = similarity_weights([near, far], new)
-    assert shares == pytest.approx([0.25, 0.75], rel=1e-3)
-    assert similarity_weights([new[:1], new[:1]], new[:1]) == [0.5, 0.5]
+    assert shares == pytest.approx([one / sum(distances) for one in distances])
+    assert shares[1] > 0.7  # Euclidean distances would turn it round: 13.5 against 1.4
+    assert similarity_weights([new, 3 * new], new) == [0.5, 0.5]
 
 
 def batches(weights, rounds: int = 50, batch: int = 3, joint: bool = False) -> list[tuple[int, ...]]:

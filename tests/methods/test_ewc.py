@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.tasks import Encoder, Task
+from seekr_cl.methods import Context, Layout, get_method
+from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.training import learn
 
 STRENGTH = 5.0
@@ -20,19 +21,37 @@ TASKS = [constant_task("yes", "yes"), reverse_task(), constant_task("no", "no")]
 
 
 def fisher(folder: Path, task: Task) -> dict[str, Tensor]:
-    """The mean squared gradient of each training example's mean token loss, written down once more."""
+    """Squared gradients of each training example's summed loss, over all answer tokens, written down once more."""
     model, encoder = AutoModelForCausalLM.from_pretrained(folder).eval(), Encoder(char_tokenizer(), 64)
     total = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    tokens = 0
     for example in task.train:
         one = encoder.encode(example)
         ids = torch.tensor([one.input_ids])
         logits = model(input_ids=ids).logits[0, one.completion_start - 1 : -1]
         picked = logits.log_softmax(-1)[range(len(logits)), ids[0, one.completion_start :]]
         model.zero_grad()
-        (-picked.mean()).backward()
+        (-picked.sum()).backward()
+        tokens += len(picked)
         for name, weight in model.named_parameters():
-            total[name] += weight.grad.square() / len(task.train)
-    return total
+            total[name] += weight.grad.square()
+    return {name: squares / tokens for name, squares in total.items()}
+
+
+def test_the_information_of_a_token_does_not_shrink_with_the_answer(base: Path) -> None:
+    """Labels drawn by the model: the trace is that of one token, whatever the answer's length, up to the draws."""
+    traces = []
+    for letters in (1, 4, 16):
+        model = AutoModelForCausalLM.from_pretrained(base).eval()
+        encoder = Encoder(char_tokenizer(), 64)
+        texts = [Example(f"{'abcdef'[n % 6]}{n}=", ("fedcba" * 3)[n % 3 : n % 3 + letters]) for n in range(24)]
+        context = Context(model, Layout(0), None, 1, print, examples=[encoder.encode(one) for one in texts])
+        method = get_method("ewc")(get_method("ewc").Settings(), context)
+        method.after_task("long", [])
+        tensors, _ = method.carry_on()
+        traces.append(sum(float(t.sum()) for name, t in tensors.items() if name.startswith("fisher/")))
+    # A mean of squares of means would be 17 / 2 times smaller for the longest than for the shortest.
+    assert max(traces) < 1.6 * min(traces)
 
 
 def first_penalty(folder: Path, tasks: list[Task], **settings: Any) -> tuple[float, Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tinylm import config_for, constant_task, differs, reverse_task, teach, weights
+from tinylm import char_tokenizer, config_for, constant_task, differs, reverse_task, teach, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +18,7 @@ from seekr_cl.methods.common.generation import write
 from seekr_cl.replay.config import ReplayConfig
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_batches
 from seekr_cl.replay.selection import information
-from seekr_cl.tasks import Encoded, Encoder, Example, collate
+from seekr_cl.tasks import Encoded, Encoder, Example, Task, collate
 from seekr_cl.training.sample_selection import replay_weights
 
 LEARNING: dict[str, Any] = {"learning_rate": 0.02, "num_train_epochs": 10}
@@ -55,9 +55,12 @@ def token_losses(model: Any, ids: list[int], first: int) -> list[float]:
     return [-float(logp[place - 1, ids[place]]) for place in range(first, len(ids))]
 
 
-def test_icarl_adds_labels_and_the_divergence_from_the_model_before(base: Path) -> None:
+@pytest.mark.parametrize("labelled", [False, True])
+def test_icarl_teaches_new_labels_and_what_the_model_before_said(base: Path, labelled: bool) -> None:
+    """Algorithm 3: the targets of new examples are labels, those of all old outputs what the old model says."""
     context = context_of(base)
-    method = get_method("icarl")(get_method("icarl").Settings(distillation=2.0), context)
+    settings = get_method("icarl").Settings(distillation=2.0, exemplar_labels=labelled)
+    method = get_method("icarl")(settings, context)
     one, two = sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedc")
     batch = batch_of(one, two)
     assert set(method.task_terms(context.model, batch)) == {"task"}  # nothing old, nothing to distil
@@ -73,14 +76,74 @@ def test_icarl_adds_labels_and_the_divergence_from_the_model_before(base: Path) 
         labels += token_losses(context.model, ids[0].tolist(), sample.completion_start)
         for place in range(sample.completion_start - 1, ids.shape[1] - 1):
             divergences.append(sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p[place], q[place])))
+    right = {
+        "task": (sum(labels) / len(labels), 1.0),
+        "replay": (sum(labels) / len(labels), 1.0),
+        "distil_new": (sum(divergences) / len(divergences), 2.0),
+        "distil_old": (sum(divergences) / len(divergences), 2.0),
+    }
     for terms, names in (
         (method.task_terms(context.model, batch), ("task", "distil_new")),
-        (method.replay_terms(context.model, batch), ("replay", "distil_old")),
+        (method.replay_terms(context.model, batch), ("replay", "distil_old")[not labelled :]),
     ):
         assert tuple(terms) == names
-        assert float(terms[names[0]].value.detach()) == pytest.approx(sum(labels) / len(labels), rel=1e-5)
-        assert float(terms[names[1]].value.detach()) == pytest.approx(sum(divergences) / len(divergences), rel=1e-4)
-        assert [term.weight for term in terms.values()] == [1.0, 2.0]
+        for name, term in terms.items():
+            assert float(term.value.detach()) == pytest.approx(right[name][0], rel=1e-4)
+            assert term.weight == right[name][1]
+    # Without distillation there is nothing but the labels to replay.
+    plain = get_method("icarl")(get_method("icarl").Settings(distillation=0.0), context)
+    plain.check_replay([MemoryTask("old", [one])])
+    assert tuple(plain.replay_terms(context.model, batch)) == ("replay",)
+
+
+def features(folder: Path, task: Task) -> Tensor:
+    """Last hidden states, a mean over each example's tokens, of length one; in float64."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    encoder, rows = Encoder(char_tokenizer(), 64), []
+    for example in task.train:
+        with torch.no_grad():
+            ids = torch.tensor([encoder.encode(example).input_ids])
+            rows.append(model.model(input_ids=ids).last_hidden_state[0].mean(0))
+    return torch.stack([row / row.norm() for row in rows])
+
+
+def herded(rows: Tensor, count: int) -> list[int]:
+    """Algorithm 4: each next exemplar brings the exemplars' mean nearest to that of all."""
+    chosen: list[int] = []
+    for _ in range(count):
+        left = [place for place in range(len(rows)) if place not in chosen]
+        gaps = {place: float((rows.mean(0) - rows[[*chosen, place]].mean(0)).norm()) for place in left}
+        chosen.append(min(gaps, key=gaps.get))
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["icarl", "replay"])
+def test_exemplars_are_herded_by_the_model_that_has_learnt_the_task(base: Path, tmp_path: Path, name: str) -> None:
+    """Algorithm 2: the representation is updated first, the exemplars are chosen then."""
+    task = reverse_task(count=20)
+    config = config_for(name, tmp_path, replay={"samples": 5, "every": 1, "choice": "herding"}, **LEARNING)
+    teach(base, tmp_path, [task], config)
+    kept = [sample.prompt for sample in ReplayMemory.open(tmp_path / "memory").tasks[0].samples]
+    after, before = (herded(features(folder, task), 5) for folder in (tmp_path / "m1", base))
+    assert kept == [task.train[place].prompt for place in after]
+    assert after != before
+
+
+@pytest.mark.parametrize("name", ["sapt", "derpp", "gem"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_any_method_that_keeps_samples_can_herd(base: Path, tmp_path: Path, name: str) -> None:
+    config = config_for(name, tmp_path, replay={"samples": 3, "choice": "herding"}, num_train_epochs=2)
+    teach(base, tmp_path, [reverse_task("first"), reverse_task("second")], config)
+    assert [len(task.samples) for task in ReplayMemory.open(tmp_path / "memory").tasks] == [3, 3]
+
+
+def test_a_method_that_looks_before_training_herds_before(base: Path, tmp_path: Path) -> None:
+    task = reverse_task(count=20)
+    settings: dict[str, Any] = {"name": "seekr", "layer_budget": None, "head_budget": 3, "query_budget": 4}
+    config = config_for(settings, tmp_path, replay={"samples": 5, "every": 1, "choice": "herding"}, **LEARNING)
+    teach(base, tmp_path, [task], config)
+    kept = [sample.prompt for sample in ReplayMemory.open(tmp_path / "memory").tasks[0].samples]
+    assert kept == [task.train[place].prompt for place in herded(features(base, task), 5)]
 
 
 def test_a_methods_replay_defaults_give_way_to_the_user(tmp_path: Path) -> None:
@@ -170,7 +233,9 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     method = get_method("lfpt5")(get_method("lfpt5").Settings(prefix="{task}:", separator="=="), context)
     one, two = sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedc")
     terms = method.task_terms(context.model, batch_of(one, two))
-    assert {name: term.weight for name, term in terms.items()} == {"task": 1.0, "lm": 0.25}
+    # The official code weighs all but the consistency by 1 - 0.01.
+    weights_of = {name: term.weight for name, term in terms.items()}
+    assert weights_of == pytest.approx({"task": 0.99, "lm": 0.2475})
 
     def ids(text: str) -> list[int]:
         return list(context.tokenizer(text)["input_ids"])
@@ -189,9 +254,35 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     taught = [method._with_outputs(sample) for sample in (one, two)]
     extras = method.replay_extras([(MemoryTask("old", taught), sample) for sample in taught], 12)
     terms = method.replay_terms(context.model, batch_of(*taught) | extras)
-    assert {name: term.weight for name, term in terms.items()} == {"replay": 1.0, "consistency": 0.01, "lm_old": 0.25}
+    weights_of = {name: term.weight for name, term in terms.items()}
+    # "ba" and "fedc" with their ends: eight positions, over which the official code sums.
+    assert weights_of == pytest.approx({"replay": 0.99, "consistency": 0.08, "lm_old": 0.2475})
     assert float(terms["lm_old"].value.detach()) == pytest.approx(written("old"), rel=1e-5)
     assert float(terms["consistency"].value.detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_lfpt5s_consistency_is_a_sum_over_positions(base: Path) -> None:
+    """0.01 times kl_div(reduction="sum"), as in the official code, written down in float64."""
+    context = context_of(base, task="rev")
+    method = get_method("lfpt5")(get_method("lfpt5").Settings(), context)
+    assert method.settings.top_k == 64
+    samples = [sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedcba"), sample_of(context, "q=", "c")]
+    taught = [method._with_outputs(sample) for sample in samples]
+    before: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
+    with torch.no_grad():
+        context.model.lm_head.weight.mul_(1.3)
+    batch = batch_of(*taught)
+    extras = method.replay_extras([(MemoryTask("old", taught), one) for one in taught], batch["input_ids"].shape[1])
+    term = method.replay_terms(context.model, batch | extras)["consistency"]
+    now, total = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval(), 0.0
+    with torch.no_grad():
+        now.lm_head.weight.mul_(1.3)
+        for sample in samples:
+            asked = slice(sample.completion_start - 1, len(sample.ids_L) - 1)
+            p, q = (one(input_ids=sample.ids_L[None]).logits[0, asked].log_softmax(-1) for one in (before, now))
+            total += float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+    assert term.weight * float(term.value.detach()) == pytest.approx(0.01 * total, rel=1e-4)
+    assert total > 0.1
 
 
 def test_texts_fit_into_the_models_context(base: Path) -> None:

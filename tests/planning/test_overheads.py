@@ -32,6 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lwf on an adapter": ({}, {"peft": LORA}),
     "icarl": ({}, {"replay": {"samples": 3, "every": 1}}),
     "derpp": ({}, {"replay": {"samples": 3, "every": 1}}),
+    "derpp_mse": ({}, {"replay": {"samples": 3, "every": 1}}),
     "derpp on an adapter that is asked": ({"teacher": "adapter"}, {"replay": {"samples": 3, "every": 1}, "peft": LORA}),
     "olora": ({"rank": 2}, {}),
     "osft": ({"preserved": 0.25}, {}),
@@ -41,8 +42,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sapt": ({"rank": 2, "query_size": 6}, {"replay": {"samples": 3, "every": 1}}),
     "tree_lora": ({"rank": 2}, {}),
 }
-IN_RAM = ("_attention", "_distance_KN", "_count_KN")
-"""What SAPT and TreeLoRA keep off the device."""
+IN_RAM = ("_attention", "_distance_KN", "_count_KN", "_drawn")
+"""What SAPT, TreeLoRA and DER++ keep off the device."""
 
 
 def held(part: Any, known: set[int], found: dict[int, int]) -> dict[int, int]:
@@ -63,7 +64,7 @@ def held(part: Any, known: set[int], found: dict[int, int]) -> dict[int, int]:
 def own_bytes(method: Method) -> tuple[int, int]:
     """What the method object holds on the device, what it has put on the model among it; and in RAM."""
     weights: Any = [*method.context.model.parameters(), *method.context.model.buffers()]
-    mine = {key: value for key, value in vars(method).items() if key not in ("context", "old", *IN_RAM)}
+    mine = {key: value for key, value in vars(method).items() if key not in ("context", "old", "_seen", *IN_RAM)}
     if hasattr(method, "teachers"):
         mine["teachers"] = dict(method.teachers._held)
     carried = held(list(method.context.carried[0].values()) if method.context.carried else [], set(), {})
@@ -118,7 +119,7 @@ def test_what_a_method_takes_is_what_a_real_run_takes(base, tmp_path, monkeypatc
     seen["virtual"] = positions.widths[-1] - TOKENS
     plan = planned(base, config)
     assert seen == {key: value for key, value in asdict(plan.overhead).items() if key in seen}
-    assert (seen["device"] == 0) == (name in ("seqft", "replay", "derpp"))
+    assert (seen["device"] == 0) == (name in ("seqft", "replay", "derpp", "derpp_mse"))
     steps = plan.steps
     # The model's weights are frozen where something else is trained, and a pass then is only twice one forward.
     forward = 1 / 2 if kind.adapters or "peft" in more else 1 / 3

@@ -13,7 +13,7 @@ from seekr_cl.cli.output import size
 from seekr_cl.errors import DataError
 from seekr_cl.report.comparison import compare
 from seekr_cl.report.comparison_plot import plot_runs
-from seekr_cl.report.comparison_tables import markdown, page, remarks
+from seekr_cl.report.comparison_tables import COLUMNS, markdown, page, remarks, summary_rows
 
 
 @pytest.fixture
@@ -64,6 +64,22 @@ def test_other_training_is_another_row(runs, tmp_path):
     assert found[2]["method"] == "seekr (general=True, general_samples=8, learning_rate=0.1)"
     # Where general data lies says nothing of what it is.
     assert [row["seeds"] for row in compare([more[0], more[3]])["methods"]] == [[2, 3]]
+
+
+def test_learning_rates_and_steps_are_shown(runs, tmp_path):
+    """A method that replays makes more steps, and one rate is not right for all: both stand beside the scores."""
+    rates = dict(zip("abc", (1e-3, 1e-4, 1e-4)))
+    made = [{"task": name, "learning_rate": rate, "optimizer_steps": 20} for name, rate in rates.items()]
+    one = make_run(tmp_path / "one", "olora", 0, 0.5)
+    change(one / "scores.json", training=made)
+    content = compare([one, runs[0]])
+    first, second = content["methods"]
+    assert (first["learning_rates"], first["steps"]) == ([1e-3, 1e-4], 60)
+    assert (second["learning_rates"], second["steps"]) == ([], None)  # a run of a former version
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in summary_rows(content, size)]
+    assert [(row["rate"], row["steps"]) for row in rows] == [("0.001, 0.0001", "60"), ("-", "-")]
+    change(one / "scores.json", training=[{"task": "a"}])
+    assert compare([one, runs[0]])["methods"][0]["steps"] is None
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ WRONG: dict[str, Any] = {
     "replay.ratio": "much", "replay.samples": 2.5, "replay.every": 1.5, "replay.share": True, "replay.cadence": 1,
     "replay.batch_size": "4x", "replay.choice": None, "replay.task_weights": 1, "replay.step": 2,
     "replay.sample_weights": 1, "replay.clock": 1, "replay.day_steps": "many",
+    "replay.over_tasks": 1,
     "memory.max_bytes": 2.5,
     "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logits_tail": True,
     "method.logit_alignment": 1, "method.logit_form": None, "method.teacher": 1,
@@ -113,6 +114,7 @@ def test_no_setting_goes_without_a_type_test() -> None:
 OUT_OF_RANGE = [
     ("replay.ratio", -0.1), ("replay.ratio", 1.5), ("replay.samples", -1), ("replay.every", 0), ("replay.share", 1.0),
     ("replay.share", 0), ("replay.batch_size", 0), ("replay.cadence", "sometimes"), ("replay.choice", "last"),
+    ("replay.over_tasks", "max"),
     ("replay.step", "both"), ("replay.task_weights", "most"), ("replay.sample_weights", "most"),
     ("replay.clock", "sun"), ("replay.day_steps", 0),
     ("memory.max_bytes", 0), ("memory.max_bytes", -5),

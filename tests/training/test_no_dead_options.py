@@ -85,6 +85,7 @@ REPLAY_ROWS = {
     "task_weights": Row("similarity", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
     "sample_weights": Row("surprise", "weights", replay(samples=8, batch_size=8, every=1) | {"learning_rate": 0.02}),
     "step": Row("joint", "weights"),
+    "over_tasks": Row("sum", "weights", {"general": "GENERAL", "replay": {"samples": 3, "every": 1}}),
 }
 MEMORY_ROWS = {
     "max_bytes": Row(9000, "memory", {"memory": {}}),

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from seekr_cl.cli.output import out
+from seekr_cl.config.rates import ADAPTER_RATE, RATE
 from seekr_cl.methods import METHODS, Method, Paper
 from seekr_cl.methods.options import OPTIONS
 
@@ -40,17 +41,23 @@ def methods_command(given: Any) -> None:
                 "paper": asdict(method.paper),
                 "replays": method.replays,
                 "needs": needs(method),
+                "training_defaults": method.training_defaults.to_json(),
                 "options": [asdict(option) for option in OPTIONS if option.suits(method)],
             }
             for name, method in METHODS.items()
         ]
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    table = Table("method", "needs", "paper")
+    table = Table("method", "needs", "trained with", "paper")
     for name, method in METHODS.items():
         wanted = ", ".join(need.replace("_", " ") for need, needed in needs(method).items() if needed)
-        table.add_row(name, wanted or "-", _cite(method.paper))
+        table.add_row(name, wanted or "-", method.training_defaults.describe() or "-", _cite(method.paper))
     out().print(table)
+    out().print(
+        "trained with: the method's own default, which learning_rate, lr_scheduler_type and optim replace; where there "
+        f"is none, {RATE:g} for all weights, {ADAPTER_RATE:g} for a LoRA (peft), cosine, AdamW",
+        soft_wrap=True,
+    )
     more = Table("setting", "what it does", "paper")
     for option in OPTIONS:
         on = f"\nwith {option.on}" if option.on else ""

@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "signal_dtype": "float16",
-        "replay": {"step": "joint"},
+        "replay": {"step": "joint", "over_tasks": "sum"},
         "derpp": {"logits_top_k": None},
         "seekr": {
             "logits_top_k": None,

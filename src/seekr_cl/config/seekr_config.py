@@ -14,6 +14,7 @@ from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
+from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.memory.config import MemoryConfig
@@ -33,7 +34,6 @@ _DEFAULTS: dict[str, Any] = {
     "loss_average": "tokens",
     "carry_optimizer": False,
     "signal_dtype": "int8",
-    "lr_scheduler_type": "cosine",
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
@@ -48,6 +48,9 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        lr_scheduler_type: default the method's own, else ``cosine``.
+        optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         replay: a mapping of its settings, or a ``ReplayConfig``.
@@ -87,7 +90,7 @@ class SeekrConfig(TrainingArguments):
         progress: ``auto`` shows a bar on a terminal and plain lines elsewhere; ``bar``, ``lines``, ``none``.
     """
 
-    learning_rate: Annotated[float, Ge(0)] = 1e-5
+    learning_rate: Annotated[float | None, Ge(0)] = None  # type: ignore[assignment]
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
@@ -99,6 +102,7 @@ class SeekrConfig(TrainingArguments):
     seed: Annotated[int, Ge(0)] = 42
     report_to: str | list[str] | None = "none"
     lr_scheduler_type: Any = None
+    optim: Any = None
     logging_steps: float = 10
     preset: Annotated[str, OneOf(PRESETS)] = "default"
     method: Any = "seekr"
@@ -134,6 +138,9 @@ class SeekrConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._made = False
         hints = typing.get_type_hints(type(self), include_extras=True)
+        if isinstance(self.learning_rate, DefaultRate):
+            # Of the config that this is a copy of, with another method perhaps.
+            self.learning_rate = None
         # Before anything is derived from them.
         for key in _CHECKED:
             setattr(self, key, check_value(getattr(self, key), hints[key], key))
@@ -152,6 +159,10 @@ class SeekrConfig(TrainingArguments):
         self.peft = read_peft(self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
+        given_training = {key: getattr(self, key) for key in SETTLED}
+        self.settled, self.training_sources = settle(given_training, self.method.kind, self.peft, preset)
+        for key, value in self.settled.items():
+            setattr(self, key, value)
         require_quantization(self.quantization)
         self.chat = chat_settings(self, self.method.kind)
         self.template_date = self.chat.date
@@ -175,6 +186,7 @@ class SeekrConfig(TrainingArguments):
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise ConfigError(f"training settings: {error}") from error
         ranks.require_all()
+        warn_of_training(self)
         if not ranks.is_first():
             self.progress = "none"
         self._made = True
@@ -216,7 +228,9 @@ def _refuse_unused(
 
 
 _CHECKED = tuple(
-    name for name in SeekrConfig.__annotations__ if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type")
+    name
+    for name in SeekrConfig.__annotations__
+    if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

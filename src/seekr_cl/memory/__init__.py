@@ -1,6 +1,6 @@
 """The replay memory: old samples, their teachers' signals, head importance, in one portable directory."""
 
-from seekr_cl.memory.hashing import model_hash, tokenizer_hash
+from seekr_cl.memory.hashing import accepted_hashes, model_hash, tokenizer_hash
 from seekr_cl.memory.method_state import MethodState
 from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.signals import AttentionSignal, LogitSignal
@@ -15,6 +15,7 @@ __all__ = [
     "ReplaySample",
     "TaskSamples",
     "Totals",
+    "accepted_hashes",
     "model_hash",
     "tokenizer_hash",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seekr_cl.attention.stored import BY_TENSOR, StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.attention.stored.codec import encode_probabilities
+from seekr_cl.attention.stored.codec import encode_probabilities, small_float
 
 
 class Signal(Protocol):
@@ -46,6 +46,7 @@ class LogitSignal:
         token_AK: which tokens these are.
         tail_A: probability of all other tokens; ``None`` when there are none.
         offset_A: present if tokens are drawn for the others as in ``StoredTopK``; otherwise they are one bucket.
+            Beside no ``token_AK`` it says that the codes are the logits themselves.
     """
 
     position_A: Tensor
@@ -66,6 +67,17 @@ class LogitSignal:
         offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
         return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
 
+    @classmethod
+    def of_logits(cls, position_A: Tensor, logits_AV: Tensor, dtype: str) -> Self:
+        """The logits themselves, for losses that compare them; in half precision unless ``dtype`` is ``float32``."""
+        code_AV = logits_AV.to(small_float(dtype))
+        return cls(position_A, code_AV, offset_A=torch.zeros(len(code_AV), dtype=code_AV.dtype))
+
+    @property
+    def logits_AV(self) -> Tensor | None:  # noqa: N802
+        """Float32 logits, where these were kept and not their probabilities."""
+        return self.code_AK.float() if self.token_AK is None and self.offset_A is not None else None
+
     def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
         prob_1AK, token_1AK, bucket_1A, offset_1A = self._rows().decode()
@@ -74,10 +86,12 @@ class LogitSignal:
     def _rows(self) -> StoredTopK:
         """The same as the rows of one head, whose keys are tokens."""
         count, width = self.code_AK.shape
-        token_AK = torch.arange(width).expand(count, -1) if self.token_AK is None else self.token_AK
+        if self.token_AK is None:
+            code_AK = self.code_AK if self.logits_AV is None else self.logits_AV.softmax(-1)
+            return StoredTopK(code_AK[None], torch.arange(width).expand(1, count, -1), torch.zeros(1, count))
         tail_A = torch.zeros(count) if self.tail_A is None else self.tail_A
         offset_1A = None if self.offset_A is None else self.offset_A[None]
-        return StoredTopK(self.code_AK[None], token_AK[None], tail_A[None], offset_MR=offset_1A)
+        return StoredTopK(self.code_AK[None], self.token_AK[None], tail_A[None], offset_MR=offset_1A)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name, for a file."""

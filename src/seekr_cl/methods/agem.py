@@ -10,6 +10,7 @@ from seekr_cl.methods.base import Paper
 from seekr_cl.methods.common.gradients import inner, put_gradients, step_gradients
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +39,7 @@ class AGEM(ReferenceMethod):
     name = "agem"
     paper = Paper("Efficient Lifelong Learning with A-GEM", "Chaudhry et al., 2019", "https://arxiv.org/abs/1812.00420")
     Settings = AGEMSettings
+    training_defaults = PLAIN_DESCENT
 
     @classmethod
     def overhead(cls, settings: AGEMSettings, scale: Scale) -> Overhead:

@@ -19,6 +19,8 @@ from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.training_defaults import TrainingDefaults
+from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.settings import Settings
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
@@ -129,6 +131,7 @@ class Method(ABC):
         carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
         knows_shards: whether what it does with single weights and gradients also goes for sharded ones (FSDP2).
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
+        training_defaults: the same for learning rate, scheduler and optimizer.
     """
 
     name: ClassVar[str]
@@ -145,6 +148,7 @@ class Method(ABC):
     carries_weights: ClassVar[bool] = True
     knows_shards: ClassVar[bool] = False
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
+    training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings
@@ -292,6 +296,8 @@ def forward(model: Any, batch: Batch) -> Tensor:
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
         more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    if counts_from_the_edge(model):
+        more["position_ids"] = positions(batch["attention_mask"])
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]

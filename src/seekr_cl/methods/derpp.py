@@ -1,4 +1,4 @@
-"""DER++: old samples are trained on with their labels and with the outputs the earlier model gave."""
+"""DER++ in its KL form: old samples are trained on with labels and the outputs of the model after their task."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,12 @@ from seekr_cl.methods.common.teachers import StoredTeacher
 
 
 class DERpp(Method):
-    """L = L_task + lambda1 L_replay + (1 - lambda1) L_ld (eq. 13 without attention)."""
+    """L = L_task + lambda1 L_replay + (1 - lambda1) L_ld (eq. 13 of SEEKR's paper without attention).
+
+    This is what SEEKR's paper and its tables call DER++: KL of whole distributions from the model *after* a task, one
+    draw for both terms. Buzzega et al. take the squared distance of logits seen *during* training and two draws with
+    weights alpha and beta of their own: that is ``derpp_mse``.
+    """
 
     name = "derpp"
     paper = Paper(

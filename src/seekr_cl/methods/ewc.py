@@ -14,13 +14,14 @@ from seekr_cl.methods.common.gradients import (
     across,
     check_names,
     drawn,
+    example_batch,
     example_gradients,
     placed,
     sampled_loss,
     trained,
 )
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
-from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class EWCSettings:
         form: ``full`` adds a penalty for every old task (EWC); ``online`` keeps one running Fisher information around
             the newest weights (Progress & Compress, Schwarz et al., 2018).
         decay: gamma of the online form: what is left of the older tasks' information at each new task.
-        fisher_samples: training examples that the information is a mean over.
+        fisher_samples: training examples that the information is measured on.
         fisher_labels: ``model`` draws the labels from the model's own distribution, as the Fisher information is
             defined; ``data`` takes the data's (the empirical one, which most codes compute).
     """
@@ -63,6 +64,11 @@ class EWC(Method):
     The penalties of several tasks are one quadratic with the summed information F around the mean m of the old
     weights weighted by it, plus a constant: sum_t F_t (theta - theta_t)^2 = F (theta - m)^2 + rest. So the full form
     costs as much as the online one, two numbers a weight, however many tasks there were.
+
+    F is the Fisher information of p(answer | prompt), whose logarithm is a sum over tokens, taken per answer token as
+    the task's loss is: F = sum_i g_i^2 / sum_i T_i, with g_i the gradient of example i's summed loss and T_i its answer
+    tokens. So F is the curvature of that loss, and one lambda holds tasks of short and of long answers alike. (TRACE's
+    code squares gradients of batches' means while training, which shrink with the answers' length.)
     """
 
     name = "ewc"
@@ -114,10 +120,14 @@ class EWC(Method):
         settings, weights = self.settings, trained(self.context.model)
         labels = sampled_loss(task_generator(self.context.seed)) if settings.fisher_labels == "model" else None
         examples = drawn(self.context, settings.fisher_samples)
+        tokens = [int(count_labels(example_batch(self.context, [one])["labels"])) for one in examples]
+        # An answer of one token without a prompt has nothing before it to be predicted from.
+        examples, tokens = [one for one, count in zip(examples, tokens) if count], [one for one in tokens if one]
         fresh = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-        for gradients in example_gradients(self.context, examples, labels or causal_lm_loss):
+        for count, gradients in zip(tokens, example_gradients(self.context, examples, labels or causal_lm_loss)):
             for weight, gradient in gradients.items():
-                fresh[weight] += gradient.float().square() / len(examples)
+                # The loss is a mean over the answer, its sum's gradient so many times as large.
+                fresh[weight] += gradient.float().square() * (count**2 / sum(tokens))
         self._fisher, self._anchor = placed(self._fisher, weights), placed(self._anchor, weights)
         self._next = self._merged(fresh, {name: weight.detach().float() for name, weight in weights.items()})
         return super().after_task(name, samples)

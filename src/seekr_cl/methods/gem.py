@@ -12,6 +12,7 @@ from seekr_cl.methods.base import Paper
 from seekr_cl.methods.common.gradients import across, put_gradients, step_gradients
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,7 @@ class GEM(ReferenceMethod):
         "https://arxiv.org/abs/1706.08840",
     )
     Settings = GEMSettings
+    training_defaults = PLAIN_DESCENT
 
     @classmethod
     def overhead(cls, settings: GEMSettings, scale: Scale) -> Overhead:

@@ -22,10 +22,12 @@ class ICaRLSettings:
     Attributes:
         distillation: weight of the earlier model's outputs beside the labels; algorithm 3 adds both as they are.
         new_examples: distil them on the new task's examples too, as algorithm 3 does, and not on exemplars alone.
+        exemplar_labels: train on the exemplars' own labels too, which algorithm 3 does not.
     """
 
     distillation: float = 1.0
     new_examples: bool = True
+    exemplar_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.distillation < 0:
@@ -33,7 +35,12 @@ class ICaRLSettings:
 
 
 class ICaRL(Method):
-    """L = L_task + L_replay + distillation (L_new + L_old), each L a mean over answer tokens (algorithm 3).
+    """L = L_task + distillation (L_new + L_old), each L a mean over answer tokens (algorithm 3).
+
+    L_task are the new examples' labels, L_new and L_old the earlier model's outputs on new examples and on exemplars.
+    What an exemplar is taught is what the earlier model says of it: the official code overwrites all targets of old
+    classes with that model's outputs, so the exemplars' labels are no targets (``exemplar_labels`` adds L_replay).
+    Exemplars are herded by the model that has learnt the task (algorithm 2 trains first, algorithm 4 then chooses).
 
     The paper's classes with a sigmoid each are here the tokens of one softmax, so that the binary cross entropy with
     the old outputs is the divergence KL(earlier model, model) of next-token distributions. The earlier model is the
@@ -75,14 +82,15 @@ class ICaRL(Method):
         return self._terms(model, batch, self._teacher, "task", "distil_new")
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
-        """Labels of the exemplars and the earlier model's outputs on them."""
+        """The earlier model's outputs on the exemplars, and their labels where asked for or where there is no model."""
         if self._teacher is None:
             return {
                 "replay": LossTerm(
                     causal_lm_loss(forward(model, batch), batch["labels"]), count=count_labels(batch["labels"])
                 )
             }
-        return self._terms(model, batch, self._teacher, "replay", "distil_old")
+        terms = self._terms(model, batch, self._teacher, "replay", "distil_old")
+        return terms if self.settings.exemplar_labels else {"distil_old": terms["distil_old"]}
 
     def _terms(self, model: Any, batch: Batch, teacher: nn.Module, labels: str, outputs: str) -> dict[str, LossTerm]:
         logits_BLV = forward(model, batch)

@@ -10,8 +10,8 @@ class InsCL(Replay):
     """L = L_task + L_replay, with ``replay.task_weights: similarity`` and ``replay.sample_weights: information``.
 
     Each old task's share of the replayed samples is proportional to the Wasserstein distance of its prompts from the
-    new task's, and a sample's part of that to the rarity of what its prompt is about (InsInfo). The paper lets GPT-4
-    name what a prompt is about; here these tags are its words.
+    new task's, under cosine costs as in the official code, and a sample's part of that to the rarity of what its prompt
+    is about (InsInfo). The paper lets GPT-4 name what a prompt is about; here these tags are its words.
     """
 
     name = "inscl"

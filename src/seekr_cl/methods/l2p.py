@@ -14,13 +14,14 @@ from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.lora import attach, name_base
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
 from seekr_cl.models.query_adapters import question_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class L2PSettings:
-    """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1).
+    """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1); its code picks 4 prompts, not 5.
 
     Attributes:
         pool_size: prompts in the pool (M).
@@ -55,12 +56,16 @@ class L2P(Method):
     Every question picks its own prompts, in training, in evaluation and in the next task. The question is what stands
     before the answer: TRACE's code takes the mean over the answer too, which nobody has at test time. Prompts begin as
     tokens of the vocabulary and keys as the mean of their prompt (TRACE's code). The paper's penalty on prompts that
-    earlier tasks used much is optional there and absent here.
+    earlier tasks used much is optional there and absent here. The JAX code can pick one set of prompts for a batch
+    (``batchwise_prompt``); here each question has its own, in training as in use.
     """
 
     name = "l2p"
     paper = Paper("Learning to Prompt for Continual Learning", "Wang et al., 2022", "https://arxiv.org/abs/2112.08654")
     Settings = L2PSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=0.03, lr_scheduler_type="constant", reason="official code, for Split CIFAR-100"
+    )
     last_turn_only = True
     adapters = True
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from seekr_cl import ranks
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.memory import MemoryTask, ReplaySample
@@ -42,9 +43,9 @@ class LFPT5Settings:
         lm_weight: weight of the loss on whole samples, which makes the model a writer of them (LAMOL's lambda; 0.25 in
             LAMOL and in LFPT5's official code).
         pseudo_ratio: pseudo-samples of all old tasks together, as a share of the new task's examples (LAMOL's gamma).
-        consistency: weight of the earlier model's outputs on pseudo-samples (0.01 in LFPT5's official code; 0 is
-            LAMOL).
-        top_k: tokens that may be drawn at each place of a pseudo-sample (20 in LAMOL's).
+        consistency: weight c of the earlier model's outputs on pseudo-samples, summed over the answer tokens of the
+            batch; all other terms weigh 1 - c (0.01 in LFPT5's official code; 0 is LAMOL).
+        top_k: tokens that may be drawn at each place of a pseudo-sample (64 in LFPT5's official code, 20 in LAMOL's).
         prefix: begins a text to be written; ``{task}`` is its task's name (LAMOL's task token).
         separator: stands between prompt and answer in such a text (LAMOL's answer token).
     """
@@ -52,7 +53,7 @@ class LFPT5Settings:
     lm_weight: float = 0.25
     pseudo_ratio: float = 0.2
     consistency: float = 0.01
-    top_k: int = 20
+    top_k: int = 64
     prefix: str = "[{task}] "
     separator: str = " [answer] "
 
@@ -61,8 +62,8 @@ class LFPT5Settings:
             raise ConfigError(f"method.lm_weight: {self.lm_weight} must be above 0, or the model never learns to write")
         if self.pseudo_ratio < 0:
             raise ConfigError(f"method.pseudo_ratio: {self.pseudo_ratio} is negative; 0 writes nothing")
-        if self.consistency < 0:
-            raise ConfigError(f"method.consistency: {self.consistency} is negative; 0 is LAMOL")
+        if not 0 <= self.consistency < 1:
+            raise ConfigError(f"method.consistency: {self.consistency} must be at least 0 (LAMOL) and below 1")
         if self.top_k < 0:
             raise ConfigError(f"method.top_k: {self.top_k} is negative; 0 draws from all tokens")
         if "{task}" not in self.prefix:
@@ -72,9 +73,11 @@ class LFPT5Settings:
 
 
 class LFPT5(Method):
-    """L = L_task + lm L_lm on new examples, L_replay + lm L_lm + consistency L_kl on pseudo-samples.
+    """L = (1 - c) (L_task + lm L_lm) on new examples, (1 - c) (L_replay + lm L_lm) + c L_kl on pseudo-samples.
 
-    L_lm is the mean cross entropy of every token of prefix, prompt, separator and answer after the prefix. LFPT5 tunes
+    L_lm is the mean cross entropy of every token of prefix, prompt, separator and answer after the prefix. L_kl is the
+    *sum* of KL(earlier model, model) over the batch's answer tokens, as in the official code (model.py,
+    Classification.py); as a mean, c = 0.01 would be next to nothing. Its logged value is the mean. LFPT5 tunes
     a T5's prompts; here it is whatever weights are trained, and LAMOL's special tokens are texts, so that the
     vocabulary stays what it is. Nothing of a task is kept but its name and the length of its longest sample; with
     ``replay.ratio`` real samples are replayed beside the written ones.
@@ -133,6 +136,7 @@ class LFPT5(Method):
             for ids_N, learnt_N in parts
         ]
         terms = super().task_terms(model, batch)
+        terms["task"].weight = 1 - self.settings.consistency
         return terms | {"lm": self._lm_term(model, self._pad(texts), batch["input_ids"].device)}
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
@@ -146,17 +150,20 @@ class LFPT5(Method):
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Answer, whole text, and the earlier model's outputs on the answer."""
         logits_BLV = forward(model, batch)
-        terms = {"replay": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"]))}
+        labels_BL, rest = batch["labels"], 1 - self.settings.consistency
+        terms = {"replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), rest, count_labels(labels_BL))}
         if self.settings.consistency:
-            divergence = distil_logits(logits_BLV, batch["logits"], self._logits)
-            terms["consistency"] = LossTerm(divergence, self.settings.consistency, batch["logits"]["real"].sum())
+            divergence, positions = distil_logits(logits_BLV, batch["logits"], self._logits), batch["logits"]["real"]
+            # Of the whole batch, whose mean the term becomes where several processes share it.
+            count = ranks.total(positions.sum() * (not batch.get("filler", False)))
+            terms["consistency"] = LossTerm(divergence, self.settings.consistency * float(count), positions.sum())
         return terms | {"lm_old": self._lm_term(model, batch["lm"], batch["input_ids"].device)}
 
     def _lm_term(self, model: Any, batch: Batch, device: torch.device) -> LossTerm:
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
         return LossTerm(
             causal_lm_loss(forward(model, moved), moved["labels"]),
-            self.settings.lm_weight,
+            self.settings.lm_weight * (1 - self.settings.consistency),
             count_labels(moved["labels"]),
         )
 

@@ -22,6 +22,7 @@ from seekr_cl.methods.common.gradients import (
     trained,
 )
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 from seekr_cl.tasks.collate import IGNORE
 
 DEPENDENT = 1e-4
@@ -64,6 +65,7 @@ class OGD(Method):
         "https://arxiv.org/abs/1910.07104",
     )
     Settings = OGDSettings
+    training_defaults = PLAIN_DESCENT
     knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:

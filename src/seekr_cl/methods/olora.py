@@ -11,6 +11,7 @@ from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, lora_layers, merged
 from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 
 
@@ -19,8 +20,9 @@ class OLoraSettings(AdapterSettings):
     """Settings of O-LoRA; the defaults are those of the paper's T5 and LLaMA experiments.
 
     Attributes:
-        lambda1: weight of the orthogonality term.
-        lambda2: weight of the new adapter's squared norm, which the official code has and the paper has not.
+        lambda1: weight of the orthogonality term (the official scripts go up to 5 for single tasks of the long order).
+        lambda2: weight of the squared norm of the new adapter, all entries together. The paper has no such term. The
+            official code's is another one: the sum of the matrices' norms, not squared, with weights of up to 0.3.
         orthogonality: ``squared`` entries of A_i A_t^T (eq. 8), or ``absolute`` ones as in the official code.
     """
 
@@ -51,6 +53,12 @@ class OLora(Method):
         "https://arxiv.org/abs/2310.14152",
     )
     Settings = OLoraSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=1e-3,
+        later_learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        reason="official code, scripts_llama/order_1.sh (T5: 1e-3 for all tasks)",
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

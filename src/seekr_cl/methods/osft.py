@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import OSFConfig
+from peft.tuners.osf.layer import OSFLayer
 from transformers import PreTrainedModel
 
+from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.common.lora import attach, fraction, layer_names, merged
 from seekr_cl.methods.costs import Overhead, Scale, num_bytes
+
+OTHERS = ("trained", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,16 +20,22 @@ class OSFTSettings:
     """Settings of OSFT.
 
     Attributes:
-        preserved: share of each weight's singular directions, the largest ones, that stay as they are. The paper
-            chooses it for every layer; PEFT's default of one half is the default here.
-        targets: names of the linear layers it is done to, separated by commas; default all linear ones.
+        preserved: share of each decomposed weight's singular directions, the largest ones, that stay as they are. The
+            paper chooses it for every layer; the official LLaMA scripts preserve 0.75 or 0.25 of all; PEFT's default
+            of 0.5 is the default here.
+        targets: names of the linear layers that are decomposed, separated by commas; default all linear ones.
+        others: what is not decomposed, such as embeddings, norms, biases and the output layer: ``trained`` freely as
+            in the official code, or ``frozen`` as PEFT leaves it.
     """
 
     preserved: float = 0.5
     targets: str = "all-linear"
+    others: str = "trained"
 
     def __post_init__(self) -> None:
         fraction(self.preserved, "method.preserved")
+        if self.others not in OTHERS:
+            raise ConfigError(f"method.others: '{self.others}' is unknown; choose from {', '.join(OTHERS)}")
 
     def osf(self) -> OSFConfig:
         """As PEFT knows it."""
@@ -39,7 +49,8 @@ class OSFTSettings:
 class OSFT(Method):
     """L = L_task over the small singular directions; gradients are projected off the large ones (PEFT's OSF).
 
-    At each task's beginning every weight is decomposed anew, so what earlier tasks made large is preserved.
+    At each task's beginning every decomposed weight is decomposed anew, so what earlier tasks made large is preserved.
+    All else is trained without a constraint, as in the official code: embeddings, norms, output layer.
     """
 
     name = "osft"
@@ -53,15 +64,25 @@ class OSFT(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        context.model = attach(context.model, settings.osf(), context.seed)
+        context.model = _decomposed(context.model, settings, context.seed)
 
     @classmethod
     def overhead(cls, settings: OSFTSettings, scale: Scale) -> Overhead:
         """The parts of the decomposed weights; the weights themselves stay beside them."""
         model = scale.build()
         base = num_bytes(model)
-        return Overhead(device=num_bytes(attach(model, settings.osf(), seed=0)) - base)
+        return Overhead(device=num_bytes(_decomposed(model, settings, seed=0)) - base)
 
     def finished_model(self) -> PreTrainedModel:
         """The model with its weights put together again."""
         return merged(self.context.model)
+
+
+def _decomposed(model: PreTrainedModel, settings: OSFTSettings, seed: int) -> Any:
+    """The model with its weights in two parts, of which one is trained, and the rest as ``others`` says."""
+    wrapped = attach(model, settings.osf(), seed)
+    if settings.others == "trained":
+        decomposed = {id(module.base_layer.weight) for module in wrapped.modules() if isinstance(module, OSFLayer)}
+        for weight in wrapped.parameters():
+            weight.requires_grad_(id(weight) not in decomposed)
+    return wrapped

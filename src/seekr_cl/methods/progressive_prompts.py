@@ -12,6 +12,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.common.lora import attach, name_base
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 
 
@@ -21,12 +22,13 @@ class ProgressivePromptsSettings:
 
     Attributes:
         prompt_length: virtual tokens of a task's prompt (``prefix_len``).
-        bottleneck: width of the residual network through which the prompt goes while it is trained
-            (``bottleneck_size`` of the form ``MLP1``); 0 trains the prompt itself.
+        bottleneck: width of the paper's residual network through which the prompt goes while it is trained; 0 trains
+            the prompt itself. The official T5 code trains without (``prefix_MLP`` is None), and its ``MLP1`` of width
+            800 stops with an error; the learning rate of 0.3 belongs to a prompt alone.
     """
 
     prompt_length: int = 10
-    bottleneck: int = 800
+    bottleneck: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt_length < 1:
@@ -78,6 +80,9 @@ class ProgressivePrompts(Method):
         "https://arxiv.org/abs/2301.12314",
     )
     Settings = ProgressivePromptsSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=0.3, lr_scheduler_type="constant", reason="official T5 code's README and train_t5_cl.py"
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

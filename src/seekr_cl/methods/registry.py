@@ -10,6 +10,7 @@ from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.methods.agem import AGEM
 from seekr_cl.methods.base import Method, Paper
 from seekr_cl.methods.derpp import DERpp
+from seekr_cl.methods.derpp_mse import DERppMSE
 from seekr_cl.methods.ewc import EWC
 from seekr_cl.methods.gem import GEM
 from seekr_cl.methods.icarl import ICaRL
@@ -35,6 +36,7 @@ _ALL: tuple[type[Method], ...] = (
     MultiTask,
     Replay,
     DERpp,
+    DERppMSE,
     Seekr,
     EWC,
     LwF,

@@ -12,6 +12,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.gradients import across, check_names, placed, step_gradients, trained
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 
 KINDS = ("fisher", "score", "anchor")
 
@@ -52,6 +53,9 @@ class RWalk(Method):
     it, 1/2 F_i dtheta_i^2 + epsilon. After each task the scores are averaged with the older ones, (s + s_task) / 2. In
     the penalty both are brought to [0, 1], by their least and largest values over all weights.
 
+    That is the paper. Its code differs: it divides by F_i dtheta_i^2 without the 1/2, adds the mean of old and new
+    score to the old, and takes intervals of 10 (MNIST) and 50 steps (CIFAR).
+
     g is the gradient of the task's loss alone: the penalty's, known in closed form, is taken off. Costs up to
     eleven float32 numbers a trained weight on the device, and three in the replay memory.
     """
@@ -63,6 +67,7 @@ class RWalk(Method):
         "https://arxiv.org/abs/1801.10112",
     )
     Settings = RWalkSettings
+    training_defaults = PLAIN_DESCENT
     knows_shards = True
 
     def __init__(self, settings: Any, context: Context) -> None:

@@ -17,6 +17,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, name_base
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import question_of
 from seekr_cl.models.shared_lora import SharedLoraModel
 
@@ -56,7 +57,9 @@ class SAPT(Method):
     they are. Deviations: questions of old tasks come from the memory, where the paper has a model write pseudo samples
     for this (2 in 100 of a task's data); so their attention when they were new is a mean over kept samples, where the
     official code takes the development split. Padding is no part of a question. In the official scripts every
-    step has questions of every old task; here it has a replay batch of all of them together. Its early stopping on
+    step has questions of every old task and one KL for each of them, so that lambda grows with the tasks; here a replay
+    batch of all of them together weighs as much (``replay.over_tasks: sum``). The script for the long sequence
+    (gen_script_long_llama.py) switches reflection off for six of its tasks, which is not done here. Early stopping on
     development data is not there.
     """
 
@@ -67,11 +70,19 @@ class SAPT(Method):
         "https://arxiv.org/abs/2401.08295",
     )
     Settings = SAPTSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=5e-5, lr_scheduler_type="constant", reason="official scripts for LLaMA-2 on SuperNI"
+    )
     last_turn_only = True
     adapters = True
     replays = True
     replay_runs_model = False
-    replay_defaults: ClassVar[Mapping[str, Any]] = {"ratio": 0.02, "every": 1, "step": "joint"}
+    replay_defaults: ClassVar[Mapping[str, Any]] = {
+        "ratio": 0.02,
+        "every": 1,
+        "step": "joint",
+        "over_tasks": "sum",
+    }
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)

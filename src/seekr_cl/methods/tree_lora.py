@@ -16,6 +16,7 @@ from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, lora_layers, name_base
 from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 
 
@@ -86,7 +87,8 @@ class TreeLora(Method):
     down a tree of tasks. As in the official code, from which this is taken, one adapter goes through all tasks.
     Deviations from that code: the choice is the lowest bound along the tree and not a draw weighted by the tree's first
     split; distances are relative to the size of A^(k); ``strength`` does not grow within an epoch; the sum's sign is
-    kept, so that the term always aligns.
+    kept, so that the term always aligns; A^(k) is a mean over all steps of a task, where the code begins it anew each
+    epoch and so keeps the last one's; the bound's logarithm is without the code's ``total_rounds``.
     """
 
     name = "tree_lora"
@@ -96,6 +98,9 @@ class TreeLora(Method):
         "https://arxiv.org/abs/2506.10355",
     )
     Settings = TreeLoraSettings
+    training_defaults = TrainingDefaults(
+        learning_rate=1e-4, lr_scheduler_type="cosine", reason="official code, lora_based_methods/Tree_LoRA.sh"
+    )
     adapters = True
 
     def __init__(self, settings: Any, context: Context) -> None:

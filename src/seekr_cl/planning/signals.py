@@ -18,6 +18,7 @@ from seekr_cl.memory import LogitSignal, ReplaySample
 from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods.base import Layout
 from seekr_cl.methods.common.logit_distillation import LogitSettings, pad_logits
+from seekr_cl.methods.derpp_mse import DERppMSESettings
 from seekr_cl.methods.seekr.method import TARGETS
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
@@ -128,6 +129,11 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
         logits = 0 if asked else answer * (_size(pack([one])) - ids)
         step += answer * _size(pad_logits([one], Layout(0), tokens))
         step += answer * _LOGIT_TENSORS * 4 * shape.vocabulary
+    if isinstance(settings, DERppMSESettings):
+        signal = LogitSignal.of_logits(torch.zeros(1, dtype=torch.long), torch.zeros((1, shape.vocabulary)), dtype)
+        one = ReplaySample("", "", sample.ids_L, tokens - answer, {"logits": signal})
+        logits = answer * (_size(pack([one])) - ids)
+        step += answer * (1 + _LOGIT_TENSORS) * 4 * shape.vocabulary
     if isinstance(settings, SeekrSettings):
         chosen, rows = choose_heads(shape, settings), num_queries(settings, tokens)
         if chosen.heads:

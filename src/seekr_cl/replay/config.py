@@ -31,12 +31,15 @@ class ReplayConfig(Settings):
         day_steps: optimizer steps that make the first day by ``clock: updates``.
         batch_size: samples in a replay batch; default the training batch size.
         choice: which examples are kept: ``random`` (seeded), ``first`` (official code), ``balanced`` over classes or
-            completion lengths, ``herding`` on the model's features (iCaRL), the highest ``loss`` before the task.
+            completion lengths, ``herding`` on the trained model's features (iCaRL), the highest ``loss`` before it.
         task_weights: ``equal`` replays every sample alike; ``similarity`` replays old tasks by their distance from the
             new one (InsCL).
         sample_weights: within a task ``equal``; by the ``information`` of its prompt (InsCL's InsInfo, of words), or by
             ``surprise``, the loss of its completion under the model before the task (SuRe).
         step: ``separate`` steps for replay (official code) or ``joint`` ones with the new batch (eq. 13).
+        over_tasks: ``mean`` over a replay batch whatever tasks it is of (official code), or the ``sum`` over old tasks
+            of eq. 2, 3 and 12: replay terms weigh as many times as much as there are old tasks, which come equally
+            often.
     """
 
     section: ClassVar[str] = "replay"
@@ -53,6 +56,7 @@ class ReplayConfig(Settings):
     task_weights: Literal["equal", "similarity"] = "equal"
     sample_weights: Literal["equal", "information", "surprise"] = "equal"
     step: Literal["separate", "joint"] = "separate"
+    over_tasks: Literal["mean", "sum"] = "mean"
 
     def check(self) -> None:
         """What says the same twice."""

@@ -136,9 +136,33 @@ def _row(label: str, runs: list[RunRecord]) -> dict[str, Any]:
         same = complete and all(run.matrix.tasks == runs[0].matrix.tasks for run in runs)
         interval = aggregate_intervals([Answered([one.last[place]]) for one in answers])["op"] if same else None
         row["tasks"][task] = _number(known, interval)
+    row["learning_rates"] = _rates(runs)
+    steps = [count for run in runs if (count := _steps(run)) is not None]
+    row["steps"] = mean(steps) if len(steps) == len(runs) else None
     row["seconds"] = mean(run.scores["seconds"] for run in runs)
     row["memory_bytes"] = mean(run.scores["memory_bytes"] for run in runs)
     return row
+
+
+_TRAINED = ("learning_rate", "optimizer_steps")
+
+
+def _trained(run: RunRecord) -> list[dict[str, Any]]:
+    """What each task was trained with; runs of former versions have no record of it."""
+    tasks = run.scores.get("training")
+    if not isinstance(tasks, list) or not all(isinstance(one, dict) and {*one} >= {*_TRAINED} for one in tasks):
+        return []
+    return tasks
+
+
+def _rates(runs: list[RunRecord]) -> list[float]:
+    """The learning rates of the tasks in order, each once."""
+    return list(dict.fromkeys(task["learning_rate"] for run in runs for task in _trained(run)))
+
+
+def _steps(run: RunRecord) -> int | None:
+    """Optimizer steps of all tasks together."""
+    return sum(task["optimizer_steps"] for task in _trained(run)) or None
 
 
 def _number(values: list[float], interval: Interval | None) -> dict[str, Any]:

@@ -7,15 +7,20 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = ("method", "seeds", "OP", "BWT", "BWT/N", "forgetting", "FWT", "seconds", "memory")
+COLUMNS = ("method", "seeds", "OP", "BWT", "BWT/N", "forgetting", "FWT", "rate", "steps", "seconds", "memory")
 _KEYS = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
 
 
 def summary_rows(content: dict[str, Any], size: Any) -> list[list[str]]:
-    """A row a method; numbers with the 95% interval where there is one."""
+    """A row a method; numbers with the 95% interval where there is one.
+
+    ``rate`` is the learning rate of the tasks, ``steps`` the optimizer steps of all of them, replay's own included.
+    """
     return [
         [row["method"], str(len(row["seeds"]))]
         + [_cell(row[key]) for key in _KEYS]
+        + [", ".join(f"{rate:g}" for rate in row["learning_rates"]) or "-"]
+        + ["-" if row["steps"] is None else f"{row['steps']:.0f}"]
         + [f"{row['seconds']:.0f}", size(row["memory_bytes"])]
         for row in content["methods"]
     ]

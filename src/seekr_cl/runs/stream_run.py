@@ -27,7 +27,7 @@ from seekr_cl.evaluation import (
     write_predictions,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
-from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.os_errors import named
@@ -54,11 +54,12 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, the seconds of training behind them, and how it was evaluated."""
+    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -116,10 +117,11 @@ class Run:
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
-            model, tokens = self._check_examples()
+            model, tokens, _ = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_json(ledger, {**wanted, "versions": versions, "machine": platform.platform()})
+            sources = {"training_from": self.config.training_sources}
+            write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
             former = dict(json.loads(ledger.read_text(encoding="utf-8")))
@@ -135,9 +137,9 @@ class Run:
                 )
         if not (self.output / "memory").exists():
             # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
-            model, tokens = self._check_examples()
-            for key, value in (("model", model), ("tokenizer", tokens)):
-                if former.get(f"{key}_sha256") != value:
+            model, tokens, older = self._check_examples()
+            for key, values in (("model", [model]), ("tokenizer", [tokens, older])):
+                if former.get(f"{key}_sha256") not in values:
                     raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
 
     def _remove_leftovers(self) -> None:
@@ -160,7 +162,7 @@ class Run:
         current = self.model
         base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
-        seconds = 0.0
+        seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
@@ -184,28 +186,30 @@ class Run:
             elif self.config.keep_models != "last":
                 ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
-            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256))
+            made: Any = memory.tasks[-1].info.get("training", {})
+            done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            training.append({"task": name} | done.training)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation)
+                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
                 if self.config.keep_models == "last" and former != self.model:
                     remove_made(Path(former))
         ranks.first(partial(give_away, Path(current)))
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
-    def _check_examples(self) -> tuple[str, str]:
+    def _check_examples(self) -> tuple[str, str, str]:
         """Tokenises everything once, so that a bad row in the last task is not found after days of training.
 
         Returns:
-            The hashes of model and tokenizer.
+            The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
         set_template(tokenizer, self.config.chat_template)
-        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
         stages = self._stages()
@@ -223,7 +227,14 @@ class Run:
         return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
 
     def _stage(
-        self, number: int, name: str, folder: str, learnt: Learnt | None, matrix: ScoreMatrix, model_hash: str
+        self,
+        number: int,
+        name: str,
+        folder: str,
+        learnt: Learnt | None,
+        matrix: ScoreMatrix,
+        model_hash: str,
+        training: dict[str, Any] | None = None,
     ) -> "_Stage":
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
@@ -233,6 +244,7 @@ class Run:
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
@@ -243,7 +255,8 @@ class Run:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
-        return _Stage([scores[task.name] for task in self.tasks], content["seconds"], evaluation)
+        in_order = [scores[task.name] for task in self.tasks]
+        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
     def _evaluate(
         self, name: str, folder: str, learnt: Learnt | None, place: Place
@@ -280,7 +293,14 @@ class Run:
                 stop_if_asked()
         return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
 
-    def _write(self, matrix: ScoreMatrix, seconds: float, memory_bytes: int, evaluation: dict[str, Any]) -> None:
+    def _write(
+        self,
+        matrix: ScoreMatrix,
+        seconds: float,
+        memory_bytes: int,
+        evaluation: dict[str, Any],
+        training: list[dict[str, Any]],
+    ) -> None:
         content = (
             matrix.to_json()
             | self._benchmark()
@@ -289,6 +309,7 @@ class Run:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
+                "training": training,
                 "evaluation": evaluation,
                 "tests": {
                     task.name: {

@@ -4,16 +4,13 @@ import warnings
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import DataError, TooLongError
 from seekr_cl.models.context import context_length
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 
 DEFAULT_LENGTH = 1024
-
-
-class InertWarning(UserWarning):
-    """Something that was asked for will have no effect."""
 
 
 def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:

@@ -3,27 +3,34 @@
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
+from seekr_cl.config.rates import record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, ReplaySample, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import (
+    MemoryTask,
+    MethodState,
+    ReplayMemory,
+    TaskSamples,
+    accepted_hashes,
+    model_hash,
+)
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
-from seekr_cl.methods.base import task_generator
 from seekr_cl.models.loading import (
     load_model,
     pad_id,
@@ -32,6 +39,7 @@ from seekr_cl.models.loading import (
     save_model,
     written_state,
 )
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
 from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
@@ -41,9 +49,10 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
-from seekr_cl.tasks import Encoded, Encoder, Task
+from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
@@ -51,13 +60,15 @@ from seekr_cl.training.context_check import check_room
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
-from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
-    as_sample,
     carried_state,
     check_budget,
     choose_samples,
+    chooses_after_training,
+    general_samples,
     replay_weights,
     within_budget,
 )
@@ -90,6 +101,7 @@ class Learnt:
         steps: optimizer steps.
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts lost tokens on their left.
+        training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
     """
 
     model: PreTrainedModel | None
@@ -98,6 +110,7 @@ class Learnt:
     steps: int
     log: list[dict[str, Any]]
     cut: int
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @named()
@@ -136,6 +149,8 @@ def learn(
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
+        output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
@@ -149,6 +164,7 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            ranks.first(partial(refuse_mount, output))
             for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
@@ -208,15 +224,21 @@ def _learn(
     network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
     set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
-    tokens_sha = tokenizer_hash(tokenizer)
+    tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
+        if begun.state["identity"].get("tokenizer") == former_sha:
+            identity["tokenizer"] = former_sha
         check_same_learning(begun.state["identity"], identity, str(saves.place))
-    store.check_belongs(model_sha, tokens_sha)
+    weights_dtype = dtype_of(network)
+    store.check_belongs(
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
+    )
     ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
     network = adapted(network, config, model)
+    warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
     else:
@@ -244,22 +266,27 @@ def _learn(
         places = places_of(store.path, output, saves.place)
         stand = Standing(saves, identity, places, method, begun)
         if not stand.reached("general"):
-            general = _general_examples(config, store, encoder)
+            general = general_samples(config, store, encoder, GENERAL)
             if general:
                 method.before_task(general)
                 stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
                 stand.save("general")
         if not stand.reached("prepared"):
             examples, encoded = trained[0]
-            stand.kept = choose_samples(config, examples, encoded, encoder, context) if method.keeps else []
+            # Where the trained model chooses, as many stand for those samples until then.
+            meanwhile = "random" if chooses_after_training(config) else None
+            stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
                 config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
             )
             context.model.eval()
+            if method.keeps and chooses_after_training(config):
+                stand.kept = choose_samples(config, *trained[0], encoder, context)
             scored = method.after_task(_name(tasks), stand.kept)
             reshard(network)
-            stand.new_tasks.append(_described(scored, info=_facts(tasks, config)))
+            made = record(config, trainer.args, trainer.rate_source, trainer.state.global_step)
+            stand.new_tasks.append(_described(scored, info=_facts(tasks, config) | {"training": made}))
             carry = _carry(config, context.model, trainer)
             carried = method.carry_on()
             content = {
@@ -286,6 +313,7 @@ def _learn(
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, new_model, config.quantization)
 
     new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
@@ -312,6 +340,7 @@ def _learn(
                 method=describe_method(config),
                 model_folder=output,
                 method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+                dtype=weights_dtype,
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try. One whose
@@ -324,11 +353,12 @@ def _learn(
     ranks.first(write)
     if not ranks.is_first():
         store.reload()
+    training: Any = new_tasks[-1].info.get("training", {})
     if loads_once:
-        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+        return Learnt(None, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
     if sharded:
         network, _ = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
-    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count)
+    return Learnt(network, tokenizer, stand.seconds, ready.steps, ready.log, encoder.cut_count, training)
 
 
 def _padding_side(network: Any, config: SeekrConfig) -> str:
@@ -359,7 +389,8 @@ def _finished(
     if model_hash(network) != store.model_sha256:
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
-    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0)
+    training: Any = store.tasks[-1].info.get("training", {})
+    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
 
 
 def _facts(tasks: list[Task], config: SeekrConfig) -> dict[str, object]:
@@ -428,6 +459,7 @@ def _train(
     cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
@@ -442,21 +474,16 @@ def _train(
         reviews if len(replay) else None,
         callbacks=[TrainingProgress(_name(tasks), config.progress), *callbacks],
     )
-    _drop_printers(trainer)
+    trainer.rate_source = rate_source
+    if settings.over_tasks == "sum":
+        trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
+    drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_if_inert(
@@ -473,13 +500,3 @@ def _warn_if_inert(
         )
     if method.keeps and not kept:
         context.warn("nothing of this task is kept (replay.ratio or replay.samples is 0): it will not be protected")
-
-
-def _general_examples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder) -> list[ReplaySample]:
-    """Task 0: general data for a memory that is new; later generations have it already."""
-    if config.general is None or store.generation:
-        return []
-    examples = Task.load(config.general, name=GENERAL).train
-    count = config.general_samples or max(8, config.replay.count(len(examples)))
-    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
-    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]

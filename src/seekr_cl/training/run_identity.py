@@ -28,6 +28,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     settings = {key: given[key] for key in _DECISIVE}
     if not config.method.kind.steers(config.method.settings):
         settings.pop("measure_every")
+    later = config.method.kind.training_defaults.later_learning_rate
+    if later is not None and config.training_sources["learning_rate"] == "method":
+        settings["later_learning_rate"] = later
     return settings
 
 

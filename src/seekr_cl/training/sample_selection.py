@@ -11,11 +11,11 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
 from seekr_cl.memory.method_state import teacher_bytes
-from seekr_cl.methods import Context
+from seekr_cl.methods import Context, Method
 from seekr_cl.methods.base import Carried, task_generator
-from seekr_cl.replay.selection import CHOICES, UNRANKED, Candidates, information, similarity_weights
+from seekr_cl.replay.selection import AFTER_TRAINING, CHOICES, UNRANKED, Candidates, information, similarity_weights
 from seekr_cl.replay.selection.candidates import answer_loss, mean_hidden
-from seekr_cl.tasks import Encoded, Encoder, Example
+from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.progress import console, counting
 
 COMPARED = 256
@@ -29,11 +29,41 @@ def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySam
     return ReplaySample(prompt, completion, ids_L, encoded.completion_start, learnt=encoded.learnt)
 
 
+def general_samples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder, name: str) -> list[ReplaySample]:
+    """Task 0: general data for a memory that is new; later generations have it already."""
+    if config.general is None or store.generation:
+        return []
+    examples = Task.load(config.general, name=name).train
+    count = config.general_samples or max(8, config.replay.count(len(examples)))
+    order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values
+    return [as_sample(examples[i], encoder.encode(examples[i]), encoder) for i in order.tolist()]
+
+
+def chooses_after_training(config: SeekrConfig) -> bool:
+    """Whether what is kept is chosen by the model that has learnt the task; what a method looks at before cannot be."""
+    looks_before = config.method.kind.before_task is not Method.before_task
+    return config.replay.choice in AFTER_TRAINING and not looks_before
+
+
 def choose_samples(
-    config: SeekrConfig, examples: list[Example], encoded: list[Encoded], encoder: Encoder, context: Context
+    config: SeekrConfig,
+    examples: list[Example],
+    encoded: list[Encoded],
+    encoder: Encoder,
+    context: Context,
+    choice: str | None = None,
 ) -> list[ReplaySample]:
-    """The examples that ``replay.choice`` keeps, best first; the model is still as it was before the task."""
-    choice = config.replay.choice
+    """The examples that ``replay.choice`` keeps, best first, by the model as it is now.
+
+    Args:
+        config: all settings.
+        examples: the task's.
+        encoded: their tokens.
+        encoder: that made them.
+        context: the model and the task's seed.
+        choice: another one than the config's.
+    """
+    choice = choice or config.replay.choice
 
     def say(sentence: str) -> None:
         if config.progress != "none":
@@ -73,7 +103,8 @@ def replay_weights(
     """
     settings = config.replay
     names = [task.name for task, _ in replay]
-    if not names or settings.task_weights == settings.sample_weights == "equal":
+    equal = settings.task_weights == settings.sample_weights == "equal"
+    if not names or (equal and (settings.over_tasks == "mean" or len(set(names)) == 1)):
         return None
     shares = _task_shares(config, replay, encoded, context)
     weights = _sample_weights(config, replay, context)
@@ -96,6 +127,8 @@ def _task_shares(
     Features are means over the prompts' tokens alone, InsCL's instructions, from the model before the task.
     """
     counts = Counter(task.name for task, _ in replay)
+    if config.replay.task_weights == "equal" and config.replay.over_tasks == "sum":
+        return dict.fromkeys(counts, 1.0)
     if config.replay.task_weights == "equal" or len(counts) == 1:
         return {name: float(count) for name, count in counts.items()}
     order = torch.randperm(len(encoded), generator=task_generator(context.seed))[:COMPARED].tolist()

@@ -60,9 +60,13 @@ class SeekrTrainer(Trainer):
     Attributes:
         shares: gradient norms of the loss terms.
         weights: term weights that replaced the method's own because it asked for a share.
+        rate_source: where the learning rate comes from, for the record.
+        replay_factor: what the weights of replay terms are multiplied by.
     """
 
     args: SeekrConfig
+    rate_source: str = "user"
+    replay_factor: int = 1
 
     def __init__(
         self,
@@ -238,9 +242,15 @@ class SeekrTrainer(Trainer):
             self._join(terms, batch)
         if kind == "new":
             terms["task"].weight *= self._token_factor(batch)
+        elif self.replay_factor != 1:
+            self._weigh_replay(terms)
         if self.args.measure_every:
             self._steer(terms)
         return terms
+
+    def _weigh_replay(self, terms: dict[str, LossTerm]) -> None:
+        for term in terms.values():
+            term.weight *= 1 if term.of_weights else self.replay_factor
 
     def _measured_terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
         """The same, with each term's gradient measured."""

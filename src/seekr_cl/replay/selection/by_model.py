@@ -1,4 +1,4 @@
-"""Choices that ask the model as it is before the task.
+"""Choices that ask the model: its features once it has learnt the task, its loss before.
 
 Shapes: N examples, D hidden size.
 """
@@ -13,7 +13,9 @@ def by_herding(candidates: Candidates) -> list[int]:
     """Examples whose mean feature stays closest to the mean of all of them, one after the other.
 
     Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017, arXiv 1611.07725,
-    algorithm 4. The feature is the last hidden state, averaged over the example's tokens and scaled to length one.
+    algorithm 4, which comes after the task's training: the features are those of the model that has learnt it (under
+    ``seekr``, which has to look at the kept samples before training, of the model before the task). A feature is the
+    last hidden state, averaged over the example's tokens and scaled to length one.
     """
     ids = [one.input_ids for one in candidates.encoded]
     with candidates.counting("features", len(ids)) as advance:

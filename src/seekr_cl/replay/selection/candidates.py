@@ -28,7 +28,7 @@ class Candidates:
         count: how many to keep, at most ``len(encoded)``.
         completions: each example's completion as text.
         encoded: each example's tokens.
-        model: the model as it is before the task, in evaluation mode.
+        model: the model, in evaluation mode; before the task, or after it for ``AFTER_TRAINING``.
         seed: for everything that is drawn.
         counting: opens a progress display.
         say: for a sentence about how the choice was made.
@@ -64,7 +64,11 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     handle = bare.base_model.register_forward_hook(take)
     try:
         for one in ids:
-            answer_logits(bare, torch.tensor([list(one)], device=model.device), len(one) - 1)
+            ids_1L = torch.tensor([list(one)], device=model.device)
+            if hasattr(model, "ask"):
+                # Adapters that are mixed by the question have to be told which it is.
+                model.ask(ids_1L, None, None)  # type: ignore[operator]
+            answer_logits(bare, ids_1L, len(one) - 1)
             advance(1)
     finally:
         handle.remove()

@@ -1,0 +1,162 @@
+"""Which learning rate, scheduler and optimizer are taken where the user names none, and where each comes from.
+
+The user's own setting wins, then the method's, the adapter's, the preset's and at last the library's. An adapter learns
+nothing at the rate of full fine-tuning: LoRA's best rate is about ten times that of all weights, prompts want more yet.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+
+from seekr_cl.methods import Method
+from seekr_cl.methods.training_defaults import TrainingDefaults
+
+RATE = 1e-5
+"""Of all weights: the SEEKR paper's."""
+ADAPTER_RATE = 2e-4
+"""Of LoRA and its kin: QLoRA's for 7B and 13B models, and the rate of most fine-tuning tools."""
+OTHER_ADAPTERS = {"PROMPT_TUNING": 3e-2, "PREFIX_TUNING": 1e-2, "IA3": 3e-3, "OSF": RATE}
+"""The rates of PEFT's own examples; OSF trains whole matrices."""
+FAR_OFF = 10
+"""A rate that is so many times too large or too small is worth a warning."""
+SETTLED = ("learning_rate", "lr_scheduler_type", "optim")
+_LIBRARY = {
+    "learning_rate": RATE,
+    "lr_scheduler_type": "cosine",
+    "optim": TrainingArguments.__dataclass_fields__["optim"].default,
+}
+
+
+class InertWarning(UserWarning):
+    """Something that was asked for will have no effect, or not the one that is expected."""
+
+
+class DefaultRate(float):
+    """A learning rate that nobody set, so that a copy of a config with another method takes that one's."""
+
+
+def adapter_rate(peft_type: str) -> float:
+    """The learning rate that an adapter of this PEFT type needs."""
+    return OTHER_ADAPTERS.get(peft_type.upper(), ADAPTER_RATE)
+
+
+def settle(
+    given: Mapping[str, Any], method: type[Method], peft: Mapping[str, Any] | None, preset: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of ``SETTLED``, and where each comes from.
+
+    Args:
+        given: what the user set; ``None`` is nothing.
+        method: whose defaults count.
+        peft: the adapter that is asked for.
+        preset: its top level.
+
+    Returns:
+        values by name, and for each ``user``, ``method``, ``adapter``, ``preset`` or ``library``.
+    """
+    adapter = {} if peft is None else {"learning_rate": adapter_rate(peft["peft_type"])}
+    ranked = {"user": given, "adapter": adapter, "method": method.training_defaults.to_json(), "preset": preset}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for key in SETTLED:
+        found = [name for name, one in ranked.items() if one.get(key) is not None]
+        sources[key] = found[0] if found else "library"
+        values[key] = ranked[found[0]][key] if found else _LIBRARY[key]
+    if sources["learning_rate"] != "user":
+        values["learning_rate"] = DefaultRate(float(values["learning_rate"]))
+    return values, sources
+
+
+def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
+    """The learning rate of one task, and where it comes from.
+
+    Args:
+        config: a ``SeekrConfig``, which imports this.
+        network: the model; an adapter that it came with is known only now.
+        later: whether the method has learnt a task before this one.
+    """
+    rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
+    if rate != config.settled["learning_rate"]:
+        return rate, "user"
+    later_rate = config.method.kind.training_defaults.later_learning_rate
+    if source == "method" and later and later_rate is not None:
+        return later_rate, source
+    if config.peft is None and not config.method.kind.adapters and hasattr(network, "peft_config"):
+        needed = adapter_rate(_type(network))
+        if source == "user":
+            _warn_if_far(rate, [needed], "an adapter", config.optim)
+        elif source in ("library", "preset"):
+            return needed, "adapter"
+    return rate, source
+
+
+def _type(network: Any) -> str:
+    kind = network.peft_config[network.active_adapter].peft_type
+    return str(getattr(kind, "value", kind))
+
+
+def warn_of_training(config: Any) -> None:
+    """Says where the user's rate cannot be right, and where the optimizer is not the paper's."""
+    method, defaults = config.method.kind, config.method.kind.training_defaults
+    adapter = [] if config.peft is None else [adapter_rate(config.peft["peft_type"])]
+    if config.training_sources["learning_rate"] == "user":
+        what = "an adapter" if adapter else f"method {method.name}"
+        _warn_if_far(float(config.learning_rate or 0.0), adapter or defaults.rates, what, config.optim)
+    if defaults.paper_optim is not None and config.training_sources["optim"] != "user" and _is_adam(config.optim):
+        warnings.warn(
+            f"{method.name}: optim is {_name(config.optim)}, its paper's is {defaults.paper_optim}, so a step does not "
+            f"go along the method's gradient as there; for the paper's set optim: {defaults.paper_optim} and a "
+            "learning_rate found for it, to keep AdamW set optim",
+            InertWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_if_far(rate: float, needed: list[float], what: str, optim: Any) -> None:
+    """Only of AdamW's kind: other optimizers' rates are on other scales. 0 is meant."""
+    if not needed or not rate > 0 or not _is_adam(optim):
+        return
+    low, high = min(needed), max(needed)
+    near = low if rate < low else high
+    times = max(rate / near, near / rate) if rate < low or rate > high else 1.0
+    if times < FAR_OFF * (1 - 1e-9):
+        return
+    effect = "hardly learn" if rate < low else "diverge"
+    wanted = " to ".join(f"{one:g}" for one in sorted({low, high}))
+    off = f"{times:.0f} times {'less' if rate < low else 'more'} than {what} needs ({wanted})"
+    warnings.warn(
+        f"learning_rate: {rate:g} is {off}; it may {effect}. Remove the setting, or set learning_rate: {near:g}",
+        InertWarning,
+        stacklevel=5,
+    )
+
+
+def _name(optim: Any) -> str:
+    return str(getattr(optim, "value", optim))
+
+
+def _is_adam(optim: Any) -> bool:
+    return "adam" in _name(optim).lower()
+
+
+def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
+    """What a task was trained with, as JSON.
+
+    Args:
+        config: a ``SeekrConfig``, which imports this.
+        args: those of this task.
+        source: where its learning rate comes from.
+        steps: optimizer steps that were made.
+    """
+    return {
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": _name(args.lr_scheduler_type),
+        "optim": _name(args.optim),
+        "optimizer_steps": steps,
+        "from": config.training_sources | {"learning_rate": source},
+    }
+
+
+__all__ = ["InertWarning", "TrainingDefaults", "adapter_rate", "record", "settle", "task_rate", "warn_of_training"]

@@ -1,0 +1,223 @@
+"""DER++ as its paper has it: logits seen during training are held by their squared distance, labels of a second draw.
+
+Shapes: A answer positions of a sample, V vocabulary, B batch, L padded length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from seekr_cl import ranks
+from seekr_cl.errors import ConfigError
+from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, forward, task_generator
+from seekr_cl.methods.common.gathering import collect_samples
+from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
+from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.derpp import DERpp
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.tasks.collate import collate
+
+_POSITIONS = LogitSettings()
+DISTANCES = ("mean", "sum")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DERppMSESettings:
+    """Settings of DER++ with the paper's own distance.
+
+    Attributes:
+        alpha: weight of the distance from the logits.
+        beta: weight of the labels of the second draw.
+        distance: ``mean`` of the squared differences over the vocabulary, as in the official code, or their ``sum``,
+            the paper's squared norm. A vocabulary has some thousand times more entries than the paper's classes, so
+            under ``mean`` the distance pulls that much less; the log's ``share_logits`` shows it.
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.5
+    distance: str = "mean"
+
+    def __post_init__(self) -> None:
+        for key in ("alpha", "beta"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"method.{key}: {getattr(self, key)} is negative; 0 switches the term off")
+        if self.distance not in DISTANCES:
+            raise ConfigError(f"method.distance: '{self.distance}' is unknown; choose from {', '.join(DISTANCES)}")
+
+
+class DERppMSE(Method):
+    """L = L_task + alpha |z - h(x)|^2 + beta CE(y', f(x')), (x, z) and (x', y') two draws from the memory (eq. 6).
+
+    z are the logits that the model gave at the answer's positions *while it learnt* the sample's task, in a step drawn
+    at random from those that saw it: what a reservoir over the stream of batches holds of it. ``derpp`` is the other
+    form, in the papers of SEEKR and others: KL from the model after the task, one draw for both terms.
+
+    Deviations from the official code: a task's samples come back from the next task on, and ``replay.ratio`` of every
+    task is kept, not one reservoir of a fixed size over all; the second draw is a random partner for each sample of the
+    first, drawn anew for every task; general data, which is not learnt, has the logits of the base model.
+    """
+
+    name = "derpp_mse"
+    paper = DERpp.paper
+    Settings = DERppMSESettings
+    replays = True
+    replay_defaults: ClassVar = {"every": 1, "step": "joint"}
+    settings: DERppMSESettings
+
+    def __init__(self, settings: DERppMSESettings, context: Context) -> None:
+        super().__init__(settings, context)
+        self._old = TaskSamples([])
+        self._partners: dict[tuple[str, str], int] = {}
+        self._places: dict[tuple[int, ...], int] = {}
+        self._kept: list[ReplaySample] = []
+        self._steps = 0
+        # Of this step, and the ones that are kept: by place among the samples, with the number they were drawn by.
+        self._seen: dict[int, Tensor] = {}
+        self._drawn: dict[int, tuple[float, Tensor]] = {}
+
+    @classmethod
+    def overhead(cls, settings: DERppMSESettings, scale: Scale) -> Overhead:
+        """The second draw goes through the model too, and the new task's logits are held while it is learnt."""
+        vocabulary = scale.build().get_output_embeddings().weight.shape[0]
+        held = FLOAT * vocabulary * scale.answer * scale.kept[-1]
+        return Overhead(ram=held, passes=scale.replayed if settings.alpha and settings.beta else 0)
+
+    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+        """Every sample needs logits, not probabilities."""
+        for task in tasks:
+            signal = task.samples[0].logits if len(task.samples) else None
+            if len(task.samples) and (signal is None or signal.logits_AV is None):
+                raise ConfigError(
+                    f"memory: the samples of '{task.name}' have no teacher logits of {self.name} (they were kept by "
+                    "another method); use that method again or begin a new memory"
+                )
+
+    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+        """What the memory holds, noted for the second draw."""
+        self._old = TaskSamples(tasks)
+        return tasks
+
+    def before_task(self, samples: list[ReplaySample]) -> None:
+        """Notes which examples are kept, so that their logits are taken when training sees them."""
+        self._kept = samples
+        self._places = {tuple(sample.ids_L.tolist()): place for place, sample in enumerate(samples)}
+        self._seen, self._drawn, self._steps = {}, {}, 0
+
+    # A step ---------------------------------------------------------------------------------------------------
+
+    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The task's loss; what the model says of samples that are kept is looked at."""
+        logits_BLV, labels_BL = forward(model, batch), batch["labels"]
+        if not batch.get("filler", False):
+            for row, (ids_L, real_L) in enumerate(zip(batch["input_ids"], batch["attention_mask"].bool())):
+                place = self._places.get(tuple(ids_L[real_L].tolist()))
+                if place is not None:
+                    offset = self.context.layout.offset(int(real_L.sum()), len(ids_L))
+                    position_A = logit_positions(self._kept[place], _POSITIONS) + offset
+                    self._seen[place] = logits_BLV[row, position_A.to(ids_L.device)].detach().cpu()
+        return {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+
+    def own_step(self) -> None:
+        """Keeps what was seen where its number is the highest so far: each step that saw a sample is as likely."""
+        self._steps += 1
+        for place, logits_AV in self._seen.items():
+            generator = task_generator(self.context.seed + 7919 * self._steps + place)
+            number = float(torch.rand((), generator=generator, dtype=torch.float64))
+            if place not in self._drawn or number > self._drawn[place][0]:
+                self._drawn[place] = number, logits_AV.float()
+        self._seen = {}
+
+    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+        """Logits of the first draw, and the second draw."""
+        layout = self.context.layout
+        kept = [(one.logits, layout.offset(len(one.ids_L), padded)) for _, one in picked if one.logits is not None]
+        raw = [signal.logits_AV for signal, _ in kept]
+        logits: Batch = {
+            "position": pad_sequence([signal.position_A + offset for signal, offset in kept], batch_first=True),
+            "real": pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in raw if one is not None], True),
+            "value": pad_sequence([one for one in raw if one is not None], batch_first=True),
+        }
+        others = [self._partner(task, sample) for task, sample in picked]
+        second = [one.encoded for one in others]
+        return {"logits": logits, "second": collate(second, layout.pad_id, layout.side, layout.multiple)}
+
+    def _partner(self, task: MemoryTask, sample: ReplaySample) -> ReplaySample:
+        if not self._partners:
+            order = torch.randperm(len(self._old), generator=task_generator(self.context.seed)).tolist()
+            keys = [(one.name, own.sample_id) for one, own in self._old]
+            self._partners = dict(zip(keys, order))
+        return self._old[self._partners[task.name, sample.sample_id]][1]
+
+    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+        """The distance from the first draw's logits and the second draw's labels."""
+        terms: dict[str, LossTerm] = {}
+        if self.settings.alpha:
+            signals = batch["logits"]
+            real_BA, position_BA = signals["real"], signals["position"]
+            row_BA = torch.arange(len(position_BA), device=position_BA.device)[:, None].expand_as(position_BA)
+            now_NV = forward(model, batch)[row_BA[real_BA], position_BA[real_BA]].float()
+            square_NV = (now_NV - signals["value"][real_BA].to(now_NV.device)).square()
+            each_N = square_NV.mean(-1) if self.settings.distance == "mean" else square_NV.sum(-1)
+            terms["logits"] = LossTerm(each_N.sum() / max(1, len(each_N)), self.settings.alpha, real_BA.sum())
+        if self.settings.beta:
+            second = {name: tensor.to(batch["input_ids"].device) for name, tensor in batch["second"].items()}
+            labels_BL = second["labels"]
+            value = causal_lm_loss(forward(model, second), labels_BL)
+            terms["replay"] = LossTerm(value, self.settings.beta, count_labels(labels_BL))
+        return terms
+
+    # The end of a task ----------------------------------------------------------------------------------------
+
+    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+        """Puts the logits that were drawn beside the samples; those that no step saw are asked for now."""
+        drawn = self._all_drawn() if name == self.context.task else {}
+        context, kept = self.context, dict[int, ReplaySample]()
+        for place, counts in ranks.turns(len(samples)):
+            sample = samples[place]
+            first, position_A = first_position(sample), logit_positions(sample, _POSITIONS)
+            # Which are missing is the same in all processes, but not at the same turn: a sharded model's passes are.
+            if len(drawn) < len(samples):
+                with torch.no_grad():
+                    ids_1L = sample.ids_L[None].to(context.model.device)
+                    logits_AV = answer_logits(context.model, ids_1L, first)[position_A - first].cpu()
+            if place in drawn:
+                logits_AV = drawn[place][1]
+            if counts:
+                signal = LogitSignal.of_logits(position_A, logits_AV, context.signal_dtype)
+                kept[place] = replace(sample, signals={"logits": signal})
+        return MemoryTask(name, collect_samples(kept, len(samples)))
+
+    def _all_drawn(self) -> dict[int, tuple[float, Tensor]]:
+        """By place what has the highest number in any process, the same in all of them."""
+        found: dict[int, tuple[float, Tensor]] = {}
+        numbers = ranks.of_all({str(place): number for place, (number, _) in self._drawn.items()})
+        tensors = ranks.tensors_of_all({str(place): logits_AV for place, (_, logits_AV) in self._drawn.items()})
+        for own, logits in zip(numbers, tensors, strict=True):
+            for place, number in own.items():
+                if int(place) not in found or number > found[int(place)][0]:
+                    found[int(place)] = number, logits[place]
+        return found
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was drawn so far and which samples it is about."""
+        drawn = self._all_drawn()
+        tensors = {f"drawn/{place}": logits_AV for place, (_, logits_AV) in drawn.items()}
+        tensors |= {f"ids/{place}": sample.ids_L for place, sample in enumerate(self._kept)}
+        starts = [(sample.completion_start, sample.learnt) for sample in self._kept]
+        numbers = {str(place): number for place, (number, _) in drawn.items()}
+        return tensors, {"steps": self._steps, "numbers": numbers, "starts": starts}
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state`` gave."""
+        kept = []
+        for number, (start, learnt) in enumerate(content["starts"]):
+            spans = None if learnt is None else tuple((begin, end) for begin, end in learnt)
+            kept.append(ReplaySample("", "", tensors[f"ids/{number}"], start, learnt=spans))
+        self.before_task(kept)
+        self._steps = content["steps"]
+        self._drawn = {int(n): (number, tensors[f"drawn/{n}"]) for n, number in content["numbers"].items()}
