@@ -122,13 +122,10 @@ class LogitSignal:
 
     @staticmethod
     def collate(parts: Sequence["LogitSignal"], starts: Sequence[int]) -> dict[str, Any]:
-        """A batch's signals: ``position``, ``real``, ``tail``, ``offset`` [G, A], ``prob`` and ``token`` [G, A, K].
-
-        ``starts``: where each sample's first token stands. ``token`` is None where all keep the whole vocabulary.
-        """
+        """A batch's signals: ``position``, ``real``, ``tail``, ``offset`` [G, A], ``prob`` and ``token`` [G, A, K]."""
         widest, longest = (max(part.code_AK.shape[axis] for part in parts) for axis in (1, 0))
         rows = StoredTopK.collate([part._rows() for part in parts], [0] * len(parts), longest, 0)
-        # Tokens by name as soon as one signal names them; under a larger ``logits_top_k`` another may hold more.
+        # No tokens by name where all keep the whole vocabulary; under a larger ``logits_top_k`` some may hold more.
         named = any(part.token_AK is not None or part.code_AK.shape[1] < widest for part in parts)
         position_GA = pad_sequence([part.position_A + start for part, start in zip(parts, starts)], batch_first=True)
         real_GA = torch.arange(longest) < torch.tensor([[len(part.position_A)] for part in parts])

@@ -104,10 +104,7 @@ class Places:
 def row_targets(
     picked: list[tuple[MemoryTask, ReplaySample]], layout: Layout, padded: int, reduction: str, of: str = "attention"
 ) -> list[RowTarget]:
-    """What the rows of all layers should be, one target for each form in which samples store their signal ``of``.
-
-    Samples without any are left out; ``padded`` is the batch's length, ``reduction`` one of ``REDUCTIONS``.
-    """
+    """What the rows of all layers should be, a target for each form in which the batch's samples store them."""
     by_form: dict[Any, list[tuple[Member, StoredSignal]]] = {}
     for row, (task, sample) in enumerate(picked):
         signal = sample.signals.get(of)
