@@ -17,7 +17,7 @@ from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplayMemory, ReplaySample, Totals
 from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.memory.shard import StoredSamples, write_shard
-from seekr_cl.memory.signals import ROWS
+from seekr_cl.memory.signals import ROWS, SIGNALS
 from seekr_cl.tasks import Encoded
 
 SOURCE = Path(seekr_cl.__file__).parent
@@ -98,6 +98,41 @@ def test_format_3_is_written_byte_for_byte(tmp_path: Path) -> None:
     assert signals["sha256"] == "a2323eaf5d30f75e3d8c12e9b409fdfd889becd432d2f90f10134b9841439f32"
     back = StoredSamples(tmp_path / "x.jsonl", tmp_path / "x.safetensors", {0: [0, 1, 2]}, Totals.of(samples))
     assert write_shard(tmp_path / "y", back)[1]["sha256"] == signals["sha256"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """A signal that the library does not have: one number for each token."""
+
+    entropy_L: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"nats": self.entropy_L}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "Entropy":
+        return cls(tensors["nats"])
+
+    def check(self, length: int, heads: int) -> dict[str, bool]:
+        return {"nats": self.entropy_L.shape == (length,)}
+
+
+def test_another_signal_is_a_class_and_a_line_in_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = make_sample(1)
+    signals = {**full.signals, "entropy": Entropy(torch.rand(len(full.ids_L)))}
+    short = dataclasses.replace(full, signals={"entropy": Entropy(torch.rand(3))})
+    with monkeypatch.context() as patch:
+        patch.setitem(SIGNALS, "entropy", Entropy)
+        memory = ReplayMemory.open(tmp_path / "memory", create=True)
+        given = dataclasses.replace(full, signals=signals)
+        commit(memory, dataclasses.replace(make_task("task"), samples=[given, short]))
+        kept = ReplayMemory.open(tmp_path / "memory").tasks[0].samples
+        same_samples([kept[0]], [given])
+        assert torch.equal(kept[0].signals["entropy"].entropy_L, signals["entropy"].entropy_L)
+        with pytest.raises(MemoryFormatError, match=r"entropy/nats of the sample out of place"):
+            _ = kept[1]
+    with pytest.raises(MemoryFormatError, match=r"\['entropy'\] unknown"):
+        _ = kept[0]
 
 
 def test_which_tokens_of_a_conversation_are_learnt_is_read_back(tmp_path: Path) -> None:
