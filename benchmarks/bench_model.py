@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
+from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
