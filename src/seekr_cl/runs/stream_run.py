@@ -21,12 +21,11 @@ from seekr_cl.evaluation import (
     Place,
     ScoreMatrix,
     TransformersEngine,
-    evaluate_task,
     get_metric,
     settings_of,
-    write_predictions,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
@@ -44,7 +43,7 @@ from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.context_check import check_room, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
-from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
+from seekr_cl.training.run_identity import decisive, describe_method
 from seekr_cl.training.task_progress import open_memory
 
 LEDGER = "run.json"
@@ -240,10 +239,13 @@ class Run:
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not ranks.from_first(done.exists()):
-            scores, evaluation = self._evaluate(
+            scored, evaluation = self._evaluate(
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
+            scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
+            content |= {"broken_off": scored.broken_off}
             content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
@@ -258,9 +260,7 @@ class Run:
         in_order = [scores[task.name] for task in self.tasks]
         return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
-    def _evaluate(
-        self, name: str, folder: str, learnt: Learnt | None, place: Place
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Place) -> tuple[Scored, dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
@@ -271,27 +271,19 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        batch_size = self.config.per_device_eval_batch_size
+        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
         unfinished = place.folder / PARTIAL
-        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
-        scores = ranks.from_first(scores)
+        scored = Scored(**ranks.from_first(read_scores(unfinished) if unfinished.exists() else {}))
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
                 stop_here_if_asked()
 
-            for task in tasks:
-                if task.name in scores:
-                    advance(len(task.test))
-                    continue
-                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
-                scores[task.name] = score.score
-                ranks.first(partial(write_predictions, place.folder, score))
-                ranks.first(partial(write_json, unfinished, scores))
-                fault_point("run.task_evaluated")
-                stop_if_asked()
-        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
+            score_tasks(
+                engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
+            )
+        return scored, settings_of(engine, encoder)
 
     def _write(
         self,

@@ -41,6 +41,7 @@ from seekr_cl.models.loading import (
 )
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.source import ModelSource
 from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
@@ -54,10 +55,11 @@ from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_room
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
+from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.precision import warn_if_updates_vanish
@@ -115,13 +117,14 @@ class Learnt:
 
 @named()
 def learn(
-    model: str | Path,
-    task: Task | list[Task],
-    memory: str | Path | ReplayMemory,
-    output: str | Path,
+    model: str | os.PathLike[str] | PreTrainedModel,
+    task: Any,
+    memory: str | os.PathLike[str] | ReplayMemory,
+    output: str | os.PathLike[str],
     config: SeekrConfig,
     callbacks: Sequence[TrainerCallback] = (),
     *,
+    processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Learnt:
@@ -131,12 +134,14 @@ def learn(
     but these two folders connects one call to the next: two calls on two days equal one run of two tasks.
 
     Args:
-        model: model folder or Hub name.
-        task: the task; several only for a method that trains on all at once.
+        model: model folder, Hub name, or a loaded model, which is trained in place (``dtype`` is about loading).
+        task: a ``Task``, or what ``Task.load`` takes: rows, a ``datasets.Dataset``, a file. A list of tasks only for a
+            method that trains on all at once.
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
         config: all settings.
         callbacks: the Trainer's, beside the library's own progress.
+        processing_class: tokenizer of the model; default the one that comes with it.
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
@@ -145,7 +150,10 @@ def learn(
         SeekrError: for bad input; the output is not written and the memory stays as it was.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
-    tasks = task if isinstance(task, list) else [task]
+    tasks = as_tasks(task)
+    require_config(config)
+    source = ModelSource(model, processing_class)
+    ranks.first(lambda: require_base(source, config))
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
@@ -168,13 +176,13 @@ def learn(
             for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
-                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                done = _finished(source, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
                     ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
             former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
-            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            learnt = _learn(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -197,7 +205,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
 
 
 def _learn(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
@@ -212,7 +220,7 @@ def _learn(
 
     ``committed`` is the memory with what is learnt here in it, where only its model is missing.
     """
-    loads_once = once.is_asked()
+    loads_once = once.is_asked() and not source.loaded
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
             f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
@@ -221,7 +229,7 @@ def _learn(
         )
         loads_once = False
     empty = loads_once and not ranks.is_first()
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    network, tokenizer = source.open(config.dtype, config.trust_remote_code, config.quantization, empty)
     set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
     tokens_sha, former_sha = accepted_hashes(tokenizer)
@@ -232,12 +240,12 @@ def _learn(
         check_same_learning(begun.state["identity"], identity, str(saves.place))
     weights_dtype = dtype_of(network)
     store.check_belongs(
-        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(model), dtype=weights_dtype
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(source.name), dtype=weights_dtype
     )
     ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
-    network = adapted(network, config, model)
+    network = adapted(network, config, source.name)
     warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
@@ -278,7 +286,7 @@ def _learn(
             stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
             trainer = _train(
-                config, tasks, [part for _, part in trained], store, stand, context, Path(model), callbacks
+                config, tasks, [part for _, part in trained], store, stand, context, Path(source.name), callbacks
             )
             context.model.eval()
             if method.keeps and chooses_after_training(config):
@@ -367,13 +375,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
     config: SeekrConfig,
     begun: Checkpoint | None,
-    source: str,
+    where: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -383,8 +391,8 @@ def _finished(
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
     if begun is not None:
-        former, _ = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
-        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
+        former, _ = source.open(config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, where)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
