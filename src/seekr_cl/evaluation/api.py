@@ -14,7 +14,7 @@ from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.engines import TransformersEngine
 from seekr_cl.evaluation.metrics import get_metric
-from seekr_cl.evaluation.scoring import Scored, score_into, score_tasks
+from seekr_cl.evaluation.scoring import Scored, check_prompts, score_into, score_tasks
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import require_free
@@ -102,9 +102,7 @@ def evaluate(
     asked = [_with_room(task, length) for task in asked]
     engine = TransformersEngine(network, tokenizer, batch_size)
     if folder is None:
-        for task in asked:
-            for example in task.test:
-                encoder.encode_prompt(example, reserve=task.max_new_tokens)
+        check_prompts(engine, asked, encoder)
         scored = Scored()
         score_tasks(engine, asked, encoder, scored)
         return Evaluation(scored.tasks, scored.broken_off)

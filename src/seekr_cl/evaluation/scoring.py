@@ -11,9 +11,10 @@ from typing import Any
 
 from seekr_cl import ranks
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.evaluation.engines import Engine
+from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
 from seekr_cl.evaluation.statistics import CONVENTION
+from seekr_cl.models.whole import require_known, token_rows
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import is_regular, remove_file
@@ -99,6 +100,20 @@ def score_tasks(
         stop_if_asked()
 
 
+def check_prompts(engine: Engine, tasks: Sequence[Task], encoder: Encoder) -> None:
+    """Tokenizes every prompt before the first is answered, so that the last one's trouble does not cost hours.
+
+    Raises:
+        DataError: naming the row that cannot be asked, or a token that the model has no vector for.
+    """
+    rows = token_rows(engine.model) if isinstance(engine, TransformersEngine) else None
+    for task in tasks:
+        for example in task.test:
+            ids = encoder.encode_prompt(example, reserve=task.max_new_tokens)
+            if rows is not None:
+                require_known(ids, rows, f"task '{task.name}'")
+
+
 def score_into(
     output: Path,
     engine: Engine,
@@ -125,10 +140,7 @@ def score_into(
         ConfigError: if what is there was begun with another model, other tests or settings.
         OutputError: if something else is there.
     """
-    for task in tasks:
-        # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
-        for example in task.test:
-            encoder.encode_prompt(example, reserve=task.max_new_tokens)
+    check_prompts(engine, tasks, encoder)
     identity: dict[str, Any] = {
         "model_sha256": model_id,
         "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seekr_cl.memory.samples import ReplaySample
 from seekr_cl.memory.signals import SIGNALS
+from seekr_cl.system.reading import parse_json
 from seekr_cl.tasks.collate import Spans
 
 TYPES: dict[str, torch.dtype] = {
@@ -32,6 +33,8 @@ TYPES: dict[str, torch.dtype] = {
 """What signals are stored as, by safetensors' names."""
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _MOST_AXES = 4
+_WIDEST_NOTHING = 1 << 16
+"""Of a tensor without elements, whose shape no number of bytes vouches for."""
 
 
 class Field(NamedTuple):
@@ -86,6 +89,8 @@ def decode(record: Record, texts: Callable[[], tuple[str, str]], completion_star
     for name, kind, axes in record.kind:
         shape, dims = dims[:axes], dims[axes:]
         dtype, count = TYPES[kind], math.prod(shape)
+        if not count and max(shape) > _WIDEST_NOTHING:
+            raise ValueError(f"{name} of shape {shape}")
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize
@@ -119,7 +124,7 @@ def kinds_from_text(text: Any) -> list[Kind]:
     """
     if not isinstance(text, str):
         raise ValueError("no kinds of samples")
-    kinds = [tuple(Field(*field) for field in kind) for kind in json.loads(text)]
+    kinds = [tuple(Field(*field) for field in kind) for kind in parse_json(text)]
     for kind in kinds:
         for name, dtype, axes in kind:
             good = isinstance(name, str) and isinstance(dtype, str) and dtype in TYPES and type(axes) is int

@@ -181,7 +181,8 @@ class TaskSamples(Sequence[tuple[MemoryTask, ReplaySample]]):
 def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
     """Makes sure that a sample's tensors fit each other and the task's heads; ValueError says what does not."""
     length, num_heads = len(sample.ids_L), sum(map(len, heads.values()))
-    fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
+    fits = {"ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any())}
+    fits["completion_start"] = 0 <= sample.completion_start <= length
     if sample.learnt is not None:
         fits |= _check_spans(sample.learnt, sample.completion_start, length)
     for kind, signal in sample.signals.items():

@@ -110,14 +110,17 @@ class LogitSignal:
 
     def check(self, length: int, heads: int) -> dict[str, bool]:
         """Whether positions lie in the sample and everything else has as many rows."""
+        code_AK, token_AK, shape = self.code_AK, self.token_AK, self.position_A.shape
         fits = {
             "position": _inside(self.position_A, length),
-            "code": self.code_AK.dim() == 2 and len(self.code_AK) == len(self.position_A),
-            "token": self.token_AK is None
-            or (self.token_AK.shape == self.code_AK.shape and not self.token_AK.is_floating_point()),
+            "code": code_AK.dim() == 2 and len(code_AK) == len(self.position_A),
+            "token": token_AK is None
+            or (
+                token_AK.shape == code_AK.shape and not token_AK.is_floating_point() and not (token_AK.long() < 0).any()
+            ),
         }
         for name, numbers in (("tail", self.tail_A), ("offset", self.offset_A)):
-            fits[name] = numbers is None or numbers.shape == self.position_A.shape
+            fits[name] = numbers is None or (numbers.shape == shape and bool(torch.isfinite(numbers.float()).all()))
         return fits
 
     @staticmethod

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
@@ -31,16 +32,17 @@ from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.os_errors import named
 from seekr_cl.report.drawing import draw
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
-from seekr_cl.system.locks import hold
+from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_room, tests_encoder
+from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
 from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method
@@ -123,7 +125,7 @@ class Run:
             write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+            former = dict(reading.read_json(ledger))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -146,9 +148,8 @@ class Run:
         for folder in [self.output, *self.output.glob("evaluations/*")]:
             if folder.is_dir():
                 remove_unfinished_inside(folder)
-        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
-            # Whoever held it held the run, which is held by this process now.
-            remove_file(path, is_regular)
+        # The memory and the models may be held by another command that does not hold the run.
+        remove_left_over([*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")])
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -159,7 +160,7 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method.kind.joint
         current = self.model
-        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
@@ -204,6 +205,7 @@ class Run:
         Returns:
             The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
+        try_settings(self.config)
         model, tokenizer = load_model(
             self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
         )
@@ -215,11 +217,11 @@ class Run:
         for number, stage in enumerate(stages, start=1):
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
-                check_room(model, self.config, task, examples, encoded, number, len(stages))
+                check_task(model, self.config, task, examples, encoded, number, len(stages))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
-            for example in task.test:
-                asked.encode_prompt(example, reserve=task.max_new_tokens)
+            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+            check_tokens(model, task.name, prompts)
         return hashes
 
     def _stages(self) -> list[list[Task]]:
@@ -252,7 +254,7 @@ class Run:
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
         ranks.first(partial(remove_file, place / PARTIAL, is_regular))
-        content = json.loads(done.read_text(encoding="utf-8"))
+        content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.

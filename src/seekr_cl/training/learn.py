@@ -17,6 +17,7 @@ from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.rates import record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, OutputError
@@ -57,10 +58,10 @@ from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.context_check import check_room
+from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.given import as_tasks, require_config
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import Carry, check_carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.progress import TrainingProgress, drop_printers
@@ -220,6 +221,7 @@ def _learn(
 
     ``committed`` is the memory with what is learnt here in it, where only its model is missing.
     """
+    kept_of_each = try_settings(config)
     loads_once = once.is_asked() and not source.loaded
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
@@ -242,10 +244,13 @@ def _learn(
     store.check_belongs(
         model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(source.name), dtype=weights_dtype
     )
+    check_memory(store, network)
     ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
     network = adapted(network, config, source.name)
+    if config.carry_optimizer:
+        check_carry(Path(source.name), network, kept_of_each)
     warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
@@ -266,7 +271,7 @@ def _learn(
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
-        check_room(network, config, one, examples, encoded)
+        check_task(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.carried = carried_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)

@@ -151,6 +151,7 @@ class StoredTopK(Stored):
             self.code_MRK.shape == self.key_MRK.shape == shape
             and not self.key_MRK.is_floating_point()
             and (not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0))
+            and (shape[2] > 0 or heads == 0)
             and all(fits(tensor, shape[:2]) for tensor in (self.tail_MR, self.mass_MR, self.offset_MR))
         )
 
