@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
+from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
@@ -56,7 +58,7 @@ def remember(model: PreTrainedModel, sample: ReplaySample, **settings: Any) -> M
     try:
         method.before_task([sample])
         move(model)
-        return method.after_task("task", [sample])
+        return method.after_task("task", [sample]).task
     finally:
         method.close()
 
@@ -75,7 +77,7 @@ def replay_step(method: Method, task: MemoryTask) -> Callable[[], None]:
     model = method.context.model
 
     def step() -> None:
-        terms = method.replay_terms(model, batches[0]["replay"])
+        terms = method.replay_loss(model, batches[0]["replay"])
         torch.stack([term.weight * term.value for term in terms.values()]).sum().backward()
         model.zero_grad(set_to_none=True)
 
@@ -87,7 +89,7 @@ def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int,
     maps, sample = Maps(set(task.heads)), task.samples[0]
     dense = MemoryTask("dense", [replace(sample, attention=None)])
     method = make_method(DERpp, model)
-    extras = method.replay_extras([(dense, sample)], len(sample.ids_L))
+    extras = method.collate_replay([(dense, sample)], len(sample.ids_L))
     labels = sample.ids_L[None].clone()
     labels[0, : sample.completion_start] = -100
 

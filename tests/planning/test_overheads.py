@@ -67,7 +67,7 @@ def own_bytes(method: Method) -> tuple[int, int]:
     mine = {key: value for key, value in vars(method).items() if key not in ("context", "old", "_seen", *IN_RAM)}
     if hasattr(method, "teachers"):
         mine["teachers"] = dict(method.teachers._held)
-    carried = held(list(method.context.carried[0].values()) if method.context.carried else [], set(), {})
+    carried = held(list(method.context.previous_state[0].values()) if method.context.previous_state else [], set(), {})
     ram = held([getattr(method, name, None) for name in IN_RAM], set(), carried)
     return sum(held(mine, {one.data_ptr() for one in weights}, {}).values()), sum(ram.values())
 
@@ -140,7 +140,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
     config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"samples": 3, "every": 1})
     made = planned(base, config).overhead
     kind, sizes = config.method.kind, []
-    old = kind.old_samples
+    old = kind.replay_source
 
     def watched(self, tasks):
         given = old(self, tasks)
@@ -148,7 +148,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
         sizes.append([size(sample) - size(replace(sample, logits=None)) for sample in samples])
         return given
 
-    monkeypatch.setattr(kind, "old_samples", watched)
+    monkeypatch.setattr(kind, "replay_source", watched)
     learnt(base, tmp_path, config)
     # Three real samples of each old task, all of one length, and room for half as many texts as new examples.
     assert len(set(sizes[-1][:3])) == 1
