@@ -83,7 +83,7 @@ WRONG: dict[str, Any] = {
     "replay.batch_size": "4x", "replay.choice": None, "replay.task_weights": 1, "replay.step": 2,
     "replay.sample_weights": 1, "replay.clock": 1, "replay.day_steps": "many",
     "replay.over_tasks": 1,
-    "memory.max_bytes": 2.5,
+    "memory.max_bytes": 2.5, "memory.mode": [6],
     "method.lambda1": "half", "method.logits_top_k": 6.4, "method.logits_tail": True,
     "method.logit_alignment": 1, "method.logit_form": None, "method.teacher": 1,
     "method.lambda2": "much", "method.attention_share": None, "method.heads": 8, "method.layer_budget": "most",

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,18 @@ from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.rates import record, task_rate
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import ConfigError, OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplayMemory, TaskSamples, model_hash, tokenizer_hash
+from seekr_cl.memory import (
+    MemoryTask,
+    MethodState,
+    ReplayMemory,
+    TaskSamples,
+    accepted_hashes,
+    model_hash,
+)
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.methods import Context, Layout, Method
@@ -31,7 +40,9 @@ from seekr_cl.models.loading import (
     save_model,
     written_state,
 )
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.source import ModelSource
 from seekr_cl.os_errors import named
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
@@ -40,18 +51,21 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import files_of_mode
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.removal import give_away, remove_made
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.tasks import Encoded, Task
 from seekr_cl.training import fsdp_loading as once
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.context_check import check_room
+from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
+from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.new_examples import new_examples
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import Carry, check_carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
-from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
     check_budget,
@@ -106,13 +120,14 @@ class Learnt:
 
 @named()
 def learn(
-    model: str | Path,
-    task: Task | list[Task],
-    memory: str | Path | ReplayMemory,
-    output: str | Path,
+    model: str | os.PathLike[str] | PreTrainedModel,
+    task: Any,
+    memory: str | os.PathLike[str] | ReplayMemory,
+    output: str | os.PathLike[str],
     config: SeekrConfig,
     callbacks: Sequence[TrainerCallback] = (),
     *,
+    processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Learnt:
@@ -122,12 +137,14 @@ def learn(
     but these two folders connects one call to the next: two calls on two days equal one run of two tasks.
 
     Args:
-        model: model folder or Hub name.
-        task: the task; several only for a method that trains on all at once.
+        model: model folder, Hub name, or a loaded model, which is trained in place (``dtype`` is about loading).
+        task: a ``Task``, or what ``Task.load`` takes: rows, a ``datasets.Dataset``, a file. A list of tasks only for a
+            method that trains on all at once.
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
         config: all settings.
         callbacks: the Trainer's, beside the library's own progress.
+        processing_class: tokenizer of the model; default the one that comes with it.
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
@@ -136,10 +153,15 @@ def learn(
         SeekrError: for bad input; the output is not written and the memory stays as it was.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
-    tasks = task if isinstance(task, list) else [task]
+    tasks = as_tasks(task)
+    require_config(config)
+    source = ModelSource(model, processing_class)
+    ranks.first(lambda: require_base(source, config))
     if len(tasks) > 1 and not config.method.kind.multi_task:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
+        output = Path(os.path.abspath(output))
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
@@ -153,16 +175,17 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
+            ranks.first(partial(refuse_mount, output))
             for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
-                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                done = _finished(source, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
                     ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
             former = before_lost_model(_name(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
-            learnt = _learn(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            learnt = _learn(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -185,7 +208,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
 
 
 def _learn(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
@@ -200,7 +223,8 @@ def _learn(
 
     ``committed`` is the memory with what is learnt here in it, where only its model is missing.
     """
-    loads_once = once.is_asked()
+    kept_of_each = try_settings(config)
+    loads_once = once.is_asked() and not source.loaded
     if loads_once and (hindrance := once.hindrance(config)):
         warnings.warn(
             f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
@@ -209,18 +233,27 @@ def _learn(
         )
         loads_once = False
     empty = loads_once and not ranks.is_first()
-    network, tokenizer = load_model(model, config.dtype, config.trust_remote_code, config.quantization, empty)
+    network, tokenizer = source.open(config.dtype, config.trust_remote_code, config.quantization, empty)
     set_template(tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if loads_once else model_hash(network)
-    tokens_sha = tokenizer_hash(tokenizer)
+    tokens_sha, former_sha = accepted_hashes(tokenizer)
     identity = learning_identity(tasks, store, config, model_sha, tokens_sha)
     if begun is not None:
+        if begun.state["identity"].get("tokenizer") == former_sha:
+            identity["tokenizer"] = former_sha
         check_same_learning(begun.state["identity"], identity, str(saves.place))
-    store.check_belongs(model_sha, tokens_sha)
+    weights_dtype = dtype_of(network)
+    store.check_belongs(
+        model_sha, tokens_sha, former_sha256=former_sha, merged_from=merged_from(source.name), dtype=weights_dtype
+    )
+    check_memory(store, network)
     ranks.first(lambda: tidy(store.path))
     if resume:
         ranks.first(lambda: make_room(output))
-    network = adapted(network, config, model)
+    network = adapted(network, config, source.name)
+    if config.carry_optimizer:
+        check_carry(Path(source.name), network, kept_of_each)
+    warn_if_updates_vanish(network, config)
     if loads_once:
         once.shard(network, config)
     else:
@@ -240,7 +273,7 @@ def _learn(
     encoder = make_encoder(config, network, tokenizer)
     trained = [fitting(one, encoder, config) for one in tasks]
     for one, (examples, encoded) in zip(tasks, trained):
-        check_room(network, config, one, examples, encoded)
+        check_task(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
     context.previous_state = previous_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)
@@ -262,7 +295,7 @@ def _learn(
             meanwhile = "random" if chooses_after_training(config) else None
             stand.kept = choose_samples(config, *trained[0], encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
-            trainer = _train(config, tasks, learned, store, stand, context, Path(model), callbacks)
+            trainer = _train(config, tasks, learned, store, stand, context, Path(source.name), callbacks)
             context.model.eval()
             if method.keeps and chooses_after_training(config):
                 stand.kept = choose_samples(config, *trained[0], encoder, context)
@@ -293,6 +326,7 @@ def _learn(
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, new_model, config.quantization)
 
     new_model = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
@@ -319,6 +353,7 @@ def _learn(
                 method=describe_method(config),
                 model_folder=output,
                 method_state=ready.next_state and MethodState(config.method.name, *ready.next_state),
+                dtype=weights_dtype,
             )
         except BaseException:
             # A model without its generation of the memory would only stand in the way of the next try. One whose
@@ -345,13 +380,13 @@ def _padding_side(network: Any, config: SeekrConfig) -> str:
 
 
 def _finished(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
     config: SeekrConfig,
     begun: Checkpoint | None,
-    source: str,
+    where: str,
 ) -> Learnt | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -361,8 +396,8 @@ def _finished(
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (_name(tasks), tasks[0].fingerprint()):
         return None
     if begun is not None:
-        former, _ = load_model(model, config.dtype, config.trust_remote_code, config.quantization)
-        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
+        former, _ = source.open(config.dtype, config.trust_remote_code, config.quantization)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, where)
     network, tokenizer = load_model(output, config.dtype, config.trust_remote_code, config.quantization)
     if model_hash(network) != store.model_sha256:
         return None
@@ -455,21 +490,13 @@ def _train(
     trainer.rate_source = rate_source
     if settings.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
-    _drop_printers(trainer)
+    drop_printers(trainer)
     trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     stop_if_asked()
     fault_point("learn.trained")
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_if_inert(

@@ -42,7 +42,9 @@ class LogitSettings(Settings):
     """
 
     lambda1: Annotated[float, Ge(0), Le(1), Hint("0 is logits only, 1 is labels only")] = 0.5
-    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = 64
+    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = setting(
+        64, needs={"teacher": "stored"}, why="an adapter stores no signals"
+    )
     logits_tail: Literal["sampled", "bucket"] = setting(
         "sampled", needs={"logits_top_k": ..., "teacher": "stored"}, why="it stands for tokens that are not stored"
     )

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.models.adapter_layers import leave_out
 from seekr_cl.models.query_adapters import ADAPTER
 from seekr_cl.settings import Ge, Gt, Lt, Settings
 
@@ -74,6 +75,7 @@ def attach(
     Raises:
         ConfigError: if PEFT cannot put them on this model.
     """
+    leave_out(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
