@@ -172,7 +172,10 @@ class SeekrConfig(TrainingArguments):
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
         if self.measure_every == 0 and self.method.steers:
-            raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
+            raise ConfigError(
+                f"measure_every: 0 switches off the gradient norms by which {self.method.name} steers a loss term "
+                "(method.lambda2: auto); raise it, or set that weight"
+            )
         # The library's own bar and its own saving take the place of the Trainer's.
         self.disable_tqdm = True
         self.save_strategy = "no"
