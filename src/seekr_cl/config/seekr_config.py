@@ -173,7 +173,7 @@ class SeekrConfig(TrainingArguments):
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
         if self.measure_every == 0 and self.method.steers:
             raise ConfigError(
-                f"measure_every: 0 switches off the gradient norms by which {self.method.name} steers a loss term "
+                f"measure_every: 0 switches the measurement off that method {self.method.name} steers a loss term by "
                 "(method.lambda2: auto); raise it, or set that weight"
             )
         # The library's own bar and its own saving take the place of the Trainer's.
