@@ -33,7 +33,7 @@ from seekr_cl.methods.common.teachers import row_targets
 from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
-from seekr_cl.training.learn import make_encoder
+from seekr_cl.training.fitting import make_encoder
 from seekr_cl.training.sample_selection import as_sample
 
 SHARED = Path(os.environ.get("SEEKR_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -61,17 +61,18 @@ from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import InertWarning, fitting, make_encoder
 from seekr_cl.training.given import as_tasks, require_config
+from seekr_cl.training.new_examples import new_examples
 from seekr_cl.training.optimizer_carryover import Carry, check_carry
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity, task_identity
 from seekr_cl.training.sample_selection import (
-    carried_state,
     check_budget,
     choose_samples,
     chooses_after_training,
     general_samples,
+    previous_state,
     replay_weights,
     within_budget,
 )
@@ -81,6 +82,7 @@ from seekr_cl.training.task_progress import (
     is_uncommitted,
     make_room,
     open_memory,
+    result_state,
     tidy,
     tidy_up,
 )
@@ -155,7 +157,7 @@ def learn(
     require_config(config)
     source = ModelSource(model, processing_class)
     ranks.first(lambda: require_base(source, config))
-    if len(tasks) > 1 and not config.method.kind.joint:
+    if len(tasks) > 1 and not config.method.kind.multi_task:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     if output.name in ("", ".."):  # what is beside a folder is found by its name
@@ -273,48 +275,46 @@ def _learn(
     for one, (examples, encoded) in zip(tasks, trained):
         check_task(network, config, one, examples, encoded)
     context.examples = [item for _, encoded in trained for item in encoded]
-    context.carried = carried_state(config, store, context.warn)
+    context.previous_state = previous_state(config, store, context.warn)
     method = config.method.kind(config.method.settings, context)
     try:
         places = places_of(store.path, output, saves.place)
         stand = Standing(saves, identity, places, method, begun)
+        learned = [part for _, part in trained]
+        if not stand.reached("scored"):
+            learned = new_examples(method, tasks, learned, encoder.max_length)
+            context.examples = [item for part in learned for item in part]
         if not stand.reached("general"):
             general = general_samples(config, store, encoder, GENERAL)
             if general:
                 method.before_task(general)
-                stand.new_tasks.append(_described(method.after_task(GENERAL, general), info={GENERAL: True}))
+                stand.new_tasks.append(_described(method.after_task(GENERAL, general).task, info={GENERAL: True}))
                 stand.save("general")
         if not stand.reached("prepared"):
-            examples, encoded = trained[0]
             # Where the trained model chooses, as many stand for those samples until then.
             meanwhile = "random" if chooses_after_training(config) else None
-            stand.kept = choose_samples(config, examples, encoded, encoder, context, meanwhile) if method.keeps else []
+            stand.kept = choose_samples(config, *trained[0], encoder, context, meanwhile) if method.keeps else []
         if not stand.reached("scored"):
-            trainer = _train(
-                config, tasks, [part for _, part in trained], store, stand, context, Path(source.name), callbacks
-            )
+            trainer = _train(config, tasks, learned, store, stand, context, Path(source.name), callbacks)
             context.model.eval()
             if method.keeps and chooses_after_training(config):
                 stand.kept = choose_samples(config, *trained[0], encoder, context)
-            scored = method.after_task(_name(tasks), stand.kept)
+            result = method.after_task(_name(tasks), stand.kept)
             reshard(network)
             made = record(config, trainer.args, trainer.rate_source, trainer.state.global_step)
-            stand.new_tasks.append(_described(scored, info=_facts(tasks, config) | {"training": made}))
+            stand.new_tasks.append(_described(result.task, info=_facts(tasks, config) | {"training": made}))
             carry = _carry(config, context.model, trainer)
-            carried = method.carry_on()
-            content = {
+            left, left_tensors = result_state(result)
+            content = left | {
                 "log": trainer.state.log_history,
                 "steps": trainer.state.global_step,
                 "carries": carry is not None,
-                "carried": None if carried is None else carried[1],
             }
-            parts = {
+            parts = left_tensors | {
                 "weights": take_weights(context.model),
                 "carry": carry.tensors if carry is not None else {},
-                "carried": {} if carried is None else dict(carried[0]),
             }
             stand.save("scored", content, parts, keep_shards=keeps_shards(trainer))
-        importance = method.importance
     finally:
         method.close()
 
@@ -347,12 +347,12 @@ def _learn(
             store.commit(
                 new_tasks,
                 keep=keep,
-                importance=importance,
+                importance=context.importance if ready.importance is None else ready.importance,
                 model_sha256=new_model,
                 tokenizer_sha256=tokens_sha,
                 method=describe_method(config),
                 model_folder=output,
-                method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+                method_state=ready.next_state and MethodState(config.method.name, *ready.next_state),
                 dtype=weights_dtype,
             )
         except BaseException:
@@ -442,9 +442,9 @@ def _train(
 ) -> SeekrTrainer:
     method, kept = stand.method, stand.kept
     held = [*store.tasks, *stand.new_tasks] if method.keeps else []
-    method.check_replay(held)
     check_budget(config, store, kept, context.warn)
-    replay = TaskSamples(method.old_samples(held) if method.replays else [])
+    old = method.replay_source(held)
+    replay = TaskSamples(old if method.replays else [])
     settings = config.replay
     official = config.order == "official"
     order: dict[str, Any] = {
@@ -472,14 +472,14 @@ def _train(
     cache = getattr(context.model.config, "use_cache", None)
     args = copy.copy(config)
     args.num_train_epochs = 1
-    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
     trainer = SeekrTrainer(
         context.model,
         args,
-        ScheduledBatches(schedule, [item for part in encoded for item in part], replay, method, context.layout, share),
+        ScheduledBatches(schedule, list(context.examples), replay, method, context.layout, share),
         method,
         Carry.load(source) if config.carry_optimizer else None,
         stand.save_training,
