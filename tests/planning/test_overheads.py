@@ -68,8 +68,7 @@ def own_bytes(method: Method) -> tuple[int, int]:
     """What the method object holds on the device, what it has put on the model among it; and in RAM."""
     weights: Any = [*method.context.model.parameters(), *method.context.model.buffers()]
     mine = {key: value for key, value in vars(method).items() if key not in ("context", "old", "_seen", *IN_RAM)}
-    if hasattr(method, "teachers"):
-        mine["teachers"] = dict(method.teachers._held)
+    mine["adapters"] = dict(getattr(getattr(method, "teacher", None), "_held", {}))
     carried = held(list(method.context.previous_state[0].values()) if method.context.previous_state else [], set(), {})
     ram = held([getattr(method, name, None) for name in IN_RAM], set(), carried)
     return sum(held(mine, {one.data_ptr() for one in weights}, {}).values()), sum(ram.values())
