@@ -33,7 +33,8 @@ from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_log
 from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
-from seekr_cl.training.learn import as_sample, make_encoder
+from seekr_cl.training.fitting import make_encoder
+from seekr_cl.training.sample_selection import as_sample
 
 SHARED = Path(os.environ.get("SEEKR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 PAIRS = [("MeetingBank", "Py150"), ("ScienceQA", "20Minuten"), ("20Minuten", "NumGLUE-ds")]

@@ -19,7 +19,7 @@ from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.models.loading import load_model, pad_id
 from seekr_cl.tasks import Encoder, Example
 from seekr_cl.training import config_from
-from seekr_cl.training.learn import as_sample
+from seekr_cl.training.sample_selection import as_sample
 
 PATTERN = os.environ.get(
     "SEEKR_GOLDEN", str(Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "case*")

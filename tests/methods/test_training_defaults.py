@@ -10,13 +10,13 @@ import pytest
 from tinylm import constant_task, teach, weights
 
 from seekr_cl.cli.main import main
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import METHODS
 from seekr_cl.report.comparison import compare
 from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 TASKS = [constant_task("yes", "yes", 8), constant_task("no", "no", 8)]
 

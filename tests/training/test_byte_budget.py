@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tinylm import config_for, constant_task, memory_tensors, reverse_task, teach
 
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.budget import task_bytes
-from seekr_cl.training.learn import InertWarning
 from seekr_cl.training.trainer import SeekrTrainer
 
 

@@ -17,7 +17,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.training import config_from
-from seekr_cl.training.learn import make_encoder
+from seekr_cl.training.fitting import make_encoder
 
 TEMPLATE = (
     "{{ mark or '' }}{% for m in messages %}{% if m.role == 'user' %}u:{% else %}a:{% endif %}{{ m.content }}+"

@@ -11,11 +11,11 @@ from killed import KillAt, Killed
 from tinylm import assert_same, config_for, constant_task, differs, reverse_task, teach, weights
 from transformers import TrainerCallback
 
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.errors import ConfigError
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 BY_UPDATES: dict[str, Any] = {"samples": 5, "batch_size": 2, "cadence": "forgetting_curve", "clock": "updates"}
 DAYS = (1, 2, 4, 7, 15, 30, 60, 90, 120)

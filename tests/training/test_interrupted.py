@@ -16,6 +16,7 @@ from tinylm import assert_same, config_for, constant_task, memory_tensors, rever
 from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, TrainingError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
+from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system import stop_requests as stopping
 from seekr_cl.system.locks import hold, lock_path
@@ -23,8 +24,6 @@ from seekr_cl.system.stop_requests import Stopped
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
 from seekr_cl.training.checkpoint import Checkpoints, CheckpointWarning
-
-learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 def config(folder: Path, **more: Any) -> Any:
@@ -87,10 +86,8 @@ def test_an_interrupted_learning_is_not_begun_again_by_accident(
 def test_skipped_batches_are_not_computed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(base, tmp_path, monkeypatch)
     seen: list[int] = []
-    fetch = learn_module.ScheduledBatches.__getitem__
-    monkeypatch.setattr(
-        learn_module.ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1]
-    )
+    fetch = ScheduledBatches.__getitem__
+    monkeypatch.setattr(ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1])
     attempt(base, tmp_path)
     assert seen == list(range(4, 6))
 

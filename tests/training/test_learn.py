@@ -19,11 +19,11 @@ from tinylm import (
     weights,
 )
 
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.errors import ConfigError, MemoryFormatError, ModelError, OutputError, SeekrError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 METHODS = ["replay", "derpp", "seekr"]
 

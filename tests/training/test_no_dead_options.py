@@ -5,7 +5,6 @@ error, the screen, how the model is loaded) and on top of which settings. Two ru
 """
 
 import dataclasses
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,14 @@ import pytest
 from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
+from seekr_cl.config.rates import InertWarning
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig, adapting
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.learn import InertWarning
-
-learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +161,7 @@ def observe(
     shapes: list[tuple[int, ...]] = []
     loaded: list[tuple[Any, ...]] = []
     saved: list[str] = []
-    fetch, load, save = ScheduledBatches.__getitem__, learn_module.load_model, Checkpoints.save
+    fetch, load, save = ScheduledBatches.__getitem__, adapting.load_model, Checkpoints.save
 
     def watched_fetch(self: ScheduledBatches, index: int) -> dict[str, Any]:
         parts = fetch(self, index)
@@ -187,7 +184,7 @@ def observe(
     with warnings.catch_warnings(record=True) as caught, monkeypatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(ScheduledBatches, "__getitem__", watched_fetch)
-        patch.setattr(learn_module, "load_model", watched_load)
+        patch.setattr(adapting, "load_model", watched_load)
         patch.setattr(Checkpoints, "save", watched_save)
         try:
             done = teach(base, folder, tasks(), config_for(settings.pop("method"), folder, **settings))

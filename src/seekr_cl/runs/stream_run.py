@@ -29,7 +29,7 @@ from seekr_cl.evaluation import (
 from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.memory import model_hash, tokenizer_hash
 from seekr_cl.memory.open_files import require_open_files
-from seekr_cl.models.loading import load_model, require_free
+from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
 from seekr_cl.report.drawing import draw
 from seekr_cl.system.fault_points import fault_point
@@ -39,10 +39,12 @@ from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.context_check import check_room, tests_encoder
-from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
+from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.learn import learn
+from seekr_cl.training.learning import Learnt
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
 from seekr_cl.training.task_progress import open_memory
@@ -205,9 +207,7 @@ class Run:
         Returns:
             The hashes of model and tokenizer.
         """
-        model, tokenizer = load_model(
-            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-        )
+        model, tokenizer = load_configured(self.model, self.config)
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), tokenizer_hash(tokenizer)
         model = adapted(model, self.config, self.model)
@@ -264,9 +264,7 @@ class Run:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
-            model, tokenizer = load_model(
-                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-            )
+            model, tokenizer = load_configured(folder, self.config)
         set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)

@@ -1,11 +1,26 @@
-"""The model as it is to be trained: all weights, a new adapter, or the one it comes with."""
+"""The model as it is to be trained, loaded as the settings say: all weights, a new adapter, or the one it has."""
 
 import os
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError
+from seekr_cl.models.loading import load_model
 from seekr_cl.models.peft_adapters import check_same, put_adapter
+
+
+def load_configured(
+    source: str | os.PathLike[str], config: SeekrConfig, empty: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """``load_model`` with a config's dtype, quantization and trust in remote code.
+
+    Raises:
+        ModelError: if it is not there or cannot be loaded.
+        ConfigError: if what the quantization needs is not installed.
+    """
+    return load_model(source, config.dtype, config.trust_remote_code, config.quantization, empty)
 
 
 def adapted(model: Any, config: SeekrConfig, source: str | os.PathLike[str]) -> Any:

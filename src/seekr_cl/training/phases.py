@@ -1,0 +1,265 @@
+"""The phases of learning a task, in the order in which ``learn`` calls them; ``train_phase`` has the longest."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from seekr_cl import ranks
+from seekr_cl.config.chat import set_template
+from seekr_cl.config.rates import InertWarning, record
+from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
+from seekr_cl.distributed.engines import keeps_shards, plain
+from seekr_cl.errors import OutputError
+from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, model_hash, tokenizer_hash
+from seekr_cl.methods import Context, Layout
+from seekr_cl.models.loading import pad_id, save_model, written_state
+from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.system.fault_points import fault_point
+from seekr_cl.system.files import write_json
+from seekr_cl.system.removal import remove_made
+from seekr_cl.training import fsdp_loading as once
+from seekr_cl.training.adapting import adapted, load_configured
+from seekr_cl.training.context_check import check_room
+from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.learning import LOG, Learning, Learnt
+from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.places import places_of
+from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
+from seekr_cl.training.sample_selection import (
+    carried_state,
+    choose_samples,
+    chooses_after_training,
+    general_samples,
+    within_budget,
+)
+from seekr_cl.training.task_progress import Ready, Standing, is_uncommitted, make_room, tidy
+from seekr_cl.training.trainer_state import take_weights
+
+GENERAL = "general"
+_SEED_STEP = 1_000_003
+"""Distance between two tasks' seeds: far more than any epoch count added to a seed."""
+
+
+def load(state: Learning) -> None:
+    """Loads the model, checks that memory and checkpoint belong to it, and puts it on its device."""
+    config = state.config
+    state.is_sharded_early = _is_sharded_early(config)
+    empty = state.is_sharded_early and not ranks.is_first()
+    network, state.tokenizer = load_configured(state.source, config, empty)
+    set_template(state.tokenizer, config.chat_template)
+    model_sha = ranks.once(partial(model_hash, network)) if state.is_sharded_early else model_hash(network)
+    state.tokenizer_sha256 = tokenizer_hash(state.tokenizer)
+    state.identity = learning_identity(state.tasks, state.store, config, model_sha, state.tokenizer_sha256)
+    if state.begun is not None:
+        check_same_learning(state.begun.state["identity"], state.identity, str(state.saves.place))
+    state.store.check_belongs(model_sha, state.tokenizer_sha256)
+    ranks.first(lambda: tidy(state.store.path))
+    if state.resume:
+        ranks.first(lambda: make_room(state.output))
+    state.network = adapted(network, config, state.source)
+    if state.is_sharded_early:
+        once.shard(state.network, config)
+    else:
+        state.network.to(config.device)
+
+
+def prepare(state: Learning) -> None:
+    """Encodes the examples, and sets what the method will work with."""
+    config, network, store = state.config, state.network, state.store
+    number = sum(not task.info.get(GENERAL) for task in store.tasks) + 1
+    state.context = Context(
+        model=network.eval(),
+        layout=Layout(pad_id(state.tokenizer), _padding_side(network, config), config.pad_multiple or 1),
+        importance=store.importance,
+        seed=config.seed + number * _SEED_STEP,
+        warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
+        signal_dtype=config.signal_dtype or "int8",
+        tokenizer=state.tokenizer,
+        task=state.name,
+    )
+    state.encoder = make_encoder(config, network, state.tokenizer)
+    state.trained = [fitting(task, state.encoder, config) for task in state.tasks]
+    for task, (examples, encoded) in zip(state.tasks, state.trained):
+        check_room(network, config, task, examples, encoded)
+    state.context.examples = [item for _, encoded in state.trained for item in encoded]
+    state.context.carried = carried_state(config, store, state.context.warn)
+
+
+@contextmanager
+def attached_method(state: Learning) -> Iterator[None]:
+    """The method is attached to the model inside, and what a checkpoint has of it is loaded."""
+    state.method = state.config.method.kind(state.config.method.settings, state.context)
+    try:
+        places = places_of(state.store.path, state.output, state.saves.place)
+        state.stand = Standing(state.saves, state.identity, places, state.method, state.begun)
+        yield
+        state.importance = state.method.importance
+    finally:
+        state.method.close()
+
+
+def score_general(state: Learning) -> None:
+    """Puts samples of general data, with the base model's signals, into a new memory."""
+    stand = state.stand
+    if stand.reached("general"):
+        return
+    samples = general_samples(state.config, state.store, state.encoder, GENERAL)
+    if samples:
+        state.method.before_task(samples)
+        scored = state.method.after_task(GENERAL, samples)
+        stand.new_tasks.append(replace(scored, info={GENERAL: True}))
+        stand.save("general")
+
+
+def choose(state: Learning) -> None:
+    """Chooses the samples to keep; where the trained model will choose, as many stand in for them until then."""
+    if not state.stand.reached("prepared"):
+        until_then = "random" if chooses_after_training(state.config) else None
+        state.stand.kept = _choose(state, until_then) if state.method.keeps else []
+
+
+def score(state: Learning) -> None:
+    """Scores the kept samples with the trained model, and saves all that the memory and the next task will need."""
+    config, method, trainer, stand = state.config, state.method, state.trainer, state.stand
+    model = state.context.model
+    model.eval()
+    if method.keeps and chooses_after_training(config):
+        stand.kept = _choose(state)
+    scored = method.after_task(state.name, stand.kept)
+    reshard(state.network)
+    stand.new_tasks.append(replace(scored, info=_facts(state)))
+    carry = _carry(state)
+    carried = method.carry_on()
+    content = {
+        "log": trainer.state.log_history,
+        "steps": trainer.state.global_step,
+        "carries": carry is not None,
+        "carried": None if carried is None else carried[1],
+    }
+    parts = {
+        "weights": take_weights(model),
+        "carry": carry.tensors if carry is not None else {},
+        "carried": {} if carried is None else dict(carried[0]),
+    }
+    stand.save("scored", content, parts, keep_shards=keeps_shards(trainer))
+
+
+def write(state: Learning) -> Learnt:
+    """Writes the model, and with it the next generation of the memory."""
+    ready = state.stand.ready(state.context.model)
+    state.context.model.zero_grad(set_to_none=True)
+    network = state.method.finished_model()
+    model_sha = model_hash(network, whole)
+    sharded = any(map(is_sharded, network.parameters()))
+    tensors = plain(written_state(network)) if sharded else None
+    keep, new_tasks = within_budget(state.config, state.store, state.stand.new_tasks, state.context)
+
+    def add_files(folder: Path) -> None:
+        write_json(folder / LOG, ready.log)
+        if ready.carry is not None:
+            ready.carry.save(folder)
+
+    def write_both() -> None:
+        _check_committed(state, model_sha)
+        save_model(state.output, network, state.tokenizer, add_files, tensors, provisional=True)
+        fault_point("learn.model_saved")
+        if state.committed is None:
+            _commit(state, ready, keep, new_tasks, model_sha)
+
+    ranks.first(write_both)
+    if not ranks.is_first():
+        state.store.reload()
+    training: Any = new_tasks[-1].info.get("training", {})
+    model: PreTrainedModel | None = network
+    if state.is_sharded_early:
+        model = None
+    elif sharded:
+        model, _ = load_configured(state.output, state.config)
+    return Learnt(
+        model, state.tokenizer, state.stand.seconds, ready.steps, ready.log, state.encoder.cut_count, training
+    )
+
+
+def _is_sharded_early(config: SeekrConfig) -> bool:
+    """Whether process 0 alone loads the weights, as asked; warns where something hinders that."""
+    if not once.is_asked():
+        return False
+    hindrance = once.hindrance(config)
+    if hindrance:
+        warnings.warn(
+            f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
+            InertWarning,
+            stacklevel=2,
+        )
+    return not hindrance
+
+
+def _padding_side(network: Any, config: SeekrConfig) -> str:
+    """PEFT counts padding on the left as distance between its prompt and the text, so a prompt has none there."""
+    return "right" if is_prompt_learning(network) else config.padding_side or "right"
+
+
+def _choose(state: Learning, meanwhile: str | None = None) -> list[ReplaySample]:
+    return choose_samples(state.config, *state.trained[0], state.encoder, state.context, meanwhile)
+
+
+def _facts(state: Learning) -> dict[str, object]:
+    """What the memory records about the task beside its samples."""
+    config, first, trainer = state.config, state.tasks[0], state.trainer
+    facts: dict[str, object] = {
+        "examples": sum(len(task.train) for task in state.tasks),
+        "fingerprint": first.fingerprint(),
+        "metric": first.metric,
+    }
+    if config.method.kind.keeps:
+        facts["choice"] = config.replay.choice
+    return facts | {"training": record(config, trainer.args, trainer.rate_source, trainer.state.global_step)}
+
+
+def _carry(state: Learning) -> Carry | None:
+    config = state.config
+    if not config.carry_optimizer:
+        return None
+    leak = getattr(config.method.settings, "gradient_leak", False)
+    steps = config.gradient_accumulation_steps
+    return Carry.take(state.context.model, state.trainer.optimizer, gradients=leak, steps=steps)
+
+
+def _check_committed(state: Learning, model_sha: str) -> None:
+    committed = state.committed
+    if committed is not None and committed.model_sha256 != model_sha:
+        raise OutputError(
+            f"{committed.path}: generation {committed.generation} belongs to another model than "
+            f"{state.saves.place} gives"
+        )
+
+
+def _commit(state: Learning, ready: Ready, keep: Any, new_tasks: list[MemoryTask], model_sha: str) -> None:
+    """Adds the generation of the memory that belongs to the model just written."""
+    store, config = state.store, state.config
+    former = store.current
+    try:
+        store.commit(
+            new_tasks,
+            keep=keep,
+            importance=state.importance,
+            model_sha256=model_sha,
+            tokenizer_sha256=state.tokenizer_sha256,
+            method=describe_method(config),
+            model_folder=state.output,
+            method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+        )
+    except BaseException:
+        # A model without its generation of the memory would only stand in the way of the next try. One whose
+        # generation is there, or may be, stays: with its checkpoint a resumed command finishes either way.
+        if is_uncommitted(store.path, former):
+            remove_made(state.output)
+        raise
+    fault_point("learn.committed")
