@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from seekr_cl import errors
+from seekr_cl.environment import environment_number
 from seekr_cl.errors import SeekrError
 from seekr_cl.os_errors import named
 
@@ -54,12 +55,12 @@ def is_first() -> bool:
 
 def launched() -> int:
     """How many processes the launcher says it started, whether or not they have found each other."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return environment_number("WORLD_SIZE", 1)
 
 
 def launched_as() -> int:
     """Which of them this is."""
-    return int(os.environ.get("RANK") or 0)
+    return environment_number("RANK", 0)
 
 
 def join() -> torch.device:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cases import CASES, settings_of, words_of
 from pair import learn_two
 from tinylm import save_base
+
+from cases import CASES, settings_of, words_of
 
 
 @pytest.fixture(scope="session")

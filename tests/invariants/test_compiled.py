@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import SEEKR
 from recorded import assert_same_curves, curves
 from tinylm import PLAIN_SGD, assert_same, config_for, differs, memory_tensors, reverse_task, weights
 from torch._dynamo.utils import counters
 
+from cases import SEEKR
 from seekr_cl.training import learn
 
 COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}

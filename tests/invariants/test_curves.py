@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from cases import CASES, tolerance_of
 from recorded import RECORDED, Tolerance, curves, differences, read_record, record_of
+
+from cases import CASES, tolerance_of
 
 COMMAND = "python recipes/record_curves.py"
 TOLERANCE = Tolerance(largest=3e-4, mean=1e-4, scale=1e-3)

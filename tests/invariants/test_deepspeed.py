@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES, SEEKR, settings_of, words_of
 from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
 from pair import Pair, learn_two, pair
 from test_processes import assert_same_outcome
 from tinylm import differs, weights
+
+from cases import CASES, SEEKR, settings_of, words_of
 
 pytestmark = [
     needs_deepspeed,

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LORA, REPLAY, SEEKR
 from pair import Pair, learn_two, pair
 from recorded import assert_same_curves, curves
 from test_processes import FSDP2
 from tinylm import PLAIN_SGD, assert_same, differs, memory_tensors, weights
 
+from cases import LORA, REPLAY, SEEKR
 from seekr_cl.attention.kernels.routing import _runs, route
 from seekr_cl.memory import ReplayMemory, model_hash
 from seekr_cl.models.loading import load_model

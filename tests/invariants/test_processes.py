@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, LORA, SEEKR, settings_of, tolerance_of, words_of
 from killing import fingerprint
 from matrix import ROWS
 from pair import Pair, learn_two, pair
@@ -17,6 +16,7 @@ from recorded import assert_same_curves, curves
 from safetensors.torch import load_file, save_file
 from tinylm import assert_same, config_for, differs, memory_tensors, weights
 
+from cases import CASES, LORA, SEEKR, settings_of, tolerance_of, words_of
 from seekr_cl.methods import get_method
 from seekr_cl.training.fsdp_loading import hindrance
 from seekr_cl.training.trainer import looks_at_weights

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,27 @@ from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.models.loading import load_model, require_free, save_model
+from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system.locks import hold
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
 from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
+from seekr_cl.tasks.task import check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
 
 
 def learn_command(given: Any) -> None:
     """``seekr learn``."""
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    columns = settings.pop("columns", None)
+    allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     config = _config(settings, given.config or "settings")
-    task = Task.load(given.task, name=given.name)
+    task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
         out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
@@ -92,12 +98,15 @@ def compare_command(given: Any) -> None:
 
 def export_command(given: Any) -> None:
     """``seekr export``."""
-    output = Path(given.output)
+    output = Path(os.path.abspath(given.output))
     require_free(output)
+    refuse_mount(output)
     with hold(output, "output"):
         remove_unfinished(output)
         model, tokenizer = load_model(given.model, given.dtype)
-        save_model(output, merged(model, given.model), tokenizer)
+        # Asked before the adapter is merged into the weights that it is about.
+        origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
+        save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
     out().print(f"model in {output}", soft_wrap=True)
 
 
@@ -133,6 +142,8 @@ def inspect_command(given: Any) -> None:
     from seekr_cl.cli.inspect_command import inspect
 
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
+    given.columns = settings.pop("columns", None)
+    given.allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     inspect(given, _config({"use_cpu": True} | settings, given.config or "settings"), out())
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
-from seekr_cl.config.overrides import apply_overrides
+from seekr_cl.config.overrides import apply_overrides, data_settings
 from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
 from seekr_cl.evaluation import (
     Engine,
@@ -42,6 +42,7 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
+from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
 from seekr_cl.training.run_identity import scoring_hash
 
@@ -52,6 +53,7 @@ GENERAL = "general.json"
 
 def evaluate_command(given: Any) -> None:
     """Evaluates, and goes on where an interrupted evaluation was."""
+    given.columns, given.allow_empty, given.overrides = data_settings(given.overrides)
     output = Path(given.output)
     if not given.task and given.general is None:
         raise ConfigError("evaluate: nothing to evaluate on; name tasks with --task, or --general")
@@ -106,11 +108,13 @@ def _score_tasks(
         | ({"quantization": given.quantization} if given.quantization else {}),
     }
     scores = ranks.once(lambda: _begun(output, identity))
+    # Answers that fill max_new_tokens, and references that would not fit into it.
+    broken_off = ranks.once(lambda: _former_counts(output))
     place = Place(output, model_id, ranks.own(), ranks.count())
 
     def note(score: TaskScore) -> None:
         write_predictions(output, score)
-        write_json(output / PARTIAL, identity | {"tasks": scores})
+        write_json(output / PARTIAL, identity | {"tasks": scores, "broken_off": broken_off})
 
     for task in tasks:
         if task.name in scores:
@@ -124,6 +128,7 @@ def _score_tasks(
             "max_new_tokens": task.max_new_tokens,
             "sha256": scoring_hash(task),
         }
+        broken_off[task.name] = {"references_longer": score.references_longer, "answers": score.broken_off}
         ranks.first(partial(note, score))
         stop_if_asked()
     settings = identity["evaluation"]
@@ -131,6 +136,7 @@ def _score_tasks(
         "model": given.model,
         "model_sha256": model_id,
         "tasks": scores,
+        "broken_off": broken_off,
         "benchmarks": [
             spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
             for spec in streams.values()
@@ -152,6 +158,14 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
         )
     out().print(table)
+    for name, score in scores.items():
+        if count := broken_off.get(name, {}).get("answers", 0):
+            warnings.warn(
+                f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
+                "and may be broken off",
+                DataWarning,
+                stacklevel=2,
+            )
 
 
 def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
@@ -185,6 +199,12 @@ def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
             f"{former}: was begun with another {differ[0]}; resume with the same, or take another --output"
         )
     return scores
+
+
+def _former_counts(output: Path) -> dict[str, dict[str, int]]:
+    former = next((path for name in (SCORES, PARTIAL) if (path := output / name).is_file()), None)
+    counts = {} if former is None else _read(former).get("broken_off")
+    return counts if isinstance(counts, dict) else {}
 
 
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
@@ -267,6 +287,8 @@ def _test_tasks(source: str, given: Any) -> list[Task]:
             metric=given.metric or "exact_match",
             max_new_tokens=given.max_new_tokens,
             require_test=True,
+            allow_empty=given.allow_empty,
+            columns=given.columns,
         )
     ]
 

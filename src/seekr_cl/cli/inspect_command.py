@@ -44,7 +44,7 @@ def inspect(given: Any, config: SeekrConfig, console: Console) -> None:
     length = min(config.max_length or DEFAULT_LENGTH, _context(given.model, config) or sys.maxsize)
     boundary = config.boundary or "exact"
     encoder = Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
-    task = Task.load(given.task)
+    task = Task.load(given.task, columns=given.columns, allow_empty=given.allow_empty)
     shown = (_described(encoder, example) for example in task.train[: given.examples])
     if given.json:
         print(json.dumps(list(shown), indent=2))
@@ -74,7 +74,7 @@ def _described(encoder: Encoder, example: Example) -> dict[str, Any]:
     labels[0] = IGNORE
     return {
         "source": example.source,
-        "read_as": "messages" if example.messages is not None else "prompt, completion",
+        "read_as": example.read_as,
         "text": shown.text,
         "learnt": [list(span) for span in shown.learnt],
         "ids": ids,

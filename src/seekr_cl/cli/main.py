@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
-_LAUNCHED = int(os.environ.get("WORLD_SIZE") or 1) > 1
-_PROCESS = int(os.environ.get("RANK") or 0)
-_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning")
+# What is no number is refused in ``main``, in one line.
+_LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
+_PROCESS = whole_number(os.environ.get("RANK")) or 0
+_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -237,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     launch = getattr(given, "launch", None)
     try:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+            environment_number(name, 0)
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
         with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():

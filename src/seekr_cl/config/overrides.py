@@ -10,6 +10,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
 from seekr_cl.replay.config import KEEPING
 from seekr_cl.system.yaml_file import expand, read_yaml
+from seekr_cl.tasks.task import check_switch
 
 _REPLAY_KEYS = ("replay", "general", "general_samples")
 
@@ -49,8 +50,10 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         key, sign, text = pair.partition("=")
         if not sign or not key:
             raise ConfigError(f"'{pair}' is not a setting; write key=value, e.g. replay.ratio=0.02")
+        # YAML takes the brace or the colon of a template for a mapping, and cuts off its spaces.
+        verbatim = key.startswith("columns.") and not text.startswith(('"', "'"))
         try:
-            value = yaml.safe_load(text)
+            value = text if verbatim else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a value ({str(error).splitlines()[0]})") from error
         place = merged
@@ -73,3 +76,16 @@ def benchmark_overrides(overrides: Iterable[str]) -> tuple[dict[str, Any], list[
     ours = [pair for pair in pairs if pair.startswith("benchmark.")]
     mapping = apply_overrides({}, ours, None).get("benchmark", {})
     return mapping, [pair for pair in pairs if pair not in ours]
+
+
+def data_settings(overrides: Iterable[str]) -> tuple[dict[str, str] | None, bool, list[str]]:
+    """``columns.KEY=COLUMN`` pairs as a mapping, whether ``allow_empty`` is on, and the pairs about anything else.
+
+    Raises:
+        ConfigError: for a value that is not YAML, or ``allow_empty`` that is neither true nor false.
+    """
+    pairs = list(overrides)
+    ours = [pair for pair in pairs if pair.startswith(("columns.", "columns=", "allow_empty="))]
+    said = apply_overrides({}, ours, None)
+    empty = check_switch(said.get("allow_empty"), "allow_empty")
+    return said.get("columns"), empty, [pair for pair in pairs if pair not in ours]

@@ -1,6 +1,7 @@
 """Scoring a model on a task's test examples."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from seekr_cl.system.files import write_bytes
 from seekr_cl.system.stop_requests import Stopped, stop_if_asked
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.extraction import get_extraction
+from seekr_cl.tasks.keys import DataWarning
 
 OnBatch = Callable[[int], None]
 
@@ -34,6 +36,8 @@ class TaskScore:
         predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
             only a part of the prediction was.
         interval: 95% bootstrap interval of the score over the examples.
+        references_longer: examples whose references do not fit into ``max_new_tokens``.
+        broken_off: answers that fill ``max_new_tokens``.
     """
 
     task: str
@@ -42,6 +46,8 @@ class TaskScore:
     count: int
     predictions: list[dict[str, Any]]
     interval: Interval
+    references_longer: int = 0
+    broken_off: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,7 @@ def score_task(
         Stopped: of several processes by all, if ``on_batch`` stops one that a signal has asked to.
     """
     get_metric(task.metric)
+    warn_of_long_references(task, encoder)
     try:
         answers = answer_task(engine, task, encoder, on_batch, place)
     except Stopped:
@@ -166,6 +173,8 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
         list(example.references) or [encoder.reference(example) if example.messages and not completion else completion]
         for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
+    # What a tokenizer normalises can never be written as the reference has it.
+    given, references = references, [[encoder.texts.as_read(one) for one in accepted] for accepted in references]
     texts = [prompt for prompt, _ in rendered]
     extract = get_extraction(task.extract)
     if _reads(task, encoder):
@@ -180,10 +189,39 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
         | ({} if part == answer else {"scored": part})
-        for prompt, answer, part, accepted, score in zip(texts, answers, scored, references, scores, strict=True)
+        | ({} if accepted == as_given else {"references_given": as_given})
+        for prompt, answer, part, accepted, as_given, score in zip(
+            texts, answers, scored, references, given, scores, strict=True
+        )
     ]
     tally = metric.tally(scored, references, scores)
-    return TaskScore(task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally))
+    return TaskScore(
+        task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally),
+        long_references(task, encoder)[0],
+        sum(encoder.texts.length(answer) >= task.max_new_tokens for answer in answers),
+    )  # fmt: skip
+
+
+def long_references(task: Task, encoder: Encoder) -> tuple[int, int]:
+    """How many test examples have no accepted answer that fits into ``max_new_tokens``, and the longest's tokens."""
+    needed = []
+    for example in task.test:
+        accepted = example.references or [encoder.render(example)[1]]
+        # The end of the text is a token of its own.
+        needed.append(1 + min(encoder.texts.length(one) for one in accepted))
+    return sum(tokens > task.max_new_tokens for tokens in needed), max(needed, default=0)
+
+
+def warn_of_long_references(task: Task, encoder: Encoder) -> None:
+    """Warns before hours of answers that cannot be right because they are broken off."""
+    count, longest = long_references(task, encoder)
+    if count:
+        warnings.warn(
+            f"task '{task.name}': {count} of {len(task.test)} references are longer than max_new_tokens "
+            f"{task.max_new_tokens}, at which answers are broken off; set it to {longest} or more",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def write_predictions(folder: Path, score: TaskScore) -> Path:

@@ -91,10 +91,11 @@ def generate_answers(
 def answer_texts(
     tokenizer: PreTrainedTokenizerBase,
     written: Sequence[Sequence[int]],
-    ends: Sequence[int],
+    ends: Sequence[int] = (),
     keep_markers: bool = False,
 ) -> list[str]:
     """What new tokens say up to the first end of text or turn, by default without special tokens."""
+    ends = ends or [tokenizer.eos_token_id]
     # Cut by number: not every tokenizer counts its end-of-text token among the special ones it leaves out.
     ended = [list(itertools.takewhile(lambda one: one not in ends, ids)) for ids in written]
     return tokenizer.batch_decode(ended, skip_special_tokens=not keep_markers)

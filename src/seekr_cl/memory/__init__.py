@@ -1,6 +1,6 @@
 """The replay memory: old samples, their teachers' signals, head importance, in one portable directory."""
 
-from seekr_cl.memory.hashing import model_hash, tokenizer_hash
+from seekr_cl.memory.hashing import accepted_hashes, model_hash, tokenizer_hash
 from seekr_cl.memory.method_state import MethodState
 from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, TaskSamples, Totals
 from seekr_cl.memory.store import ReplayMemory
@@ -14,6 +14,7 @@ __all__ = [
     "ReplaySample",
     "TaskSamples",
     "Totals",
+    "accepted_hashes",
     "model_hash",
     "tokenizer_hash",
 ]

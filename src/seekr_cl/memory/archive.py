@@ -21,6 +21,7 @@ from seekr_cl.os_errors import named
 from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_folder, write_stream
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import file_mode, files_like, folder_mode
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 
 _BLOCK = 512
@@ -96,6 +97,7 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
     above = file_above(folder)
     if above is not None or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise OutputError(f"{folder}: already exists and is not empty; choose another folder")
+    refuse_mount(folder)
     remove_unfinished(folder)
     temporary = unfinished_folder(folder)
     try:

@@ -331,6 +331,9 @@ def _check_generation(content: Any, path: Path) -> None:
         typed(content[key], str)
     for key in ("method", "versions"):
         typed(content[key], dict)
+    # Generations of former versions do not say it.
+    if content.get("dtype") is not None:
+        typed(content["dtype"], str)
     if content["model_folder"] is not None:
         typed(content["model_folder"], str)
     if content["parent"] is not None:

@@ -158,19 +158,43 @@ class ReplayMemory:
         """The current generation as it is on disk; ``None`` before the first commit."""
         return self._current
 
-    def check_belongs(self, model_sha256: str, tokenizer_sha256: str) -> None:
+    def check_belongs(
+        self,
+        model_sha256: str,
+        tokenizer_sha256: str,
+        *,
+        former_sha256: str | None = None,
+        merged_from: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
         """Makes sure that the memory goes with this model and tokenizer.
+
+        Args:
+            model_sha256: the model's hash.
+            tokenizer_sha256: the tokenizer's.
+            former_sha256: the tokenizer's as older versions of this library computed it.
+            merged_from: hash of the model that this one is, with its adapter merged.
+            dtype: of the model's weights.
 
         Raises:
             MemoryFormatError: if either differs from what the memory was committed with; it names the generation and
                 task whose model is wanted, and the generation that the given model belongs to if that is kept.
         """
-        if self.tokenizer_sha256 not in (None, tokenizer_sha256):
+        if self.tokenizer_sha256 not in (None, tokenizer_sha256, former_sha256):
             raise MemoryFormatError(
-                f"{self.path / MANIFEST}: its token ids come from another tokenizer; use the tokenizer of the model "
-                "this memory was made with"
+                f"{self.path / MANIFEST}: its token ids come from another tokenizer (vocabulary, special tokens, chat "
+                "template, or what is done to a text before); use the tokenizer of the model this memory was made with"
             )
         if self._current is None or self.model_sha256 in (None, model_sha256):
+            return
+        wanted_dtype = self._current.content.get("dtype")
+        if None not in (dtype, wanted_dtype) and dtype != wanted_dtype:
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: generation {self.generation} belongs to a model in {wanted_dtype}, this one "
+                f"was loaded in {dtype}; set dtype={wanted_dtype}, or begin a new memory"
+            )
+        if merged_from == self.model_sha256:
+            self._check_mergeable()
             return
         folder = self._current.content["model_folder"]
         wanted = f"the one written with it, after task '{last_task(self._current)}'" + (f", to {folder}" * bool(folder))
@@ -186,6 +210,18 @@ class ReplayMemory:
             f"{self.path / MANIFEST}: generation {self.generation} belongs to another model ({wanted}); {advice}"
         )
 
+    def _check_mergeable(self) -> None:
+        """Refuses a merged model where something of the memory is about the adapter.
+
+        Raises:
+            MemoryFormatError: if teachers are kept as adapters of the unmerged model.
+        """
+        if any(task.teacher is not None for task in self.tasks):
+            raise MemoryFormatError(
+                f"{self.path / MANIFEST}: its signals are asked of adapters on the base model, which a merged model is "
+                "not; go on with the adapter, or begin a new memory"
+            )
+
     @named()
     def commit(
         self,
@@ -198,6 +234,7 @@ class ReplayMemory:
         keep: Mapping[int, Sequence[int]] | None = None,
         model_folder: str | os.PathLike[str] | None = None,
         method_state: MethodState | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Writes the next generation: the old tasks, ``new_tasks`` and the importance. The manifest comes last.
 
@@ -211,6 +248,7 @@ class ReplayMemory:
                 old order. Earlier generations keep the others until ``gc`` removes these.
             model_folder: where the model was written, for people.
             method_state: what the method carries on beside samples.
+            dtype: of the model's weights.
 
         Raises:
             OutputError: if something cannot be written, or another process has committed meanwhile; the former
@@ -231,6 +269,7 @@ class ReplayMemory:
             "model_sha256": model_sha256,
             "model_folder": None if model_folder is None else os.path.abspath(model_folder),
             "tokenizer_sha256": tokenizer_sha256,
+            "dtype": dtype,
             "method": method,
             "versions": _versions(),
             "importance": _write_importance(lineage, importance, number),

@@ -20,6 +20,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
+from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.settings import Settings
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
@@ -295,6 +296,8 @@ def forward(model: Any, batch: Batch) -> Tensor:
     more = {}
     if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
         more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    if counts_from_the_edge(model):
+        more["position_ids"] = positions(batch["attention_mask"])
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]

@@ -171,6 +171,9 @@ def save_model(
     Raises:
         OutputError: if it cannot be written; nothing is left behind.
     """
+    if path.is_dir():
+        # A link to an empty folder: the folder is replaced, not the link.
+        path = path.resolve()
     temporary = unfinished_folder(path)
     try:
         make_folder(temporary)

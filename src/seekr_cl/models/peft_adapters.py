@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
+from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
 from seekr_cl.system.files import plain_name, write_json
 from seekr_cl.system.removal import remove_file
 
@@ -132,12 +133,17 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
 
     config = make_config(given)
     config.base_model_name_or_path = model.name_or_path
+    leave_out(model, config)
     with _drawing(seed), _quiet():
         try:
             found = get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ConfigError(f"peft: does not fit this model: {_first_line(error)}") from error
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
+    if unfit := special_layers(found):
+        raise ConfigError(
+            f"peft.target_modules: {unfit[0]} is no plain linear layer (a router, or a grouped one); name others"
+        )
     if not any(weight.requires_grad for weight in found.parameters()):
         raise ConfigError("peft: leaves no weight to train; name other target_modules")
     return found
@@ -267,7 +273,8 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             if content_of is not None:
                 found.load_selector(folder, content_of)
         # PEFT leaves those as they were drawn, and only warns of it.
-        if any("missing adapter keys" in str(one.message) for one in said):
+        lacking = any("missing adapter keys" in str(one.message) for one in said)
+        if lacking and not all(put_exactly(found, place, name) for name, place in places.items()):
             raise ModelError(f"{folder}: lacks weights for some of its layers; {_OTHER_BASE}")
         return found
     except ModelError:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.models.prompts import behind_prompts
 from seekr_cl.models.query_adapters import ADAPTER, QuestionModel, question_tokens, whole_number
 from seekr_cl.tasks.collate import IGNORE
@@ -104,9 +105,16 @@ class PromptPoolModel(QuestionModel):
         body.eval()
         try:
             with torch.no_grad():
-                return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0].float()
+                place = self._places(attention_mask)
+                return body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **place)[0].float()
         finally:
             body.train(training)
+
+    def _places(self, mask_BL: Tensor | None) -> dict[str, Tensor]:
+        """Positions among the real tokens alone, for a model that counts padding on the left or in between as well."""
+        if mask_BL is None or not counts_from_the_edge(self.plain):
+            return {}
+        return {"position_ids": positions(mask_BL)}
 
     def forward(  # type: ignore[override]
         self,
@@ -125,6 +133,8 @@ class PromptPoolModel(QuestionModel):
         if labels is not None:
             labels = torch.cat([before_BX * IGNORE, labels], dim=1)
         mask_BX = torch.cat([before_BX, real_BL], dim=1)
+        more.pop("position_ids", None)  # those of the text alone
+        more |= self._places(mask_BX)
         out = self.plain(inputs_embeds=embeds_BXD, attention_mask=mask_BX, labels=labels, **more)
         return PromptedOutput(**out, distance=distance_B)
 

@@ -27,7 +27,7 @@ from seekr_cl.evaluation import (
     write_predictions,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
-from seekr_cl.memory import model_hash, tokenizer_hash
+from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
@@ -119,7 +119,7 @@ class Run:
                     f"{self.output}: already holds a run; continue it with --resume or choose another --output"
                 )
             require_free(self.output)
-            model, tokens = self._check_examples()
+            model, tokens, _ = self._check_examples()
             wanted = {**wanted, "model_sha256": model, "tokenizer_sha256": tokens}
             versions = {"torch": torch.__version__, "transformers": transformers.__version__}
             sources = {"training_from": self.config.training_sources}
@@ -139,9 +139,9 @@ class Run:
                 )
         if not (self.output / "memory").exists():
             # Later the memory's own hashes say so, and a base model that is not needed any more may be gone.
-            model, tokens = self._check_examples()
-            for key, value in (("model", model), ("tokenizer", tokens)):
-                if former.get(f"{key}_sha256") != value:
+            model, tokens, older = self._check_examples()
+            for key, values in (("model", [model]), ("tokenizer", [tokens, older])):
+                if former.get(f"{key}_sha256") not in values:
                     raise ConfigError(f"{ledger}: the {key} has changed since the run was begun; restore it")
 
     def _remove_leftovers(self) -> None:
@@ -201,15 +201,15 @@ class Run:
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
-    def _check_examples(self) -> tuple[str, str]:
+    def _check_examples(self) -> tuple[str, str, str]:
         """Tokenises everything once, so that a bad row in the last task is not found after days of training.
 
         Returns:
-            The hashes of model and tokenizer.
+            The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
         model, tokenizer = load_configured(self.model, self.config)
         set_template(tokenizer, self.config.chat_template)
-        hashes = model_hash(model), tokenizer_hash(tokenizer)
+        hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
         encoder = make_encoder(self.config, model, tokenizer)
         stages = self._stages()

@@ -9,6 +9,7 @@ from seekr_cl.tasks.chat_rendering import Rendered, Renderer
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.tasks.collate import Encoded, Spans, collate
 from seekr_cl.tasks.examples import Example
+from seekr_cl.tasks.lossless import TextGuard
 from seekr_cl.tasks.messages import spoken
 from seekr_cl.tasks.spans import tokenised
 
@@ -96,6 +97,7 @@ class Encoder:
                     f"max_prompt_length + max_answer_length = {self._joint_length} is above max_length {max_length}; "
                     "raise max_length or lower one of the two"
                 )
+        self.texts = TextGuard(tokenizer)
         self._front = self._probe_front()
         self._cut: set[int] = set()
         self.chat = chat or ChatSettings()
@@ -231,6 +233,7 @@ class Encoder:
         eos = self._tokenizer.eos_token_id
         answer = self._ids(completion)
         where = example.source or "an example"
+        self.texts.check_answer(completion, answer, where)
         if self._max_answer is not None and len(answer) > self._max_answer:
             raise TooLongError(
                 f"{where}: the completion has {len(answer)} tokens, above max_answer_length {self._max_answer}; "
@@ -255,6 +258,8 @@ class Encoder:
         """A whole conversation; what is too long loses its left, and what nothing is learnt of on the right."""
         ids, spans = tokenised(self._tokenizer, rendered.text, rendered.learnt)
         where = _where(example)
+        for (first, last), (begin, end) in zip(spans, rendered.learnt, strict=True):
+            self.texts.check_learnt(rendered.text[begin:end], ids[first:last], where)
         answers = [end - begin for begin, end in spans]
         if self._max_answer is not None and max(answers) > self._max_answer + 1:
             raise TooLongError(
@@ -286,6 +291,7 @@ class Encoder:
 
     def _exact_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
         body = self._ids(prompt)
+        self.texts.check_prompt(prompt, body, _where(example))
         front = self._front_of(body, example)
         if body[: len(front)] == front:
             body = body[len(front) :]

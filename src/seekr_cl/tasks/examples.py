@@ -1,18 +1,16 @@
 """One record of a data file becomes one checked example, or an error that names its row."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from seekr_cl.errors import DataError, nearest
-from seekr_cl.tasks.messages import messages_from, template_kwargs_from, tools_from
+from seekr_cl.errors import DataError
+from seekr_cl.tasks.formats import ACCEPTED, Reading, recognise
+from seekr_cl.tasks.messages import EMPTY, messages_from, template_kwargs_from, tools_from
 from seekr_cl.tasks.values import checked_text, kind_of
 
-__all__ = ["ACCEPTED", "Example", "example_from", "kind_of", "reference_list"]
+__all__ = ["ACCEPTED", "Example", "example_from", "example_of", "kind_of", "reference_list"]
 
-ACCEPTED = "{prompt, completion}, {prompt, answer} or {messages: [{role, content}, ...]}"
 TEMPLATE_KWARGS = "chat_template_kwargs"
-_KEYS = ("prompt", "completion", "answer", "messages", "references")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Example:
         source: Where the example came from, e.g. ``"train.json row 3"``, rows counted from 1.
         tools: What the model may call in the conversation, as JSON schemas.
         template_kwargs: What the chat template is told for this conversation, such as ``enable_thinking``.
+        read_as: The name of the format that the record was read as, a key of ``formats.FORMATS``.
     """
 
     prompt: str
@@ -36,6 +35,7 @@ class Example:
     source: str = ""
     tools: tuple[dict[str, Any], ...] | None = None
     template_kwargs: dict[str, Any] | None = None
+    read_as: str = field(default="", compare=False)
 
     @property
     def told(self) -> list[Any]:
@@ -55,37 +55,38 @@ def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
         The example.
 
     Raises:
-        DataError: The record is not an object, lacks a key, holds a value of the wrong type, or is empty.
+        DataError: The record is not an object, has no known format, holds a value of the wrong type or a key that
+            would be lost, or is empty.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: a record must be an object, not {kind_of(row)}; accepted: {ACCEPTED}")
-    # Tables give every row every column, so a null cannot be told from a key that is not there.
-    row = {key: value for key, value in row.items() if value is not None}
-    references = _references(row.get("references", []), where)
-    if "messages" in row:
-        clash = [key for key in ("prompt", "completion", "answer") if key in row]
-        if clash:
-            raise DataError(f"{where}: holds both 'messages' and {clash[0]!r}; keep one of the two")
-        turns = messages_from(row["messages"], where, allow_empty)
-        tools = tools_from(row["tools"], where) if "tools" in row else None
-        kwargs = template_kwargs_from(row[TEMPLATE_KWARGS], where) if TEMPLATE_KWARGS in row else None
-        return Example("", "", references, turns, where, tools, kwargs)
-    if "completion" in row and "answer" in row:
-        raise DataError(f"{where}: holds both 'completion' and 'answer'; keep one of the two")
-    answer_key = "answer" if "answer" in row else "completion"
-    if "prompt" not in row or answer_key not in row:
-        missing = "'prompt'" if "prompt" not in row else "'completion' or 'answer'"
-        found = ", ".join(str(key) for key in row) or "none"
-        hints = (nearest(str(key), _KEYS) for key in row if key not in _KEYS)
-        hint = next((hint for hint in hints if hint), "")
-        raise DataError(
-            f"{where}: no {missing} (null counts as missing); keys found: {found}; accepted: {ACCEPTED}{hint}"
-        )
-    prompt = checked_text(row["prompt"], where, "prompt")
-    completion = checked_text(row[answer_key], where, answer_key)
+    return example_of(recognise(row, where), where, allow_empty)
+
+
+def example_of(reading: Reading, where: str, allow_empty: bool = False) -> Example:
+    """Check a record that has been recognised; see :func:`example_from`.
+
+    Args:
+        reading: What it was read as.
+        where: The file and row.
+        allow_empty: Accept an empty completion.
+
+    Returns:
+        The example.
+
+    Raises:
+        DataError: A value has the wrong type, or is empty.
+    """
+    record, name = reading.record, reading.read_as
+    references = _references(record.get("references", []), where)
+    if "messages" in record:
+        turns = messages_from(record["messages"], where, allow_empty)
+        tools = tools_from(record["tools"], where) if "tools" in record else None
+        kwargs = template_kwargs_from(record[TEMPLATE_KWARGS], where) if TEMPLATE_KWARGS in record else None
+        return Example("", "", references, turns, where, tools, kwargs, name)
+    prompt = checked_text(record["prompt"], where, "prompt")
+    completion = checked_text(record["completion"], where, reading.answer_key)
     if not completion and not allow_empty:
-        raise DataError(f"{where}: {answer_key!r} is empty; fill it, remove the row, or pass allow_empty=True")
-    return Example(prompt, completion, references, None, where)
+        raise DataError(f"{where}: {reading.answer_key!r} is empty; {EMPTY}")
+    return Example(prompt, completion, references, None, where, read_as=name)
 
 
 def reference_list(value: Any, where: str) -> tuple[str, ...]:

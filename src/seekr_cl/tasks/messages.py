@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from seekr_cl.errors import DataError
+from seekr_cl.tasks.keys import check_turn
 from seekr_cl.tasks.values import checked_text, kind_of
 
+EMPTY = "fill it, remove the row, or set allow_empty=true to teach that nothing is the answer"
 WEIGHT = "weight"
 """OpenAI's key of an assistant's message: 0 shows it and does not teach it."""
 
@@ -38,9 +40,7 @@ def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[di
     if len(turns) == 1:
         raise DataError(f"{where}: nothing comes before the assistant's message; add the message it answers")
     if not spoken(turns[-1]) and not turns[-1].get("tool_calls") and not allow_empty:
-        raise DataError(
-            f"{where}: the assistant's last message is empty; fill it, remove the row, or pass allow_empty=True"
-        )
+        raise DataError(f"{where}: the assistant's last message is empty; {EMPTY}")
     if all(turn.get(WEIGHT) == 0 for turn in turns if turn["role"] == "assistant"):
         raise DataError(f"{where}: every assistant message has weight 0, so nothing is learnt; remove the row")
     return tuple(turns)
@@ -89,6 +89,7 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where} must be {{role, content}}, not {kind_of(turn)}")
     # Tables give every message every key, so a null cannot be told from a key that is not there.
     checked = {key: item for key, item in turn.items() if item is not None}
+    check_turn(checked, where)
     if "role" not in checked:
         raise DataError(f"{where} has no 'role'; every message is {{role, content}}")
     _text(checked["role"], where, "role")

@@ -1,15 +1,13 @@
 """Rows of JSON, JSONL, CSV and Parquet files, exactly as written, with errors that name file and line.
 
-CSV goes through pandas and Parquet through pyarrow, on which ``datasets`` stands as well: for one small file its cache
-and builders cost 30 to 100 ms. JSON goes through neither: their type inference silently turns the answer "2020-01-01"
-into a date, "2" into a number when another row holds one, and half a surrogate pair into nothing (measured with
-datasets 5.2), and a library that trains on text must read the text that is there.
+Parquet goes through pyarrow, on which ``datasets`` stands as well: for one small file its cache and builders cost 30
+to 100 ms. JSON and CSV go through Python's own readers: type inference silently turns the answer "2020-01-01" into a
+date, "2" into a number when another row holds one, and half a surrogate pair into nothing (measured with datasets 5.2),
+pandas repairs a malformed CSV cell by dropping characters of it, and a library that trains on text must read the text
+that is there.
 """
 
-import csv
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import Any
 
 from seekr_cl.errors import DataError, nearest
 from seekr_cl.system.utf8 import BOM, decoded
+from seekr_cl.tasks.csv_file import parse_csv
+from seekr_cl.tasks.tables import STRUCTURED, require_records, without_nulls
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
-class _Repeated(dict[str, Any]):
-    """A JSON object in which a key stands twice; kept as a type so that the caller can name its row."""
-
-    key = ""
+class RepeatedKeyError(ValueError):
+    """A JSON object holds a key twice, and only the last of the two would be kept."""
 
 
 def read_rows(path: Path) -> list[Any]:
@@ -49,9 +47,6 @@ def read_rows(path: Path) -> list[Any]:
     rows = reader(path)
     if not rows:
         raise DataError(f"{path}: holds no rows; add examples or remove the file")
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, _Repeated):
-            raise DataError(f"{path} row {number}: key {row.key!r} stands twice; keep one")
     return rows
 
 
@@ -82,7 +77,8 @@ def read_json(path: Path) -> list[Any]:
         The items of the list.
 
     Raises:
-        DataError: The file is not UTF-8, is empty, is broken JSON, or its top level is neither list nor object.
+        DataError: The file is not UTF-8, is empty, is broken JSON, holds a key twice, or its top level is neither a
+            list of records nor one record.
     """
     text = _read_text(path)
     try:
@@ -93,9 +89,12 @@ def read_json(path: Path) -> list[Any]:
         raise DataError(
             f"{path} line {error.lineno}: broken JSON ({error.msg}, column {error.colno}); mend it"
         ) from None
+    except RepeatedKeyError as error:
+        raise DataError(f"{path}{_row_of(text)}: {error}; keep one") from None
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: JSON that cannot be read ({_brief(error)}); mend it") from None
     if isinstance(data, dict):
+        require_records(data, str(path))
         return [data]
     if not isinstance(data, list):
         raise DataError(f"{path}: the top level must be a list of records; wrap the records in [ ]")
@@ -114,22 +113,42 @@ def _lines(path: Path, text: str) -> list[Any]:
             continue
         try:
             rows.append(_loads(line))
+        except RepeatedKeyError as error:
+            raise DataError(f"{path} row {len(rows) + 1}: {error}; keep one") from None
         except (RecursionError, ValueError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else _brief(error)
             raise DataError(f"{path} line {number}: broken JSON ({reason}); each line must be one record") from None
+    if len(rows) == 1 and isinstance(rows[0], dict):
+        require_records(rows[0], str(path))
     return rows
 
 
 def _loads(text: str) -> Any:
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(data := dict(pairs)) == len(pairs):
-            return data
-        names = [key for key, _ in pairs]
-        repeated = _Repeated(data)
-        repeated.key = next(key for key in names if names.count(key) > 1)
-        return repeated
+    return json.loads(text, object_pairs_hook=_distinct)
 
-    return json.loads(text, object_pairs_hook=collect)
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise RepeatedKeyError(f"key {next(key for key in names if names.count(key) > 1)!r} stands twice in one object")
+    return data
+
+
+def _row_of(text: str) -> str:
+    """Which row of a JSON list holds a key twice, found by reading its items one after another."""
+    decoder, place = json.JSONDecoder(object_pairs_hook=_distinct), text.find("[") + 1
+    if not text.lstrip().startswith("["):
+        return " row 1"
+    row = 1
+    while True:
+        while text[place : place + 1] in (",", " ", "\t", "\n", "\r"):
+            place += 1
+        try:
+            _, place = decoder.raw_decode(text, place)
+        except ValueError:
+            return f" row {row}"
+        row += 1
 
 
 def _read_text(path: Path) -> str:
@@ -152,36 +171,18 @@ def _read_text(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> list[Any]:
-    text = _read_text(path)
-    try:
-        header = next(csv.reader(io.StringIO(text, newline="")))
-    except (csv.Error, StopIteration) as error:
-        raise DataError(f"{path} line 1: no header could be read ({_brief(error)}); name the columns there") from None
-    if repeated := [name for name in header if header.count(name) > 1]:
-        raise DataError(f"{path} line 1: column {repeated[0]!r} stands twice; keep one")
-    import pandas
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Length of header or names")
-        try:
-            # Every column is text: left to guess, the reader makes 7 of "007" and nothing of "NA".
-            table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        except pandas.errors.EmptyDataError:
-            return []
-        except Exception as error:  # whatever the parser raises, the user needs the file and the reason
-            reason = _brief(error)
-            if "Length of header" in reason:
-                reason = "rows have more fields than the header names"
-            raise DataError(f"{path}: cannot be read as csv ({reason}); mend or export it again") from None
-    # A row that ends early lacks its last cells, and what is not there is not text.
-    rows: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
+    rows = parse_csv(_read_text(path), str(path))
     for number, row in enumerate(rows, 1):
-        for key in ("messages", "references"):
-            if isinstance(cell := row.get(key), str):
-                try:
-                    row[key] = _loads(cell) if cell else None
-                except (RecursionError, ValueError) as error:
-                    raise DataError(f"{path} row {number}: {key!r} must hold a JSON list ({_brief(error)})") from None
+        for key in STRUCTURED:
+            cell = row.get(key)
+            if not isinstance(cell, str) or key in ("prompt", "completion"):
+                continue
+            try:
+                row[key] = _loads(cell) if cell else None
+            except RepeatedKeyError as error:
+                raise DataError(f"{path} row {number}: {key!r}: {error}; keep one") from None
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{path} row {number}: {key!r} must hold a JSON list ({_brief(error)})") from None
     return rows
 
 
@@ -192,8 +193,11 @@ def _read_parquet(path: Path) -> list[Any]:
         table = pyarrow.parquet.read_table(path)
     except Exception as error:  # whatever arrow raises, the user needs the file and the reason
         raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); mend or export it again") from None
+    names = table.column_names
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}: column {repeated[0]!r} stands twice; keep one")
     try:
-        return table.to_pylist()
+        return without_nulls(table.to_pylist())
     except Exception:
         for number in range(len(table)):
             try:

@@ -1,19 +1,26 @@
 """Where a task's splits are: a file, a folder in TRACE's layout, a mapping of files, or a data set on the Hub."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
 from seekr_cl.system.paths import at_home
-from seekr_cl.tasks.examples import Example, example_from, reference_list
+from seekr_cl.tasks.columns import Columns
+from seekr_cl.tasks.examples import Example, example_of, reference_list
+from seekr_cl.tasks.formats import recognise
+from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
+from seekr_cl.tasks.tables import without_nulls
 
 SPLITS = ("train", "eval", "test")
 Source = str | Path | Mapping[str, str | Path]
 _SPELLINGS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": ("test",)}
+_DATASET_DICT, _DATASET = "dataset_dict.json", "dataset_info.json"
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<config>[^:]+))?")
 
 
@@ -31,12 +38,13 @@ class Part:
     rows: Callable[[], list[Any]]
     references: Path | None = None
 
-    def examples(self, limit: int | None, allow_empty: bool) -> list[Example]:
-        """Read and check the split.
+    def examples(self, limit: int | None, allow_empty: bool, columns: Columns | None = None) -> list[Example]:
+        """Read and check the split; columns that nothing is made of are named in one warning.
 
         Args:
             limit: Keep only so many rows from the start.
             allow_empty: Accept empty completions.
+            columns: What the records' keys are made of.
 
         Returns:
             The examples in file order.
@@ -53,13 +61,25 @@ class Part:
                     f"{self.references}: {len(accepted)} rows for the {len(rows)} rows of {self.label}; "
                     "give one list of accepted answers per row"
                 )
+        if columns is not None:
+            columns.check(dict.fromkeys(key for row in rows if isinstance(row, Mapping) for key in row), self.label)
         examples = []
+        unused: dict[str, None] = {}
         for number, row in enumerate(rows[:limit], 1):
-            example = example_from(row, f"{self.label} row {number}", allow_empty)
+            where = f"{self.label} row {number}"
+            if columns is not None:
+                row, left = columns.apply(row, where)
+                unused |= dict.fromkeys(left)
+            reading = recognise(row, where)
+            unused |= dict.fromkeys(reading.unused)
+            example = example_of(reading, where, allow_empty)
             if accepted:
                 references = reference_list(accepted[number - 1], f"{self.references} row {number}")
                 example = replace(example, references=references)
             examples.append(example)
+        if unused:
+            names = ", ".join(map(repr, unused))
+            warnings.warn(f"{self.label}: not used: {names}", DataWarning, stacklevel=2)
         return examples
 
 
@@ -120,6 +140,8 @@ def _file_part(path: Path) -> Part:
 
 
 def _folder(folder: Path) -> dict[str, Part]:
+    if (folder / _DATASET_DICT).is_file() or (folder / _DATASET).is_file():
+        return _saved(folder)
     parts = {}
     for split, spellings in _SPELLINGS.items():
         files = [folder / (name + suffix) for name in spellings for suffix in SUFFIXES]
@@ -133,6 +155,33 @@ def _folder(folder: Path) -> dict[str, Part]:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
         raise DataError(f"{folder}: no train split (holds {held}); add train{', train'.join(SUFFIXES)}")
     return parts
+
+
+def _saved(folder: Path) -> dict[str, Part]:
+    """A folder that ``save_to_disk`` of the library ``datasets`` wrote."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # whatever datasets raises, the user needs the folder and the reason
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise DataError(f"{folder}: not readable as a data set that save_to_disk wrote ({reason})") from None
+    return _parts(str(folder), found if isinstance(found, DatasetDict) else {"train": found})
+
+
+def _parts(source: str, splits: Mapping[str, Any]) -> dict[str, Part]:
+    parts = {}
+    for split, spellings in _SPELLINGS.items():
+        found = [name for name in spellings if name in splits]
+        if found:
+            parts[split] = Part(f"{source} {found[0]}", partial(_records, splits[found[0]]))
+    if "train" not in parts:
+        raise DataError(f"{source}: no train split (holds {', '.join(map(str, splits))}); choose another data set")
+    return parts
+
+
+def _records(split: Any) -> list[Any]:
+    return without_nulls(split.to_list())
 
 
 def _hub(source: str) -> dict[str, Part]:
@@ -149,11 +198,4 @@ def _hub(source: str) -> dict[str, Part]:
             f"{source}: cannot be fetched from the Hugging Face Hub ({type(error).__name__}: {reason}); "
             "check the name and the connection, or download it and give the folder"
         ) from None
-    parts = {}
-    for split, spellings in _SPELLINGS.items():
-        found = [name for name in spellings if name in splits]
-        if found:
-            parts[split] = Part(f"{source} {found[0]}", splits[found[0]].to_list)
-    if "train" not in parts:
-        raise DataError(f"{source}: no train split (holds {', '.join(map(str, splits))}); choose another data set")
-    return parts
+    return _parts(source, splits)

@@ -10,10 +10,24 @@ from seekr_cl.os_errors import named
 from seekr_cl.system.paths import beside
 from seekr_cl.system.yaml_file import expand, read_yaml
 from seekr_cl.tasks.benchmarks import BenchmarkUse
+from seekr_cl.tasks.columns import Columns
 from seekr_cl.tasks.sources import Source, default_name
-from seekr_cl.tasks.task import Task, check_limit, safe_name
+from seekr_cl.tasks.task import Task, check_limit, check_switch, safe_name
 
-_TASK_KEYS = ("name", "data", "eval", "test", "metric", "epochs", "max_new_tokens", "extract", "limit")
+_TASK_KEYS = (
+    "name",
+    "data",
+    "eval",
+    "test",
+    "metric",
+    "epochs",
+    "max_new_tokens",
+    "extract",
+    "limit",
+    "columns",
+    "allow_empty",
+)
+_COMMON = ("columns", "allow_empty")
 _CHECKED = ("metric", "epochs", "max_new_tokens", "extract")
 
 
@@ -31,6 +45,9 @@ class TaskSpec:
         max_new_tokens: How much to generate when tested.
         extract: Which part of what is generated is scored: `whole`, or `trace` (what comes after a rationale).
         limit: Rows to keep per split.
+        columns: What the records' keys are made of: `{prompt: question, completion: answer}`, or templates such as
+            `"Question: {question}"`.
+        allow_empty: Take rows whose answer is empty: the model learns to write nothing.
     """
 
     name: str
@@ -42,6 +59,8 @@ class TaskSpec:
     max_new_tokens: int = 64
     extract: str = "whole"
     limit: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, str] | None = None
+    allow_empty: bool = False
 
     def load(self, require_test: bool = True) -> Task:
         """Read the task; see :meth:`Task.load` for the errors.
@@ -59,7 +78,7 @@ class TaskSpec:
         source: Source = {"train": self.data, **swapped} if swapped else self.data
         return Task.load(
             source, self.name, self.metric, self.epochs, self.max_new_tokens, self.limit, require_test=require_test,
-            extract=self.extract,
+            extract=self.extract, columns=self.columns, allow_empty=self.allow_empty,
         )  # fmt: skip
 
 
@@ -103,13 +122,14 @@ class StreamSpec:
             given = "is missing" if entries is None else "is empty" if entries == [] else "must be a list"
             hint = nearest("tasks", data) if entries is None else ""
             raise ConfigError(f"{path}: 'tasks' {given}; list at least one data path under it{hint}")
+        common = {} if use is not None else {key: data.pop(key) for key in _COMMON if key in data}
         settings = {key: expand(value, f"{path}: key {key!r}") for key, value in data.items()}
         if use is not None:
             settings = {**use.protocol.settings, **settings}
         tasks: list[TaskSpec] = []
         taken: dict[str, str] = {}
         for number, entry in enumerate(entries, 1):
-            spec = task_spec(entry, f"{path}: task {number}", path.parent)
+            spec = task_spec(entry, f"{path}: task {number}", path.parent, common)
             # Folders that differ only in capitals are one folder on some file systems.
             slug = safe_name(spec.name).casefold()  # task_spec has checked that it is one
             if slug in taken:
@@ -204,12 +224,13 @@ def _benchmark(data: dict[Any, Any], path: Path, instead: Mapping[str, Any]) -> 
     return BenchmarkUse(block, f"{path}: benchmark", path.parent)
 
 
-def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
-    """Check one entry of the ``tasks`` list."""
+def task_spec(entry: Any, where: str, folder: Path, common: Mapping[str, Any] | None = None) -> TaskSpec:
+    """Check one entry of the ``tasks`` list; ``common`` holds what the stream says for all of them."""
     if isinstance(entry, str):
         entry = {"data": entry}
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: must be a path or a mapping with 'data', not {entry!r}")
+    entry = {**(common or {}), **entry}
     if isinstance(entry.get("name"), str):
         where += f" ({entry['name']})"
     entry = {key: expand(value, f"{where}, key {key!r}") for key, value in entry.items() if value is not None}
@@ -227,6 +248,8 @@ def task_spec(entry: Any, where: str, folder: Path) -> TaskSpec:
             entry[key] = str(beside(folder, entry[key], f"{where}: {key}"))
     entry.setdefault("name", default_name(entry["data"]))
     entry["limit"] = check_limit(entry.get("limit"), f"{where}: limit")
+    Columns.read(entry.get("columns"), f"{where}: columns")
+    check_switch(entry.get("allow_empty"), f"{where}: allow_empty")
     try:
         # A task without examples checks the name and the numbers now rather than after hours of earlier tasks.
         Task(entry["name"], [], **{key: entry[key] for key in _CHECKED if key in entry})

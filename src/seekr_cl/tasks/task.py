@@ -11,11 +11,12 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.os_errors import named
+from seekr_cl.tasks.columns import Columns
 from seekr_cl.tasks.examples import Example
 from seekr_cl.tasks.extraction import get_extraction
 from seekr_cl.tasks.sources import SPLITS, Source, default_name, locate
 
-__all__ = ["Example", "Task", "check_limit", "safe_name"]
+__all__ = ["Example", "Task", "check_limit", "check_switch", "safe_name"]
 
 
 def safe_name(name: str) -> str:
@@ -62,6 +63,24 @@ def check_limit(limit: Any, where: str = "limit") -> dict[str, int]:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"{where}: {split} must be a whole number above 0, not {number!r}")
     return dict(limit)
+
+
+def check_switch(value: Any, where: str) -> bool:
+    """Check a setting that is on or off.
+
+    Args:
+        value: What was given; ``None`` is off.
+        where: What error messages call it.
+
+    Returns:
+        Whether it is on.
+
+    Raises:
+        ConfigError: It is neither true nor false.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"{where}: must be true or false, not {value!r}")
+    return bool(value)
 
 
 @dataclass
@@ -126,13 +145,15 @@ class Task:
         require_test: bool = False,
         allow_empty: bool = False,
         extract: str = "whole",
+        columns: Mapping[str, str] | None = None,
     ) -> "Task":
         """Read a task.
 
         Args:
             source: A JSON, JSONL, CSV or Parquet file (the train split); a folder with ``train``, ``eval`` (or
-                ``dev``, ``validation``) and ``test`` files, ``test_references.json`` beside them if wanted; a mapping
-                ``{"train": ..., "eval": ..., "test": ...}``; or ``"hub:owner/name[:config]"``.
+                ``dev``, ``validation``) and ``test`` files, ``test_references.json`` beside them if wanted; a folder
+                that ``datasets`` saved; a mapping ``{"train": ..., "eval": ..., "test": ...}``; or
+                ``"hub:owner/name[:config]"``.
             name: The task's name; by default that of the folder or file.
             metric: The name of the metric.
             epochs: How often to pass over the train split.
@@ -141,6 +162,8 @@ class Task:
             require_test: Refuse a task without a test split.
             allow_empty: Accept empty completions.
             extract: Which part of what is generated is scored.
+            columns: What the records' keys are made of, where the file calls them otherwise: from ``prompt``,
+                ``completion``, ... to a column, or to a template such as ``"Question: {question}"``.
 
         Returns:
             The task.
@@ -149,18 +172,24 @@ class Task:
             DataError: A file is missing, empty, broken, or holds a row that cannot be used; the message names it.
             ConfigError: A setting is out of range.
         """
-        limits = check_limit(limit)
+        limits, mapping = check_limit(limit), Columns.read(columns)
         name = default_name(source) if name is None else name
         safe_name(name)
         parts = locate(source)
         if require_test and "test" not in parts:
             where = source.get("train") if isinstance(source, Mapping) else source
             raise DataError(f"{where}: task {name!r} has no test split; add a test file or give one as 'test'")
-        read = {split: part.examples(limits.get(split), allow_empty) for split, part in parts.items()}
+        read = {split: part.examples(limits.get(split), allow_empty, mapping) for split, part in parts.items()}
         return cls(
             name, read["train"], read.get("test", []), read.get("eval", []), metric, epochs, max_new_tokens,
             parts["train"].label, extract,
         )  # fmt: skip
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats that the examples were read as, each once; see ``formats.FORMATS``."""
+        names = (example.read_as for example in [*self.train, *self.eval, *self.test])
+        return list(dict.fromkeys(name for name in names if name))
 
     def fingerprint(self) -> str:
         """Hash the training examples' texts, so that a resumed run can tell whether its data changed.

@@ -35,7 +35,10 @@ def checked_text(value: Any, where: str, key: str) -> str:
         DataError: No string, or one with half a surrogate pair.
     """
     if not isinstance(value, str):
-        raise DataError(f"{where}: {key!r} must be a string, not {kind_of(value)}; put quotes around it")
+        fix = "put quotes around it"
+        if isinstance(value, Mapping | list | tuple):
+            fix = "write it as the text that is to be learnt, such as its JSON in a string"
+        raise DataError(f"{where}: {key!r} must be a string, not {kind_of(value)}; {fix}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

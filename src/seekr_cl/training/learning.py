@@ -58,10 +58,11 @@ class Learning:
         begun: the checkpoint to go on from.
         resume: whether leftovers of an interrupted learning are to be cleared away.
         committed: the memory with this task already in it, where only its model is missing.
-        network: the model in training; set by ``load``, as are the next four.
+        network: the model in training; set by ``load``, as are the next five.
         tokenizer: its tokenizer.
         is_sharded_early: whether process 0 alone loaded the weights and the others got their rows.
         tokenizer_sha256: the tokenizer's hash.
+        weights_dtype: the dtype the weights were loaded in.
         identity: what a resumed learning must share with the one it continues.
         context: what the method works with; set by ``prepare``, as are the next four.
         encoder: turns examples into tokens.
@@ -87,6 +88,7 @@ class Learning:
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     is_sharded_early: bool = field(init=False)
     tokenizer_sha256: str = field(init=False)
+    weights_dtype: str = field(init=False)
     identity: dict[str, Any] = field(init=False)
 
     context: Context = field(init=False)

@@ -17,9 +17,10 @@ from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
-from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, model_hash, tokenizer_hash
+from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, accepted_hashes, model_hash
 from seekr_cl.methods import Context, Layout
 from seekr_cl.models.loading import pad_id, save_model, written_state
+from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
@@ -31,6 +32,7 @@ from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learning import LOG, Learning, Learnt
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import places_of
+from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.sample_selection import (
     carried_state,
@@ -55,15 +57,25 @@ def load(state: Learning) -> None:
     network, state.tokenizer = load_configured(state.source, config, empty)
     set_template(state.tokenizer, config.chat_template)
     model_sha = ranks.once(partial(model_hash, network)) if state.is_sharded_early else model_hash(network)
-    state.tokenizer_sha256 = tokenizer_hash(state.tokenizer)
+    state.tokenizer_sha256, former_sha = accepted_hashes(state.tokenizer)
     state.identity = learning_identity(state.tasks, state.store, config, model_sha, state.tokenizer_sha256)
     if state.begun is not None:
+        if state.begun.state["identity"].get("tokenizer") == former_sha:
+            state.identity["tokenizer"] = former_sha
         check_same_learning(state.begun.state["identity"], state.identity, str(state.saves.place))
-    state.store.check_belongs(model_sha, state.tokenizer_sha256)
+    state.weights_dtype = dtype_of(network)
+    state.store.check_belongs(
+        model_sha,
+        state.tokenizer_sha256,
+        former_sha256=former_sha,
+        merged_from=merged_from(state.source),
+        dtype=state.weights_dtype,
+    )
     ranks.first(lambda: tidy(state.store.path))
     if state.resume:
         ranks.first(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source)
+    warn_if_updates_vanish(state.network, config)
     if state.is_sharded_early:
         once.shard(state.network, config)
     else:
@@ -165,6 +177,7 @@ def write(state: Learning) -> Learnt:
         write_json(folder / LOG, ready.log)
         if ready.carry is not None:
             ready.carry.save(folder)
+        note_origin(folder, network, model_sha, state.config.quantization)
 
     def write_both() -> None:
         _check_committed(state, model_sha)
@@ -255,6 +268,7 @@ def _commit(state: Learning, ready: Ready, keep: Any, new_tasks: list[MemoryTask
             method=describe_method(config),
             model_folder=state.output,
             method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+            dtype=state.weights_dtype,
         )
     except BaseException:
         # A model without its generation of the memory would only stand in the way of the next try. One whose

@@ -92,3 +92,11 @@ class TrainingProgress(TrainerCallback):
         """Ends the bar."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def drop_printers(trainer: Any) -> None:
+    """The Trainer's own printer would write every log line a second time."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)

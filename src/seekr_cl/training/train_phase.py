@@ -16,7 +16,7 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import Carry
-from seekr_cl.training.progress import TrainingProgress
+from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.trainer import SeekrTrainer
 
@@ -98,16 +98,8 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     trainer.rate_source = rate_source
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
-    _drop_printers(trainer)
+    drop_printers(trainer)
     return trainer
-
-
-def _drop_printers(trainer: SeekrTrainer) -> None:
-    """The Trainer's own printer would write every log line a second time."""
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    for printer in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(printer)
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.costs import FLOAT, num_bytes
+from seekr_cl.models.adapter_layers import leave_out
 from seekr_cl.models.query_adapters import ADAPTER
 
 
@@ -83,6 +84,7 @@ def attach(
     Raises:
         ConfigError: if PEFT cannot put them on this model.
     """
+    leave_out(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

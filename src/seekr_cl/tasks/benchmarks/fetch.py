@@ -9,6 +9,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError, nearest
 from seekr_cl.system.locks import hold
+from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import at_home
 from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 from seekr_cl.tasks.benchmarks.archives import open_files
@@ -122,6 +123,7 @@ def _convert(
         raise DataError(f"{called or path}: its sha256 is {found or 'none, it is a folder'}, not {sha256}; refused")
     content: dict[str, Any] = {"name": benchmark.name, "variant": variant, "source": called or path.name}
     content |= {"sha256": found, "rows": {}, "files": {}, "notes": []}
+    refuse_mount(output)
     place = unfinished_folder(output)
     try:
         make_folder(place)
