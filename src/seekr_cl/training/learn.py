@@ -124,7 +124,7 @@ def _learn(state: Learning) -> Learnt:
     with phases.attached_method(state):
         phases.score_general(state)
         phases.choose(state)
-        if not state.stand.reached("scored"):
+        if not state.progress.phase_done("scored"):
             train(state)
             phases.score(state)
     return phases.write(state)

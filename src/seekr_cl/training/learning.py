@@ -13,7 +13,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Method
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.task_progress import Standing
+from seekr_cl.training.task_progress import TaskProgress
 from seekr_cl.training.trainer import SeekrTrainer
 
 LOG = "training_log.json"
@@ -68,7 +68,7 @@ class Learning:
         encoder: turns examples into tokens.
         trained: examples and their tokens, for each task.
         method: the method, attached to the model until its phases are over.
-        stand: which phases are complete, and what they gave.
+        progress: which phases are complete, and what they gave.
         trainer: set by ``train``.
         importance: head importance for the memory; set when the method has been detached.
     """
@@ -95,7 +95,7 @@ class Learning:
     encoder: Encoder = field(init=False)
     trained: list[tuple[list[Example], list[Encoded]]] = field(init=False)
     method: Method = field(init=False)
-    stand: Standing = field(init=False)
+    progress: TaskProgress = field(init=False)
 
     trainer: SeekrTrainer = field(init=False)
     importance: HeadImportance | None = field(init=False)

@@ -41,7 +41,7 @@ from seekr_cl.training.sample_selection import (
     general_samples,
     within_budget,
 )
-from seekr_cl.training.task_progress import Ready, Standing, is_uncommitted, make_room, tidy
+from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, tidy
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
@@ -110,7 +110,7 @@ def attached_method(state: Learning) -> Iterator[None]:
     state.method = state.config.method.kind(state.config.method.settings, state.context)
     try:
         places = places_of(state.store.path, state.output, state.saves.place)
-        state.stand = Standing(state.saves, state.identity, places, state.method, state.begun)
+        state.progress = TaskProgress(state.saves, state.identity, places, state.method, state.begun)
         yield
         state.importance = state.method.importance
     finally:
@@ -119,34 +119,34 @@ def attached_method(state: Learning) -> Iterator[None]:
 
 def score_general(state: Learning) -> None:
     """Puts samples of general data, with the base model's signals, into a new memory."""
-    stand = state.stand
-    if stand.reached("general"):
+    progress = state.progress
+    if progress.phase_done("general"):
         return
     samples = general_samples(state.config, state.store, state.encoder, GENERAL)
     if samples:
         state.method.before_task(samples)
         scored = state.method.after_task(GENERAL, samples)
-        stand.new_tasks.append(replace(scored, info={GENERAL: True}))
-        stand.save("general")
+        progress.new_tasks.append(replace(scored, info={GENERAL: True}))
+        progress.save("general")
 
 
 def choose(state: Learning) -> None:
     """Chooses the samples to keep; where the trained model will choose, as many stand in for them until then."""
-    if not state.stand.reached("prepared"):
+    if not state.progress.phase_done("prepared"):
         until_then = "random" if chooses_after_training(state.config) else None
-        state.stand.kept = _choose(state, until_then) if state.method.keeps else []
+        state.progress.kept = _choose(state, until_then) if state.method.keeps else []
 
 
 def score(state: Learning) -> None:
     """Scores the kept samples with the trained model, and saves all that the memory and the next task will need."""
-    config, method, trainer, stand = state.config, state.method, state.trainer, state.stand
+    config, method, trainer, progress = state.config, state.method, state.trainer, state.progress
     model = state.context.model
     model.eval()
     if method.keeps and chooses_after_training(config):
-        stand.kept = _choose(state)
-    scored = method.after_task(state.name, stand.kept)
+        progress.kept = _choose(state)
+    scored = method.after_task(state.name, progress.kept)
     reshard(state.network)
-    stand.new_tasks.append(replace(scored, info=_facts(state)))
+    progress.new_tasks.append(replace(scored, info=_facts(state)))
     carry = _carry(state)
     carried = method.carry_on()
     content = {
@@ -160,18 +160,18 @@ def score(state: Learning) -> None:
         "carry": carry.tensors if carry is not None else {},
         "carried": {} if carried is None else dict(carried[0]),
     }
-    stand.save("scored", content, parts, keep_shards=keeps_shards(trainer))
+    progress.save("scored", content, parts, keep_shards=keeps_shards(trainer))
 
 
 def write(state: Learning) -> Learnt:
     """Writes the model, and with it the next generation of the memory."""
-    ready = state.stand.ready(state.context.model)
+    ready = state.progress.ready(state.context.model)
     state.context.model.zero_grad(set_to_none=True)
     network = state.method.finished_model()
     model_sha = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
     tensors = plain(written_state(network)) if sharded else None
-    keep, new_tasks = within_budget(state.config, state.store, state.stand.new_tasks, state.context)
+    keep, new_tasks = within_budget(state.config, state.store, state.progress.new_tasks, state.context)
 
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
@@ -196,7 +196,7 @@ def write(state: Learning) -> Learnt:
     elif sharded:
         model, _ = load_configured(state.output, state.config)
     return Learnt(
-        model, state.tokenizer, state.stand.seconds, ready.steps, ready.log, state.encoder.cut_count, training
+        model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training
     )
 
 

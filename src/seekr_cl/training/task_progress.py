@@ -46,7 +46,7 @@ class Ready:
     carried: Carried | None
 
 
-class Standing:
+class TaskProgress:
     """The state of one learning, taken from a checkpoint or from the beginning.
 
     Args:
@@ -89,7 +89,7 @@ class Standing:
         """Time spent on this task, that of interrupted processes up to their last checkpoint included."""
         return self._before + time.perf_counter() - self._started
 
-    def reached(self, phase: str) -> bool:
+    def phase_done(self, phase: str) -> bool:
         """Whether the checkpoint that was resumed from has this phase behind it, or lies in it."""
         return self.begun is not None and PHASES.index(self.begun.state["phase"]) >= PHASES.index(phase)
 
@@ -158,7 +158,7 @@ class Standing:
 
     def ready(self, model: nn.Module) -> Ready:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""
-        if self.reached("scored"):
+        if self.phase_done("scored"):
             assert self.begun is not None
             state, carry, carried = self.begun.state, self.begun.tensors("carry"), self.begun.tensors("carried")
             put_weights(model, self.begun.whole("weights"))

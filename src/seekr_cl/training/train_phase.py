@@ -23,16 +23,16 @@ from seekr_cl.training.trainer import SeekrTrainer
 
 def train(state: Learning) -> None:
     """Trains on the new examples and what the method replays; sets ``state.trainer``."""
-    config, method, stand, context = state.config, state.method, state.stand, state.context
-    old_tasks = [*state.store.tasks, *stand.new_tasks] if method.keeps else []
+    config, method, progress, context = state.config, state.method, state.progress, state.context
+    old_tasks = [*state.store.tasks, *progress.new_tasks] if method.keeps else []
     method.check_replay(old_tasks)
-    check_budget(config, state.store, stand.kept, context.warn)
+    check_budget(config, state.store, progress.kept, context.warn)
     replay = TaskSamples(method.old_samples(old_tasks) if method.replays else [])
     schedule, reviews = _schedule(state, replay)
     _warn_without_effect(state, replay, _replay_comes(state, schedule, reviews))
-    if not stand.reached("prepared"):
-        method.before_task(stand.kept)
-        stand.save("prepared")
+    if not progress.phase_done("prepared"):
+        method.before_task(progress.kept)
+        progress.save("prepared")
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
     state.trainer.train()
@@ -76,7 +76,7 @@ def _replay_comes(state: Learning, schedule: list[MicroBatch], reviews: Reviews 
 
 
 def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, reviews: Reviews | None) -> SeekrTrainer:
-    config, context, stand = state.config, state.context, state.stand
+    config, context, progress = state.config, state.context, state.progress
     args = copy.copy(config)
     args.num_train_epochs = 1
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
@@ -90,8 +90,8 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         ScheduledBatches(schedule, examples, replay, state.method, context.layout, share),
         state.method,
         Carry.load(Path(state.source)) if config.carry_optimizer else None,
-        stand.save_training,
-        stand.begun if stand.reached("training") else None,
+        progress.save_training,
+        progress.begun if progress.phase_done("training") else None,
         reviews,
         callbacks=[TrainingProgress(state.name, config.progress), *state.callbacks],
     )
@@ -103,7 +103,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:
-    method, kept, warn = state.method, state.stand.kept, state.context.warn
+    method, kept, warn = state.method, state.progress.kept, state.context.warn
     if method.generates and not kept:
         return
     if method.replays and state.store.generation and not replay:
