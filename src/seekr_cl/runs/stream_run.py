@@ -44,7 +44,7 @@ from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.context_check import check_room, tests_encoder
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learn import learn
-from seekr_cl.training.learning import Learnt
+from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
 from seekr_cl.training.task_progress import open_memory
@@ -231,7 +231,7 @@ class Run:
         number: int,
         name: str,
         folder: str,
-        learnt: Learnt | None,
+        learnt: LearnResult | None,
         matrix: ScoreMatrix,
         model_hash: str,
         training: dict[str, Any] | None = None,
@@ -259,7 +259,7 @@ class Run:
         return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
 
     def _evaluate(
-        self, name: str, folder: str, learnt: Learnt | None, place: Place
+        self, name: str, folder: str, learnt: LearnResult | None, place: Place
     ) -> tuple[dict[str, float], dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer

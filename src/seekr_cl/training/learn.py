@@ -26,7 +26,7 @@ from seekr_cl.tasks import Task
 from seekr_cl.training import phases
 from seekr_cl.training.adapting import load_configured
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.learning import LOG, Learning, Learnt, name_of
+from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.run_identity import check_same_learning, task_identity
 from seekr_cl.training.task_progress import before_lost_model, open_memory, tidy_up
@@ -44,7 +44,7 @@ def learn(
     *,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
-) -> Learnt:
+) -> LearnResult:
     """Teaches a model one task without forgetting the earlier ones.
 
     Reads model and memory, trains, writes the new model to ``output`` and the next generation of the memory. Nothing
@@ -117,7 +117,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
         )
 
 
-def _learn(state: Learning) -> Learnt:
+def _learn(state: Learning) -> LearnResult:
     """The phases of one learning, in order."""
     phases.load(state)
     phases.prepare(state)
@@ -138,7 +138,7 @@ def _finished(
     config: SeekrConfig,
     begun: Checkpoint | None,
     source: str,
-) -> Learnt | None:
+) -> LearnResult | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
         return None
@@ -154,4 +154,4 @@ def _finished(
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
     training: Any = store.tasks[-1].info.get("training", {})
-    return Learnt(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
+    return LearnResult(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)

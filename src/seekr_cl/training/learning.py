@@ -21,7 +21,7 @@ LOG = "training_log.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class LearnResult:
     """What learning a task gave.
 
     Attributes:

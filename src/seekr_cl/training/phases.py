@@ -29,7 +29,7 @@ from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.context_check import check_room
 from seekr_cl.training.fitting import fitting, make_encoder
-from seekr_cl.training.learning import LOG, Learning, Learnt
+from seekr_cl.training.learning import LOG, Learning, LearnResult
 from seekr_cl.training.optimizer_carryover import Carry
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
@@ -163,7 +163,7 @@ def score(state: Learning) -> None:
     progress.save("scored", content, parts, keep_shards=keeps_shards(trainer))
 
 
-def write(state: Learning) -> Learnt:
+def write(state: Learning) -> LearnResult:
     """Writes the model, and with it the next generation of the memory."""
     ready = state.progress.ready(state.context.model)
     state.context.model.zero_grad(set_to_none=True)
@@ -195,7 +195,7 @@ def write(state: Learning) -> Learnt:
         model = None
     elif sharded:
         model, _ = load_configured(state.output, state.config)
-    return Learnt(
+    return LearnResult(
         model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training
     )
 
