@@ -13,7 +13,7 @@ import pytest
 from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
-from seekr_cl.config.rates import InertWarning
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
@@ -196,7 +196,7 @@ def observe(
         "weights": {key: value.float() for key, value in weights(folder / "m2").items()},
         "memory": memory,
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
-        "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
+        "warning": [str(warning.message) for warning in caught if issubclass(warning.category, NoEffectWarning)],
         "screen": capsys.readouterr().err,
         "modes": sorted((path.name, path.stat().st_mode) for path in (folder / "memory").iterdir()),
     }

@@ -43,7 +43,7 @@ from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_i
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.keys import DataWarning
-from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
 from seekr_cl.training.run_identity import scoring_hash
 
 SCORES = "scores.json"
@@ -299,7 +299,7 @@ def _length(asked: int | None, context: int | None) -> int:
         return context or DEFAULT_LENGTH
     if context is not None and asked > context:
         warnings.warn(
-            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+            f"--max-length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
         )
         return context
     return asked

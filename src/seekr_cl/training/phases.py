@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
-from seekr_cl.config.rates import InertWarning, record
+from seekr_cl.config.rates import NoEffectWarning, record
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
@@ -91,7 +91,7 @@ def prepare(state: Learning) -> None:
         layout=Layout(pad_id(state.tokenizer), _padding_side(network, config), config.pad_multiple or 1),
         importance=store.importance,
         seed=config.seed + number * _SEED_STEP,
-        warn=lambda message: warnings.warn(message, InertWarning, stacklevel=2),
+        warn=lambda message: warnings.warn(message, NoEffectWarning, stacklevel=2),
         signal_dtype=config.signal_dtype or "int8",
         tokenizer=state.tokenizer,
         task=state.name,
@@ -208,7 +208,7 @@ def _is_sharded_early(config: SeekrConfig) -> bool:
     if hindrance:
         warnings.warn(
             f"fsdp_cpu_ram_efficient_loading: no effect with {hindrance}, every process loads the whole model",
-            InertWarning,
+            NoEffectWarning,
             stacklevel=2,
         )
     return not hindrance
