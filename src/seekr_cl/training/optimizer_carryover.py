@@ -18,7 +18,7 @@ from seekr_cl.system.files import write_tensors
 FILE = "seekr_carry.safetensors"
 
 
-class Carry:
+class OptimizerCarryover:
     """Tensors by name: ``gradient/<parameter>`` and ``state/<parameter>/<key>``."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.context_check import check_room
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learning import LOG, Learning, LearnResult
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
@@ -236,13 +236,13 @@ def _facts(state: Learning) -> dict[str, object]:
     return facts | {"training": record(config, trainer.args, trainer.rate_source, trainer.state.global_step)}
 
 
-def _carry(state: Learning) -> Carry | None:
+def _carry(state: Learning) -> OptimizerCarryover | None:
     config = state.config
     if not config.carry_optimizer:
         return None
     leak = getattr(config.method.settings, "gradient_leak", False)
     steps = config.gradient_accumulation_steps
-    return Carry.take(state.context.model, state.trainer.optimizer, gradients=leak, steps=steps)
+    return OptimizerCarryover.take(state.context.model, state.trainer.optimizer, gradients=leak, steps=steps)
 
 
 def _check_committed(state: Learning, model_sha: str) -> None:

@@ -22,7 +22,7 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
 
 PHASES = ("general", "prepared", "training", "scored")
@@ -42,7 +42,7 @@ class Ready:
 
     log: list[dict[str, Any]]
     steps: int
-    carry: Carry | None
+    carry: OptimizerCarryover | None
     carried: Carried | None
 
 
@@ -166,7 +166,7 @@ class TaskProgress:
             assert self._last is not None
             state, carry, carried = self._last[0], self._last[1]["carry"], self._last[1]["carried"]
         on = None if state["carried"] is None else (carried, state["carried"])
-        return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
+        return Ready(state["log"], state["steps"], OptimizerCarryover(carry) if state["carries"] else None, on)
 
 
 def open_memory(place: Path) -> ReplayMemory:

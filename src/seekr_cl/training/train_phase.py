@@ -15,7 +15,7 @@ from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import stop_if_asked
 from seekr_cl.training.learning import Learning
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.trainer import SeekrTrainer
@@ -89,7 +89,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         args,
         ScheduledBatches(schedule, examples, replay, state.method, context.layout, share),
         state.method,
-        Carry.load(Path(state.source)) if config.carry_optimizer else None,
+        OptimizerCarryover.load(Path(state.source)) if config.carry_optimizer else None,
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,

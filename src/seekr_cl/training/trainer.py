@@ -23,7 +23,7 @@ from seekr_cl.replay.forgetting_curve import Reviews
 from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.gradient_shares import GradientShares
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_resume import ResumableTrainer, SaveState, SaveWhenDue
 
 
@@ -57,7 +57,7 @@ class SeekrTrainer(ResumableTrainer):
         args: SeekrConfig,
         train_dataset: ScheduledBatches,
         method: Method,
-        carry: Carry | None = None,
+        carry: OptimizerCarryover | None = None,
         save_state: SaveState | None = None,
         begun: Checkpoint | None = None,
         reviews: Reviews | None = None,

@@ -18,7 +18,7 @@ from seekr_cl.system.stop_requests import wish
 from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.gradient_shares import GradientShares
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_state import (
     put_optimizer,
     put_rng_of_all,
@@ -46,7 +46,7 @@ class ResumableTrainer(Trainer):
     shares: GradientShares
     weights: dict[str, float]
     reviews: Reviews | None
-    carry: Carry | None
+    carry: OptimizerCarryover | None
     _network: nn.Module
     _dtypes: dict[str, torch.dtype]
     _sums: dict[str, Tensor]
