@@ -115,7 +115,7 @@ OWN_ROWS = {
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),
     "long_completions": Row("skip", "error", {"max_length": 11, "max_answer_length": 4}),
-    "boundary": Row("joint", "memory", {"max_length": 9}),
+    "prompt_boundary": Row("merged", "memory", {"max_length": 9}),
     # These are of conversations; what they do is in test_chat_learning.py.
     "train_on": Row("last", "chat"),
     "chat_template": Row("FILE", "chat"),

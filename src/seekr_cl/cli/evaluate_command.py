@@ -36,6 +36,7 @@ from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.renamed import as_named_now
 from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
@@ -186,7 +187,7 @@ def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     content = _read(former)
     scores = content.get("tasks", {})
     tests = {name: {"metric": one["metric"], "sha256": one["sha256"]} for name, one in scores.items()}
-    settings = dict(content.get("evaluation", {}))
+    settings = dict(as_named_now(content.get("evaluation", {})))
     settings.pop("prompts_cut", None)
     now = identity["evaluation"]
     differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]

@@ -8,6 +8,7 @@ import yaml
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
+from seekr_cl.renamed import RENAMED, rename_settings
 from seekr_cl.replay.config import KEEPING
 from seekr_cl.system.yaml_file import expand, read_yaml
 from seekr_cl.tasks.task import check_switch
@@ -34,7 +35,7 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
     Raises:
         ConfigError: for a pair without ``=`` or a value that is not YAML.
     """
-    merged = dict(settings)
+    merged = rename_settings(settings)
     if isinstance(merged.get("method"), str):
         merged["method"] = {"name": merged["method"]}
     if method is not None:
@@ -63,6 +64,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
             place[part] = dict(inner) if isinstance(inner, Mapping) else {}
             place = place[part]
         place[last] = value
+        if key in RENAMED:
+            merged.pop(RENAMED[key][0], None)
+            merged = rename_settings(merged)
     return merged
 
 

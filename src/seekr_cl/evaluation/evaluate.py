@@ -260,7 +260,7 @@ def settings_of(engine: Engine, encoder: Encoder) -> dict[str, Any]:
     """How answers were made, as the score file records it."""
     return engine.describe() | {
         "max_length": encoder.max_length,
-        "boundary": encoder.boundary,
+        "prompt_boundary": encoder.prompt_boundary,
         "strip_thinking": encoder.chat.strip_thinking,
         "template_date": encoder.chat.date,
         "chat_template_kwargs": dict(encoder.chat.template_kwargs),

@@ -71,7 +71,7 @@ _ASPECTS: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("decoding", _evaluated("decoding"), True),
     ("longest prompt and answer", _evaluated("max_length"), True),
     ("benchmark or deviations from it", lambda scores, ledger: scores.get("benchmark") or {}, False),
-    ("prompt boundary", _evaluated("boundary"), True),
+    ("prompt boundary", _evaluated("prompt_boundary"), True),
 )
 _NOTED: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("evaluation batch size, which changes single answers here", _batch, True),

@@ -19,6 +19,7 @@ from seekr_cl.evaluation.statistics import (
     paired_test,
     seed_interval,
 )
+from seekr_cl.renamed import as_named_now
 from seekr_cl.report.comparable import differences
 
 AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
@@ -246,4 +247,4 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
-    return content
+    return as_named_now(content)

@@ -31,6 +31,7 @@ from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
+from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
@@ -126,7 +127,7 @@ class Run:
             write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(json.loads(ledger.read_text(encoding="utf-8")))
+            former = as_named_now(dict(json.loads(ledger.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"

@@ -22,7 +22,7 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
             f"max_length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    boundary = config.boundary or "exact"
+    boundary = config.prompt_boundary or "separate"
     return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
 
 
