@@ -7,6 +7,7 @@ values goes into ``check``.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -174,7 +175,7 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(
                 f"{where}: {value!r} is unknown{nearest(str(value), choices)} (choose from {', '.join(choices)})"
             )
-    elif type(value) not in kinds or value != value:  # not a number is never what a setting means
+    elif type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in _PLAIN if kind in kinds)
         raise ConfigError(f"{where}: {value!r} is not {'an' if names.startswith('int') else 'a'} {names}")
     if type(value) in (int, float):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.evaluation import ScoreMatrix, score_answers, write_predictions
+from seekr_cl.evaluation.scoring import scoring_hash
 from seekr_cl.system.files import write_json
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training.run_identity import scoring_hash
 
 EVALUATION = {
     "engine": "transformers", "version": "5", "dtype": "float32", "device": "cpu", "batch_size": 8,
@@ -23,7 +23,7 @@ class _Plain:
     class texts:  # noqa: N801
         """Every text is read as it is."""
 
-        as_read = staticmethod(str)
+        as_read, length = staticmethod(str), staticmethod(len)
 
     def render(self, example: Example) -> tuple[str, str]:
         return example.prompt, example.completion

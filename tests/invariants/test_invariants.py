@@ -28,8 +28,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from seekr_cl.methods import METHODS, get_method
+from seekr_cl.models import source as model_source
 from seekr_cl.models.loading import load_model
-from seekr_cl.training import adapting, learn
+from seekr_cl.training import learn
 
 REPLAYING = [name for name in ROWS if get_method(name).replays]
 DISTILLING = [name for name in REPLAYING if hasattr(get_method(name).Settings(), "logits_top_k")]
@@ -152,7 +153,7 @@ def test_the_kernel_is_sdpa_and_the_padding_right_unless_said_otherwise(bases: d
 
 def attend_with(patch: pytest.MonkeyPatch, kernel: str) -> None:
     """Models are loaded with that attention kernel."""
-    load = adapting.load_model
+    load = model_source.load_model
 
     def loaded(*args: Any) -> Any:
         model, tokenizer = load(*args)
@@ -160,7 +161,7 @@ def attend_with(patch: pytest.MonkeyPatch, kernel: str) -> None:
         assert model.config._attn_implementation == kernel
         return model, tokenizer
 
-    patch.setattr(adapting, "load_model", loaded)
+    patch.setattr(model_source, "load_model", loaded)
 
 
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_memory import commit, current_of, make_task, put_right, remark, resign
+from made_memory import VOCABULARY, commit, current_of, make_task, put_right, remark, resign
 
 from seekr_cl.attention import DenseRows
 from seekr_cl.attention.stored import collate_rows
+from seekr_cl.cli.output import size
 from seekr_cl.errors import SeekrError
 from seekr_cl.memory import ReplayMemory, archive, shard
+from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.system.files import file_record
 
 MANY = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -31,6 +34,8 @@ JSON = st.recursive(
     max_leaves=5,
 )
 NUMBERS = st.integers(0, 255) | st.sampled_from([1 << 8, 1 << 16, (1 << 31) - 1, (1 << 32) - 1])
+HUGE = st.sampled_from([10**18, 1 << 62, 1 << 64, 10**400, -1, -(1 << 40)])
+MODEL = Limits(tokens=VOCABULARY, outputs=VOCABULARY, layers=3, heads=4, length=64)
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +71,32 @@ def open_and_use(folder: Path) -> None:
     """Opens it and touches what training touches."""
     memory = ReplayMemory.open(folder, create=True)
     memory.check_belongs(memory.model_sha256, memory.tokenizer_sha256)
-    assert memory.num_bytes > 0
+    assert size(memory.num_bytes)
+    layers = () if memory.importance is None else memory.importance.layers
+    check_fits(memory.tasks, layers, MODEL, str(folder))
+    # What fits the model can be looked up in it.
+    embedding_V, heads_NH = torch.zeros(MODEL.tokens), torch.zeros(3, 4)
+    assert heads_NH[list(layers)].shape == (len(layers), 4)
     for task, sample in memory.samples:
         assert task.name + sample.prompt + sample.completion is not None
+        assert len(embedding_V[sample.ids_L]) == len(sample.ids_L) > 0
+        assert all(len(heads_NH[layer, heads]) == len(heads) for layer, heads in task.heads.items())
         if sample.attention is not None:
             for layer, heads in task.heads.items():
                 rows = sample.attention.of_layer(task.heads, layer)
                 teacher = collate_rows([rows], [0], len(sample.attention.query_R), len(sample.ids_L))
                 assert len(teacher.prob_PRL if isinstance(teacher, DenseRows) else teacher.prob_PRK) == len(heads)
         if sample.logits is not None:
-            assert sample.logits.decode()[0].shape[0] == len(sample.logits.position_A)
+            prob_AK, token_AK, tail_A, _ = sample.logits.decode()
+            assert embedding_V[token_AK].shape == prob_AK.shape
+            assert prob_AK.shape[0] == len(sample.logits.position_A) > 0
+            assert tail_A.isfinite().all()
 
 
 def changed(data: st.DataObject, document: Any) -> Any:
     """The document with any value in any place, or without that place."""
     place = data.draw(st.sampled_from(places(document)))
-    value, drop = data.draw(JSON | NUMBERS), data.draw(st.booleans())
+    value, drop = data.draw(JSON | NUMBERS | HUGE), data.draw(st.booleans())
     node = document
     for key in place[:-1]:
         node = node[key]

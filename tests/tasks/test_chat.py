@@ -66,6 +66,12 @@ def test_labels_are_the_answers_and_nothing_else():
     assert encoded.learnable == 6
 
 
+def test_white_space_that_the_tokenizer_has_as_a_token_is_no_end_of_a_turn():
+    one = encoder(special=("<|end|>", "\n", "<|user|>", "<|assistant|>", "b"))
+    shown = one.show(example(FIVE))
+    assert [shown.text[begin:end] for begin, end in shown.learnt] == ["b<|end|>", "d<|end|>", "f<|end|>"]
+
+
 def test_a_turn_of_weight_0_is_shown_and_not_learnt(tmp_path):
     messages = [dict(turn) for turn in FIVE]
     messages[1]["weight"], messages[3]["weight"] = 0, 1

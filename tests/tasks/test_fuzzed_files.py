@@ -40,11 +40,17 @@ STREAM: dict[str, Any] = {
         {"name": "b", "data": "b.json", "eval": "e.json", "metric": "rouge", "epochs": 2, "limit": {"train": 3}},
     ],
 }
+LAUGHS = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n in range(12))
+MERGED = "".join(f"b{n + 1}: &b{n + 1} {{<<: [{', '.join([f'*b{n}'] * 9)}]}}\n" for n in range(12))
+BOMBS = [
+    f"\nb0: &b0 [x, x]\n{LAUGHS}".encode(), f"\nb0: &b0 {{x: y}}\n{MERGED}".encode(), b"\nr: &r {r: *r}\n",
+    b"\nr: &r [*r]\n",
+]  # fmt: skip
 PIECES = st.binary(max_size=12) | st.sampled_from(
     [b"&a ", b"*a", b"<<: ", b"!!python/object:os.system ", b"!!timestamp ", b"!!binary ", b"!!int ", b"!!float ",
      b"!!set ", b"!!omap ", b"- ", b"? ", b": ", b"{", b"[", b"'", b'"', b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf",
      b"2020-99-99", b"0x", b"1:99", b"0b_", b"._", b"---\n", b"%YAML 9\n", b"\\ud800", b"NaN", b"1e999", b"[" * 3000,
-     b"9" * 5000, b"\xe2\x80\xa8", b","]
+     b"9" * 5000, b"\xe2\x80\xa8", b",", b"99999999999999999999", *BOMBS]
 )  # fmt: skip
 
 

@@ -16,10 +16,11 @@ from transformers import TrainingArguments
 from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.models import source as model_source
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig, adapting
+from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
 from seekr_cl.training.checkpoint import Checkpoints
 
 
@@ -161,7 +162,7 @@ def observe(
     shapes: list[tuple[int, ...]] = []
     loaded: list[tuple[Any, ...]] = []
     saved: list[str] = []
-    fetch, load, save = ScheduledBatches.__getitem__, adapting.load_model, Checkpoints.save
+    fetch, load, save = ScheduledBatches.__getitem__, model_source.load_model, Checkpoints.save
 
     def watched_fetch(self: ScheduledBatches, index: int) -> dict[str, Any]:
         parts = fetch(self, index)
@@ -184,7 +185,7 @@ def observe(
     with warnings.catch_warnings(record=True) as caught, monkeypatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(ScheduledBatches, "__getitem__", watched_fetch)
-        patch.setattr(adapting, "load_model", watched_load)
+        patch.setattr(model_source, "load_model", watched_load)
         patch.setattr(Checkpoints, "save", watched_save)
         try:
             done = teach(base, folder, tasks(), config_for(settings.pop("method"), folder, **settings))

@@ -1,8 +1,6 @@
 """``seekr evaluate``: generate, score, and measure general ability."""
 
-import json
 import warnings
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -18,38 +16,27 @@ from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
-from seekr_cl.errors import ConfigError, DataError, ModelError, OutputError
+from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.evaluation import (
     Engine,
-    Place,
-    TaskScore,
     TransformersEngine,
     get_metric,
-    score_task,
-    settings_of,
-    write_predictions,
 )
 from seekr_cl.evaluation.engines import VllmEngine
 from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
-from seekr_cl.evaluation.statistics import CONVENTION
+from seekr_cl.evaluation.scoring import GENERAL, read_scores, score_into
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
-from seekr_cl.renamed import as_named_now
 from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
-from seekr_cl.system.removal import is_regular, remove_file, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.system.removal import remove_unfinished_inside
+from seekr_cl.system.stop_requests import stop_here_if_asked
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
-from seekr_cl.training.run_identity import scoring_hash
-
-SCORES = "scores.json"
-PARTIAL = "partial.json"
-GENERAL = "general.json"
 
 
 def evaluate_command(given: Any) -> None:
@@ -97,61 +84,20 @@ def _score_tasks(
     asked = _chat(given, streams)
     set_template(engine.tokenizer, asked.chat_template)
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context), chat=asked.chat())
-    for task in tasks:
-        # All of them before the first is scored, so that the last one's trouble does not cost the others' hours.
-        for example in task.test:
-            encoder.encode_prompt(example, reserve=task.max_new_tokens)
-    identity: dict[str, Any] = {
-        "model_sha256": model_id,
-        "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},
-        # Four bits give other answers, and are none of the engine's own settings.
-        "evaluation": settings_of(engine, encoder)
-        | ({"quantization": given.quantization} if given.quantization else {}),
-    }
-    scores = ranks.once(lambda: _begun(output, identity))
-    # Answers that fill max_new_tokens, and references that would not fit into it.
-    broken_off = ranks.once(lambda: _former_counts(output))
-    place = Place(output, model_id, ranks.own(), ranks.count())
-
-    def note(score: TaskScore) -> None:
-        write_predictions(output, score)
-        write_json(output / PARTIAL, identity | {"tasks": scores, "broken_off": broken_off})
-
-    for task in tasks:
-        if task.name in scores:
-            continue
-        score = score_task(engine, task, encoder, lambda _done: stop_here_if_asked(), place)
-        scores[task.name] = {
-            "metric": task.metric,
-            "score": score.score,
-            "interval": score.interval.to_json(),
-            "examples": score.count,
-            "max_new_tokens": task.max_new_tokens,
-            "sha256": scoring_hash(task),
-        }
-        broken_off[task.name] = {"references_longer": score.references_longer, "answers": score.broken_off}
-        ranks.first(partial(note, score))
-        stop_if_asked()
-    settings = identity["evaluation"]
-    content = {
+    # Four bits give other answers, and are none of the engine's own settings.
+    settings = {"quantization": given.quantization} if given.quantization else {}
+    described = {
         "model": given.model,
-        "model_sha256": model_id,
-        "tasks": scores,
-        "broken_off": broken_off,
         "benchmarks": [
             spec.benchmark.describe(spec.settings | {"max_length": encoder.max_length})
             for spec in streams.values()
             if spec.benchmark is not None
         ],
-        "interval_level": CONVENTION,
-        "evaluation": settings | {"prompts_cut": encoder.cut_count},
     }
-
-    def finish() -> None:
-        write_json(output / SCORES, content)
-        remove_file(output / PARTIAL, is_regular)
-
-    ranks.first(finish)
+    scored = score_into(
+        output, engine, tasks, encoder, model_id, described, settings, lambda _done: stop_here_if_asked()
+    )
+    scores, broken_off = scored.tasks, scored.broken_off
     table = Table("task", "metric", "score", "examples", "95% interval")
     for name, score in scores.items():
         low, high = score["interval"]
@@ -176,43 +122,11 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
     return build(Asked, apply_overrides(said, given.overrides, None), "evaluate")
 
 
-def _begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """What an interrupted or finished evaluation in ``output`` has scored already; nothing in a new one."""
-    former = next((path for name in (SCORES, PARTIAL) if (path := output / name).is_file()), None)
-    if former is None:
-        if output.is_dir() and any(output.glob("*.json")) and not (output / GENERAL).is_file():
-            raise OutputError(f"{output}: holds no evaluation; choose another --output")
-        write_json(output / PARTIAL, identity | {"tasks": {}})
-        return {}
-    content = _read(former)
-    scores = content.get("tasks", {})
-    tests = {name: {"metric": one["metric"], "sha256": one["sha256"]} for name, one in scores.items()}
-    settings = dict(as_named_now(content.get("evaluation", {})))
-    settings.pop("prompts_cut", None)
-    now = identity["evaluation"]
-    differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]
-    if content.get("model_sha256") != identity["model_sha256"]:
-        differ.insert(0, "model")
-    if any(identity["tests"].get(name) != test for name, test in tests.items()):
-        differ.append("tests")
-    if differ:
-        raise ConfigError(
-            f"{former}: was begun with another {differ[0]}; resume with the same, or take another --output"
-        )
-    return scores
-
-
-def _former_counts(output: Path) -> dict[str, dict[str, int]]:
-    former = next((path for name in (SCORES, PARTIAL) if (path := output / name).is_file()), None)
-    counts = {} if former is None else _read(former).get("broken_off")
-    return counts if isinstance(counts, dict) else {}
-
-
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
     data = Path(given.general) if given.general else None
     if data is not None and not data.is_dir():
         raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
-    former = _read(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
+    former = read_scores(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
     if former is not None:
         require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
     result = _general_of(given.model, given, data, device)
@@ -304,11 +218,3 @@ def _length(asked: int | None, context: int | None) -> int:
         )
         return context
     return asked
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-    raise DataError(f"{path}: damaged; choose another --output, or remove it to begin again")

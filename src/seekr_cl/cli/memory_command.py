@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from seekr_cl.cli.output import out, size
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import ReplayMemory, archive
 from seekr_cl.memory import maintenance as upkeep
-from seekr_cl.memory.lineage import Generation
+from seekr_cl.memory.lineage import Generation, Lineage, settled
 from seekr_cl.memory.shard import StoredSamples
 from seekr_cl.memory.store import last_task
 from seekr_cl.runs import traces
@@ -50,9 +51,9 @@ def show(given: Any) -> None:
 
 def log(given: Any) -> None:
     """One line a generation, the current one marked."""
-    lineage = upkeep.opened(given.folder)
-    line = {one.label for one in lineage.line()}
-    for one in lineage.all():
+    lineage, kept, on_line = settled(Path(given.folder), partial(_generations, given.folder))
+    line = {one.label for one in on_line}
+    for one in kept:
         samples = sum(task["totals"]["samples"] for task in one.tasks)
         names = "+".join(one.learnt) or "no task"
         forgotten = " (forgotten)" if any("forgotten" in entry for entry in one.content["learnt"]) else ""
@@ -62,6 +63,11 @@ def log(given: Any) -> None:
             f"{size(one.num_bytes)}  model {one.content['model_sha256'][:12]}  {_method(one)}"
         )
     _say("* is current; - is not on its line" if len(line) < len(lineage.records) else "* is current")
+
+
+def _generations(folder: str) -> tuple[Lineage, list[Generation], list[Generation]]:
+    lineage = upkeep.opened(folder)
+    return lineage, lineage.all(), lineage.line()
 
 
 def verify(given: Any) -> None:

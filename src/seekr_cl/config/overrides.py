@@ -4,13 +4,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
 from seekr_cl.renamed import RENAMED, rename_settings
 from seekr_cl.replay.config import KEEPING
-from seekr_cl.system.yaml_file import expand, read_yaml
+from seekr_cl.system.yaml_file import expand, parse_yaml, read_yaml
 from seekr_cl.tasks.task import check_switch
 
 _REPLAY_KEYS = ("replay", "general", "general_samples")
@@ -54,9 +52,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
         # YAML takes the brace or the colon of a template for a mapping, and cuts off its spaces.
         verbatim = key.startswith("columns.") and not text.startswith(('"', "'"))
         try:
-            value = text if verbatim else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a value ({str(error).splitlines()[0]})") from error
+            value = text if verbatim else parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {text[:80]!r} is not a value ({error})") from error
         place = merged
         *outer, last = key.split(".")
         for part in outer:

@@ -16,6 +16,7 @@ from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
+from seekr_cl.config.tried import require_bounds
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.memory.config import MemoryConfig
 from seekr_cl.methods.config import MethodConfig, read_method
@@ -148,6 +149,7 @@ class SeekrConfig(TrainingArguments):
         if isinstance(self.learning_rate, DefaultRate):
             # Of the config that this is a copy of, with another method perhaps.
             self.learning_rate = None
+        require_bounds(self)
         # Before anything is derived from them.
         for key in _CHECKED:
             setattr(self, key, check_value(getattr(self, key), hints[key], key))
@@ -190,8 +192,10 @@ class SeekrConfig(TrainingArguments):
             super().__post_init__()
             # Asking for the device is what makes the launched processes find each other.
             _ = self.device
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise ConfigError(f"training settings: {error}") from error
+            super().to_dict()
+        except Exception as error:  # of values that it was not made for it raises what it likes
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"training settings: {line}") from error
         ranks.require_all()
         warn_of_training(self)
         if not ranks.is_first():

@@ -15,6 +15,7 @@ from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
+from seekr_cl.system import reading
 from seekr_cl.system.files import write_bytes
 from seekr_cl.system.stop_requests import Stopped, stop_if_asked
 from seekr_cl.tasks import Encoder, Task
@@ -245,7 +246,7 @@ def read_tally(path: Path, metric_name: str) -> Tally:
     """
     metric = get_metric(metric_name)
     try:
-        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        rows = [json.loads(line) for line in reading.read_bytes(path, limit=None).split(b"\n")[:-1]]
         texts = [str(row.get("scored", row["prediction"])) for row in rows]
         references = [[str(one) for one in row["references"]] for row in rows]
         scores = [float(row["score"]) for row in rows]

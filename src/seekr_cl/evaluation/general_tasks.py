@@ -3,13 +3,13 @@
 What such files lack shows in the results: MMLU's shots come from any subject, and BBH's have no chain of thought.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); --general takes <benchmark>/test.json") from error
     if not isinstance(content, list) or not content:

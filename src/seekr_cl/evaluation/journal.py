@@ -15,6 +15,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.os_errors import reason_of
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.modes import file_mode, make_private
 from seekr_cl.system.removal import remove_file
@@ -164,7 +165,7 @@ def _gather(folder: Path, slug: str, identity: str) -> dict[int, str]:
 def _read(path: Path, identity: str) -> tuple[dict[int, str], int]:
     """Answers of a journal of this identity, and how many bytes of it are whole lines; none of any other."""
     try:
-        content = path.read_bytes()
+        content = reading.read_bytes(path, limit=None)
     except OSError:
         return {}, 0
     answers: dict[int, str] = {}

@@ -3,13 +3,13 @@
 ``rows[i][j]`` is the score on task j after learning task i, R_ij; ``base[j]`` the base model's.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 CONVENTIONS = {
     "op": "overall performance: mean over the learnt tasks j of the last row, R_Nj",
@@ -134,7 +134,7 @@ class ScoreMatrix:
             DataError: if it is missing or damaged.
         """
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+            return cls.from_json(reading.read_json(path), str(path))
         except (OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise

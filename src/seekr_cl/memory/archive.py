@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from seekr_cl.errors import MemoryFormatError, OutputError
-from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest
+from seekr_cl.memory.lineage import FORMAT, GENERATIONS, MANIFEST, VERSION, Lineage, digest, settled
 from seekr_cl.memory.maintenance import opened, verify
 from seekr_cl.memory.store import ReplayMemory
 from seekr_cl.os_errors import named
@@ -22,6 +22,7 @@ from seekr_cl.system.files import file_above, plain_name, read_chunks, sync_fold
 from seekr_cl.system.locks import hold
 from seekr_cl.system.modes import file_mode, files_like, folder_mode
 from seekr_cl.system.mounts import refuse_mount
+from seekr_cl.system.reading import open_plain
 from seekr_cl.system.removal import give_away, make_folder, remove_made, remove_unfinished, unfinished_folder
 
 _BLOCK = 512
@@ -45,12 +46,12 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
         MemoryFormatError: if the memory is damaged; everything that goes in is read and compared first.
         OutputError: if the file is there already or cannot be written.
     """
-    lineage, out = opened(path), Path(target)
+    out = Path(target)
     if out.exists():
         raise OutputError(f"{out}: already exists; choose another file or remove it first")
-    with hold(out, "archive"), files_like(lineage.folder / MANIFEST):
+    with hold(out, "archive"), files_like(Path(path) / MANIFEST):
         remove_unfinished(out)
-        return _export(lineage, out, every)
+        return settled(Path(path), lambda: _export(opened(path), out, every))
 
 
 def _export(lineage: Lineage, out: Path, every: bool) -> int:
@@ -101,7 +102,7 @@ def import_(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Rep
     remove_unfinished(folder)
     temporary = unfinished_folder(folder)
     try:
-        with open(archive, "rb") as file:
+        with open_plain(archive) as file:
             members = _members(file, archive)
             make_folder(temporary, folder_mode())
             _extract(file, members, temporary)

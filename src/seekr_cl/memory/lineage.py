@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.memory import claims
 from seekr_cl.system.files import OURS, checked_path, file_hash, plain_name, read_json, write_json
+
+Result = TypeVar("Result")
 
 FORMAT = "seekr-memory"
 VERSION = 3
@@ -32,6 +35,8 @@ _HEADERS = (b'{"__metadata__":{"kinds":', f'{{"__metadata__":{json.dumps(OURS, s
 """How the header of a file of samples begins, and that of any other safetensors file of a memory."""
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}(\.seekr)?")
 """Former releases' temporary files have no ending."""
+_PATIENCE = 10
+"""Times a reader begins anew because another process has changed the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ class Lineage:
                 raise ValueError("the current generation is none of those kept")
             for record in kept:
                 check_record(record)
+                claims.check_file(record, "'generations'")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _damaged(path, error) from error
         return cls(folder, kept, current, file_hash(path))
@@ -279,6 +285,39 @@ def _is_ours(path: Path, named: set[str]) -> bool:
     return start[8:].startswith(_HEADERS)
 
 
+def settled(folder: Path, read: Callable[[], Result], broken: Callable[[Result], bool] = lambda _: False) -> Result:
+    """What somebody reads who does not hold the memory: all of one generation, whatever is done to it meanwhile.
+
+    Args:
+        folder: the memory's.
+        read: reads; does it again where it fails and another process has written a manifest since it began.
+        broken: whether what it gave is of a memory that is not whole.
+
+    Raises:
+        MemoryFormatError: the one that ``read`` raised, if nobody has.
+    """
+    for _ in range(_PATIENCE):
+        before = _seen(folder)
+        try:
+            found = read()
+        except (MemoryFormatError, OutputError):
+            if _seen(folder) == before:
+                raise
+        else:
+            if not broken(found) or _seen(folder) == before:
+                return found
+    return read()
+
+
+def _seen(folder: Path) -> tuple[int, ...] | None:
+    # Each manifest is a file of its own, renamed into place.
+    try:
+        state = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
 def is_new(folder: Path) -> bool:
     """Whether nothing stands in a folder but what a crash left before the first manifest was there."""
     if not folder.exists():
@@ -363,6 +402,7 @@ def _check_generation(content: Any, path: Path) -> None:
         check_record(content["method_state"])
         typed(content["method_state"]["method"], str)
         typed(content["method_state"]["content"], dict)
+    claims.check_generation(content)
 
 
 def heads_of(task: dict[str, Any]) -> dict[int, list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from seekr_cl.errors import ConfigError, MemoryFormatError, OutputError, nearest
-from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
+from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage, settled
 from seekr_cl.memory.method_state import load_method_state
 from seekr_cl.memory.samples import sample_id
 from seekr_cl.memory.shard import StoredSamples
@@ -55,7 +55,11 @@ def opened(path: str | os.PathLike[str]) -> Lineage:
         MemoryFormatError: if it is none, or its manifest is damaged.
     """
     folder = Path(path)
-    if not (folder / MANIFEST).exists():
+    try:
+        there = (folder / MANIFEST).exists()
+    except OSError as error:
+        raise MemoryFormatError(f"{folder}: cannot be read ({error.strerror}); change its permissions") from error
+    if not there:
         raise MemoryFormatError(f"{folder}: holds no {MANIFEST}, so it is not a replay memory; name an existing memory")
     lineage = Lineage.read(folder)
     if lineage.current is None:
@@ -73,6 +77,10 @@ def verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     Raises:
         MemoryFormatError: if the manifest itself is damaged.
     """
+    return settled(Path(path), lambda: _verify(path), lambda found: bool(found[1]))
+
+
+def _verify(path: str | os.PathLike[str]) -> tuple[list[Generation], list[str]]:
     lineage = opened(path)
     whole, broken, checked = [], [], set()
     for record in lineage.records:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seekr_cl.attention.stored import stored_from
 from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.system.reading import parse_json
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -32,6 +33,8 @@ TYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _ROWS = "rows/"
 _MOST_AXES = 4
+_WIDEST_NOTHING = 1 << 16
+"""Of a tensor without elements, whose shape no number of bytes vouches for."""
 
 
 class Field(NamedTuple):
@@ -96,6 +99,8 @@ def decode(record: Record, text: tuple[str, str], completion_start: int) -> Repl
     for name, kind, axes in record.kind:
         shape, dims = dims[:axes], dims[axes:]
         dtype, count = TYPES[kind], math.prod(shape)
+        if not count and max(shape) > _WIDEST_NOTHING:
+            raise ValueError(f"{name} of shape {shape}")
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize
@@ -129,7 +134,7 @@ def kinds_from_text(text: Any) -> list[Kind]:
     """
     if not isinstance(text, str):
         raise ValueError("no kinds of samples")
-    kinds = [tuple(Field(*field) for field in kind) for kind in json.loads(text)]
+    kinds = [tuple(Field(*field) for field in kind) for kind in parse_json(text)]
     for kind in kinds:
         for name, dtype, axes in kind:
             good = isinstance(name, str) and isinstance(dtype, str) and dtype in TYPES and type(axes) is int

@@ -247,7 +247,10 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
         ValueError: saying what does not fit.
     """
     length = len(sample.ids_L)
-    fits = {"ids": sample.ids_L.dim() == 1, "completion_start": 0 <= sample.completion_start <= length}
+    fits = {
+        "ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any()),
+        "completion_start": 0 <= sample.completion_start <= length,
+    }
     if sample.learnt is not None:
         borders = [border for span in sample.learnt for border in span]
         whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
@@ -259,10 +262,14 @@ def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
         fits["logits/position"] = _inside(signal.position_A, length)
         fits["logits/code"] = signal.code_AK.dim() == 2 and len(signal.code_AK) == len(signal.position_A)
         fits["logits/token"] = signal.token_AK is None or (
-            signal.token_AK.shape == signal.code_AK.shape and not signal.token_AK.is_floating_point()
+            signal.token_AK.shape == signal.code_AK.shape
+            and not signal.token_AK.is_floating_point()
+            and not bool((signal.token_AK.long() < 0).any())
         )
         for name, numbers in (("tail", signal.tail_A), ("offset", signal.offset_A)):
-            fits[f"logits/{name}"] = numbers is None or numbers.shape == signal.position_A.shape
+            fits[f"logits/{name}"] = numbers is None or (
+                numbers.shape == signal.position_A.shape and bool(torch.isfinite(numbers.float()).all())
+            )
     if sample.attention is not None:
         query_R, rows = sample.attention.query_R, sample.attention.rows
         of = sample.attention.of

@@ -29,6 +29,7 @@ from seekr_cl.memory.sample_codec import Kind, Record
 from seekr_cl.memory.samples import ReplaySample, Totals, check_sample, sample_id
 from seekr_cl.os_errors import describe
 from seekr_cl.system.files import write_stream
+from seekr_cl.system.reading import open_plain, parse_json
 
 _LARGEST_HEADER = 1 << 20
 _FIXED = 4
@@ -150,7 +151,7 @@ class StoredSamples(Sequence[ReplaySample]):
         if zlib.crc32(line) != int(files.index_NW[number, 2]):
             raise MemoryFormatError(f"{self.texts}: sample {number} differs from its checksum; restore it from a copy")
         try:
-            content = json.loads(line)
+            content = parse_json(line)
             prompt, completion = content["prompt"], content["completion"]
             if not isinstance(prompt, str) or not isinstance(completion, str):
                 raise TypeError("prompt and completion must be text")
@@ -256,7 +257,7 @@ class _Files:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
         header = self.map[: 8 + length]
-        content = json.loads(header[8:])
+        content = parse_json(header[8:])
         self.kinds = records.kinds_from_text(content.pop("__metadata__")["kinds"])
         width = _FIXED + max(map(records.num_dims, self.kinds), default=0)
         self.num_bytes = size - len(header) - count * (4 * 8 + width * 4)
@@ -318,7 +319,7 @@ def _seal(seed: int, place_4: Any, row: Any, crc: int) -> int:
 
 def _mapped(path: Path) -> tuple[mmap.mmap, tuple[int, ...]]:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             found = os.fstat(file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):

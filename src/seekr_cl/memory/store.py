@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.heads import HeadImportance
-from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new
+from seekr_cl.memory.lineage import MANIFEST, Generation, Lineage, heads_of, is_new, settled
 from seekr_cl.memory.method_state import (
     MethodState,
     load_method_state,
@@ -89,6 +89,14 @@ class ReplayMemory:
             MemoryFormatError: naming the file that is missing, truncated, altered, unreadable or of another format.
         """
         folder = Path(path)
+        try:
+            return settled(folder, lambda: cls._open(folder, create, verify))
+        except OSError as error:
+            where = error.filename or folder
+            raise MemoryFormatError(f"{where}: cannot be read ({error.strerror}); change its permissions") from error
+
+    @classmethod
+    def _open(cls, folder: Path, create: bool, verify: bool) -> Self:
         above = file_above(folder)
         if above is not None:
             raise MemoryFormatError(f"{folder}: {above} is a file, not a folder; choose another folder")

@@ -16,6 +16,7 @@ from seekr_cl.distributed.dtensor import state_of
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
+from seekr_cl.models.whole import check_folder, require_rows, require_weights, require_written, write_as_loaded
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
@@ -48,12 +49,16 @@ def load_model(
     refuse_mixed(path)
     if is_adapter(path):
         model, tokenizer = load_model(base_of(path), dtype, trust_remote_code, quantization, empty)
-        return load_adapter(model, path), _own_tokenizer(path, tokenizer, trust_remote_code)  # type: ignore[return-value]
+        model = load_adapter(model, path)  # type: ignore[assignment]
+        tokenizer = _own_tokenizer(path, tokenizer, trust_remote_code)
+        require_rows(name, model, tokenizer)
+        return model, tokenizer
     if path.exists() and not (path / "config.json").is_file():
         raise ModelError(f"{name}: holds no config.json; name a Hugging Face model folder")
     # "owner/name" may be on the Hub, unless the first part is a folder here and the second a slip.
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.is_dir()):
         raise ModelError(f"{name}: no such model folder")
+    check_folder(path)
     torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, dtype) | ({"device_map": "meta"} if empty else {})
     transformers_logging.disable_progress_bar()
@@ -63,12 +68,16 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         # What transformers would leave out in all processes but one is for this library to say.
         with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error
+    model, info = loaded
+    require_weights(name, model, info)
+    require_rows(name, model, tokenizer)
+    write_as_loaded(model)
     keep_as_loaded(model, quantization)
     return model, tokenizer
 
@@ -181,6 +190,7 @@ def save_model(
             save_adapter(model, temporary, tensors)  # type: ignore[arg-type]
         else:
             model.save_pretrained(temporary, state_dict=tensors)
+            require_written(temporary, model, tensors, str(path))
         _save_tokenizer(tokenizer, temporary)
         if extra is not None:
             extra(temporary)

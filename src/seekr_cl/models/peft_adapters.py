@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
 from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
+from seekr_cl.system import reading
 from seekr_cl.system.files import plain_name, write_json
 from seekr_cl.system.removal import remove_file
 
@@ -243,7 +244,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     active = [DEFAULT]
     try:
         if (folder / ACTIVE).is_file():
-            content = json.loads((folder / ACTIVE).read_text(encoding="utf-8"))
+            content = reading.read_json(folder / ACTIVE)
             active = [str(name) for name in content["active"]]
             places |= {name: folder / plain_name(name, folder / ACTIVE) for name in content["others"]}
             if not active or not places.keys() >= set(active):
@@ -373,7 +374,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
             raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
         kind = content["peft_type"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not an adapter's config ({error}); restore it from a copy") from error

@@ -7,7 +7,6 @@ executed.
 Shapes: B batch, L padded length, D the model's width.
 """
 
-import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seekr_cl.errors import ModelError
+from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
 from seekr_cl.tasks.collate import IGNORE
 
@@ -118,7 +118,7 @@ def read_question_config(folder: Path) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
             raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("method"), str):
             raise ValueError("names no method")
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """A model's shape from its config: no weights, no GPU."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from seekr_cl.attention import AttentionCall, AttentionTap
 from seekr_cl.errors import ModelError, nearest
 from seekr_cl.models.context import context_length
 from seekr_cl.models.peft_adapters import WEIGHTS, base_of, is_adapter, put_adapter
+from seekr_cl.system import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     if not file.is_file():
         raise ModelError(f"{file}: no such file; name a model folder or its config.json")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = reading.read_json(file)
         kind = content["model_type"]
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error}); name a model folder or its config.json") from error

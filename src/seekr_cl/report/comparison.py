@@ -21,6 +21,7 @@ from seekr_cl.evaluation.statistics import (
 )
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.comparable import differences
+from seekr_cl.system import reading
 
 AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
 
@@ -242,7 +243,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):

@@ -16,38 +16,39 @@ from transformers import TrainerCallback
 from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
     ScoreMatrix,
     TransformersEngine,
-    evaluate_task,
     get_metric,
     settings_of,
-    write_predictions,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
-from seekr_cl.system.locks import hold
+from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
 from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_room, tests_encoder
+from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learn import learn
 from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
-from seekr_cl.training.run_identity import decisive, describe_method, scoring_hash
+from seekr_cl.training.run_identity import decisive, describe_method
 from seekr_cl.training.task_progress import open_memory
 
 LEDGER = "run.json"
@@ -127,7 +128,7 @@ class Run:
             write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = as_named_now(dict(json.loads(ledger.read_text(encoding="utf-8"))))
+            former = as_named_now(dict(reading.read_json(ledger)))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -150,9 +151,8 @@ class Run:
         for folder in [self.output, *self.output.glob("evaluations/*")]:
             if folder.is_dir():
                 remove_unfinished_inside(folder)
-        for path in [*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")]:
-            # Whoever held it held the run, which is held by this process now.
-            remove_file(path, is_regular)
+        # The memory and the models may be held by another command that does not hold the run.
+        remove_left_over([*self.output.glob(".*.lock"), *self.output.glob("models/.*.lock")])
 
     def execute(self) -> ScoreMatrix:
         """Learns and evaluates whatever is not done yet; returns the full matrix, which is also on disk."""
@@ -163,7 +163,7 @@ class Run:
         matrix.extra = {probe.name: [] for probe in self.probes}
         matrix.joint = self.config.method.kind.joint
         current = self.model
-        base_hash = json.loads((self.output / LEDGER).read_text(encoding="utf-8")).get("model_sha256")
+        base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(self._stages(), start=1):
@@ -208,6 +208,7 @@ class Run:
         Returns:
             The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
+        try_settings(self.config)
         model, tokenizer = load_configured(self.model, self.config)
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), *accepted_hashes(tokenizer)
@@ -217,11 +218,11 @@ class Run:
         for number, stage in enumerate(stages, start=1):
             for task in stage:
                 examples, encoded = fitting(task, encoder, self.config)
-                check_room(model, self.config, task, examples, encoded, number, len(stages))
+                check_task(model, self.config, task, examples, encoded, number, len(stages))
         asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
         for task in [*self.tasks, *self.probes]:
-            for example in task.test:
-                asked.encode_prompt(example, reserve=task.max_new_tokens)
+            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
+            check_tokens(model, task.name, prompts)
         return hashes
 
     def _stages(self) -> list[list[Task]]:
@@ -241,17 +242,20 @@ class Run:
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
         if not ranks.from_first(done.exists()):
-            scores, evaluation = self._evaluate(
+            scored, evaluation = self._evaluate(
                 name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
             )
+            scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
+            content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
+            content |= {"broken_off": scored.broken_off}
             content |= {"training": training} if training else {}
             ranks.first(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
         ranks.first(partial(remove_file, place / PARTIAL, is_regular))
-        content = json.loads(done.read_text(encoding="utf-8"))
+        content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
@@ -261,7 +265,7 @@ class Run:
 
     def _evaluate(
         self, name: str, folder: str, learnt: LearnResult | None, place: Place
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    ) -> tuple[Scored, dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
@@ -270,27 +274,19 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        batch_size = self.config.per_device_eval_batch_size
+        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
         unfinished = place.folder / PARTIAL
-        scores: dict[str, float] = json.loads(unfinished.read_text(encoding="utf-8")) if unfinished.exists() else {}
-        scores = ranks.from_first(scores)
+        scored = Scored(**ranks.from_first(read_scores(unfinished) if unfinished.exists() else {}))
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
                 stop_here_if_asked()
 
-            for task in tasks:
-                if task.name in scores:
-                    advance(len(task.test))
-                    continue
-                score = evaluate_task(model, tokenizer, task, encoder, batch_size, answered, place)
-                scores[task.name] = score.score
-                ranks.first(partial(write_predictions, place.folder, score))
-                ranks.first(partial(write_json, unfinished, scores))
-                fault_point("run.task_evaluated")
-                stop_if_asked()
-        return scores, settings_of(TransformersEngine(model, tokenizer, batch_size), encoder)
+            score_tasks(
+                engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
+            )
+        return scored, settings_of(engine, encoder)
 
     def _write(
         self,

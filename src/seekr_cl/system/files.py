@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from seekr_cl.errors import MemoryFormatError, OutputError
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.modes import file_mode, make_private
 from seekr_cl.system.removal import UNFINISHED_FILE, remove_file
@@ -21,8 +23,7 @@ from seekr_cl.system.removal import UNFINISHED_FILE, remove_file
 _PLAIN_NAME = re.compile(r"\w[\w.-]{0,98}")
 LONGEST_NAME = 100
 """Bytes of a file name: what a tar header holds without extensions."""
-LARGEST_JSON = 1 << 26
-"""Bytes of a JSON file that is read at all: a manifest from a stranger must not fill the RAM."""
+LARGEST_JSON = reading.LARGEST_JSON
 _CHUNK = 1 << 20
 OURS = {"format": "seekr-memory"}
 """Metadata of a memory's safetensors files."""
@@ -82,7 +83,7 @@ def write_stream(path: Path, chunks: Iterable[bytes], private: bool = False) -> 
 
 def read_chunks(path: Path) -> Iterable[bytes]:
     """A file's content in pieces."""
-    with open(path, "rb") as file:
+    with reading.open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             yield chunk
 
@@ -94,14 +95,19 @@ def read_json(path: Path) -> Any:
         MemoryFormatError: if it is missing, unreadable, larger than any that is written here, or no JSON.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except MemoryFormatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        _require_small(path, path.stat().st_size)
+        return reading.read_json(path)
+    except OSError as error:
+        raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore the folder from a copy") from error
+    except ValueError as error:
+        if isinstance(error, MemoryFormatError):
+            raise
         raise MemoryFormatError(f"{path}: not readable as JSON ({error}); restore the folder from a copy") from error
+
+
+def _require_small(path: Path, size: int) -> None:
+    if size > reading.LARGEST_JSON:
+        raise MemoryFormatError(f"{path}: {size} bytes are too many for a manifest; restore it from a copy")
 
 
 def file_above(path: Path) -> Path | None:
@@ -172,9 +178,16 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         MemoryFormatError: for a name that is not a plain file name, and for a missing, truncated or altered file.
     """
     path = folder / plain_name(record.get("file"), source)
-    if path.is_symlink() or not path.is_file():
-        raise MemoryFormatError(f"{path}: missing; restore it or the whole folder from a copy")
-    size = path.stat().st_size
+    try:
+        state = path.lstat()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror})"
+        raise MemoryFormatError(f"{path}: {reason}; restore it or the whole folder from a copy") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise MemoryFormatError(f"{path}: not a regular file; restore it or the whole folder from a copy")
+    size = state.st_size
+    if path.suffix == ".json":
+        _require_small(path, size)
     if size != record.get("bytes"):
         raise MemoryFormatError(
             f"{path}: {size} bytes where the manifest says {record.get('bytes')}; it is truncated or altered, "
@@ -182,6 +195,7 @@ def checked_path(folder: Path, record: dict[str, Any], source: Path, *, content:
         )
     if content:
         try:
+            reading.open_plain(path).close()
             found = file_hash(path)
         except OSError as error:
             raise MemoryFormatError(f"{path}: not readable ({error.strerror}); restore it from a copy") from error

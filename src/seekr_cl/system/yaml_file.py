@@ -8,8 +8,13 @@ from typing import Any
 import yaml
 
 from seekr_cl.errors import ConfigError, nearest
-from seekr_cl.system.utf8 import decoded
+from seekr_cl.system import reading
 
+_LARGEST = 1 << 20
+"""Bytes of a settings file."""
+_MOST_VALUES = 100_000
+"""Values of one, those that stand for others by an alias counted each time."""
+_DEEPEST = 100
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}")
 
 
@@ -37,6 +42,79 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the one document, and refuse one that would be larger or deeper than anybody writes.
+
+        Returns:
+            Its root.
+
+        Raises:
+            yaml.constructor.ConstructorError: It holds itself, is nested too deeply, or has too many values.
+        """
+        root = super().get_single_node()
+        if root is not None:
+            _count(root, {}, 0)
+        return root
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML that may be anybody's.
+
+    Args:
+        text: One document.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ValueError: It is broken, has a key twice, holds itself, or holds too much or a number beyond 64 bits; the
+            message begins with the line where it can.
+    """
+    try:
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader underneath
+        _require_plain(data)
+        return data
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem or error.context}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # its constructors fail in many ways: an empty !!int is an IndexError
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def _count(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
+    """How many values a node stands for, aliases followed; ``known`` holds those of nodes seen, ``None`` meanwhile."""
+
+    def refuse(what: str) -> None:
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            refuse("an alias to what it stands in")
+        return found or 0
+    if depth > _DEEPEST:
+        refuse("nested too deeply")
+    known[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for part in item if isinstance(item, tuple) else (item,):
+                total += _count(part, known, depth + 1)
+    if total > _MOST_VALUES:
+        refuse(f"more than {_MOST_VALUES} values, aliases counted each time")
+    known[id(node)] = total
+    return total
+
+
+def _require_plain(value: Any) -> None:
+    for part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | set) else ():
+        for inner in part:
+            _require_plain(inner)
+    if type(value) is int and abs(value) > reading.LARGEST_NUMBER:
+        raise ValueError(f"the number {str(value)[:20]}... is beyond 64 bits")
+
 
 def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
     """Read a YAML file whose top level is a mapping.
@@ -52,7 +130,7 @@ def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
         ConfigError: The file is missing, not UTF-8, broken, or no mapping; the message names the line where it can.
     """
     try:
-        text = decoded(path.read_bytes())
+        text = reading.read_text(path, _LARGEST)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
@@ -61,12 +139,11 @@ def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
             f"{path}: cannot be read ({error.strerror}); check the path{nearest(path.name, names)}"
         ) from None
     try:
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader underneath
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: broken YAML ({error.problem or error.context}); mend it") from None
-    except Exception as error:  # its constructors fail in many ways: an empty !!int is an IndexError
-        raise ConfigError(f"{path}: broken YAML ({' '.join(str(error).split())[:200]}); mend it") from None
+        data = parse_yaml(text)
+    except ValueError as error:
+        line, sign, reason = str(error).partition(": ")
+        line, reason = (f" {line}", reason) if sign and line.startswith("line ") else ("", str(error))
+        raise ConfigError(f"{path}{line}: broken YAML ({reason}); mend it") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the top level must be a mapping; write keys such as '{key}:' and what is theirs")
     return data

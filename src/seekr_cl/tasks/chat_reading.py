@@ -68,7 +68,9 @@ class AnswerReader:
         """What stands before an answer, and what before thinking."""
         if self._marks is None:
             turn = self._renderer.turn
-            closing = {mark for mark in (turn.closing.strip(), turn.before.strip(), *_CLOSING) if mark}
-            opening = {mark for mark in (turn.opening.strip(), *_OPENING) if mark}
+            marker = self._renderer.template.marker
+            # Plain words around an answer may stand in an answer too.
+            closing = {mark for mark in (turn.closing.strip(), turn.before.strip(), *_CLOSING) if marker.search(mark)}
+            opening = {mark for mark in (turn.opening.strip(), *_OPENING) if marker.search(mark)}
             self._marks = sorted(closing), sorted(opening)
         return self._marks

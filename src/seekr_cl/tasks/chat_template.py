@@ -19,6 +19,7 @@ from transformers.utils import chat_template_utils
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.tasks.messages import WEIGHT, spoken
+from seekr_cl.tasks.templates import bounded
 
 TRAIN_ON = ("all", "last")
 DATE = "2024-07-26"
@@ -95,7 +96,9 @@ class Template:
         model = str(getattr(tokenizer, "name_or_path", "") or "")
         self.name = f"the chat template of {model}" if model else "the chat template"
         # A marker that a text must not be cut within: an added token, or what looks like one.
-        added = sorted((str(one) for one in tokenizer.get_added_vocab()), key=len, reverse=True)
+        # Some tokenizers add white space and words too, which mark nothing.
+        marks = (str(one) for one in tokenizer.get_added_vocab() if one.strip() and not one.isalnum())
+        added = sorted(marks, key=len, reverse=True)
         self.marker = re.compile("|".join([*map(re.escape, added), r"<[^<>\s]{1,60}>"]))
 
     def source(self, tools: Any = None) -> str:
@@ -108,9 +111,9 @@ class Template:
         Raises:
             Exception: whatever the template raises; templates are programs of their own.
         """
-        with _clock(self._settings.date):
+        with bounded(self.source(one.tools)), _clock(self._settings.date):
             text = self._tokenizer.apply_chat_template(
-                copy.deepcopy(list(turns)),
+                list(turns),
                 tools=one.tools,
                 tokenize=False,
                 add_generation_prompt=answer,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
+from seekr_cl.system import reading
 from seekr_cl.system.utf8 import BOM, decoded
 from seekr_cl.tasks.csv_file import parse_csv
 from seekr_cl.tasks.tables import STRUCTURED, require_records, without_nulls
@@ -124,6 +125,7 @@ def _lines(path: Path, text: str) -> list[Any]:
 
 
 def _loads(text: str) -> Any:
+    reading.require_records(text)
     return json.loads(text, object_pairs_hook=_distinct)
 
 
@@ -153,9 +155,11 @@ def _row_of(text: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = reading.read_bytes(path, limit=None)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from None
+    except MemoryError:
+        raise DataError(f"{path}: is larger than the memory that is free; split it") from None
     try:
         text = decoded(raw)
     except UnicodeDecodeError as error:
@@ -190,6 +194,7 @@ def _read_parquet(path: Path) -> list[Any]:
     import pyarrow.parquet
 
     try:
+        reading.open_plain(path).close()
         table = pyarrow.parquet.read_table(path)
     except Exception as error:  # whatever arrow raises, the user needs the file and the reason
         raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); mend or export it again") from None

@@ -1,5 +1,6 @@
 """Where a task's splits are: a file, a folder in TRACE's layout, a mapping of files, or a data set on the Hub."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,10 +16,12 @@ from seekr_cl.tasks.examples import Example, example_of, reference_list
 from seekr_cl.tasks.formats import recognise
 from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
+from seekr_cl.tasks.rows import is_rows, splits_of
 from seekr_cl.tasks.tables import without_nulls
 
 SPLITS = ("train", "eval", "test")
-Source = str | Path | Mapping[str, str | Path]
+Source = Any
+"""A path or Hub name, a mapping from split to path, a list of records, or a data set of the library ``datasets``."""
 _SPELLINGS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": ("test",)}
 _DATASET_DICT, _DATASET = "dataset_dict.json", "dataset_info.json"
 _HUB = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<config>[^:]+))?")
@@ -95,6 +98,8 @@ def locate(source: Source) -> dict[str, Part]:
     Raises:
         DataError: A path does not exist, a split is there twice, there is no train split, or the Hub cannot be read.
     """
+    if is_rows(source):
+        return _given(source)
     if isinstance(source, Mapping):
         for key in source:
             if key not in SPLITS:
@@ -104,6 +109,7 @@ def locate(source: Source) -> dict[str, Part]:
         # The train entry may be a folder, so that one split of a folder can be swapped for another file.
         parts = locate(source["train"])
         return parts | {key: _file_part(Path(path)) for key, path in source.items() if key != "train"}
+    _require_path(source)
     if str(source).startswith("hub:"):
         return _hub(str(source))
     path = at_home(source)
@@ -120,14 +126,22 @@ def default_name(source: Source) -> str:
     Returns:
         The folder's or file's stem; for a file called after its split, the folder it lies in.
     """
+    if is_rows(source):
+        raise DataError("rows have no name of their own; give the task one with name=")
     if isinstance(source, Mapping):
         source = source.get("train", "")
+    _require_path(source)
     if match := _HUB.fullmatch(str(source)):
         return "-".join(part for part in (match["repo"].split("/")[1], match["config"]) if part)
     path = at_home(source).absolute()
     if path.suffix.lower() not in SUFFIXES:
         return path.name
     return path.parent.name if path.stem in SPLITS else path.stem
+
+
+def _require_path(source: Any) -> None:
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(f"a {type(source).__name__} is not a task; give a file, a folder, rows, or a datasets.Dataset")
 
 
 def _file_part(path: Path) -> Part:
@@ -154,6 +168,19 @@ def _folder(folder: Path) -> dict[str, Part]:
     if "train" not in parts:
         held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
         raise DataError(f"{folder}: no train split (holds {held}); add train{', train'.join(SUFFIXES)}")
+    return parts
+
+
+def _given(source: Any) -> dict[str, Part]:
+    """Rows that are in Python already."""
+    splits = {split: without_nulls(rows) for split, rows in splits_of(source).items()}
+    parts = {}
+    for split, spellings in _SPELLINGS.items():
+        found = [name for name in spellings if name in splits]
+        if found:
+            parts[split] = Part("rows" if split == "train" else f"rows of {found[0]}", partial(list, splits[found[0]]))
+    if "train" not in parts:
+        raise DataError(f"the data set has no train split (holds {', '.join(splits)}); name the one to learn 'train'")
     return parts
 
 

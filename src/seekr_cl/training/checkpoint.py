@@ -32,6 +32,7 @@ from torch import Tensor
 from seekr_cl import ranks
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.os_errors import describe
+from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import checked_path, file_record, sync_folder, write_bytes
 from seekr_cl.system.modes import file_mode, folder_mode, make_private
@@ -322,7 +323,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     manifest = _read_manifest(path)
     try:
         files = [checked_path(path, record, path / MANIFEST, content=content) for record in manifest["files"]]
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads(reading.read_text(path / STATE, limit=None))
         parts = tuple(file.stem for file in files if file.suffix == ".safetensors")
     except MemoryFormatError as error:
         raise _DamageError(str(error)) from error
@@ -335,7 +336,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = reading.read_json(path / MANIFEST)
     except (OSError, ValueError, RecursionError) as error:
         raise _DamageError(f"{MANIFEST} is not readable: {error}") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest(manifest):

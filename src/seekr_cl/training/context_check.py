@@ -1,12 +1,17 @@
 """Whether examples and the prompts that a method learns fit into the model's context together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import require_schedulable
 from seekr_cl.errors import DataError
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.models.context import context_length
+from seekr_cl.models.whole import require_known, token_rows
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 
 
@@ -44,6 +49,59 @@ def check_room(
                 f"tokens of prompts before them are more than the model's context of {context}; "
                 f"{_remedy(config, context, _virtual(model, config, last), last)}"
             )
+
+
+def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
+    """Makes sure that a memory, which may be a stranger's, is about tokens, layers and heads that the model has.
+
+    Args:
+        store: of which every sample is read.
+        model: before it is sharded.
+
+    Raises:
+        MemoryFormatError: naming what the model has not.
+    """
+    config = model.config.get_text_config()
+
+    def said(key: str) -> int | None:
+        value = getattr(config, key, None)
+        return value if type(value) is int else None
+
+    rows, outputs = token_rows(model), model.get_output_embeddings()
+    width = max(rows, getattr(outputs, "out_features", 0), said("vocab_size") or 0)
+    limits = Limits(rows, width, said("num_hidden_layers"), said("num_attention_heads"), context_length(model))
+    layers = () if store.importance is None else store.importance.layers
+    ranks.first(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
+
+
+def check_task(
+    model: PreTrainedModel,
+    config: SeekrConfig,
+    task: Task,
+    examples: Sequence[Example],
+    encoded: Sequence[Encoded],
+    number: int = 1,
+    last: int = 1,
+) -> None:
+    """Makes sure that a task can be learnt: its schedule, its lengths (``check_room``, same arguments), its tokens.
+
+    Raises:
+        SeekrError: naming the task.
+    """
+    require_schedulable(task.name, len(examples), float(task.epochs or config.num_train_epochs))
+    check_room(model, config, task, examples, encoded, number, last)
+    check_tokens(model, task.name, (item.input_ids for item in encoded))
+
+
+def check_tokens(model: PreTrainedModel, name: str, texts: Iterable[Sequence[int]]) -> None:
+    """Makes sure that the model has a vector for every token of a task's texts.
+
+    Raises:
+        DataError: naming the task and the token.
+    """
+    rows = token_rows(model)
+    for ids in texts:
+        require_known(ids, rows, f"task '{name}'")
 
 
 def tests_encoder(

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -16,6 +16,7 @@ from seekr_cl.memory import ReplayMemory, model_hash
 from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import refuse_unwritable, require_free
+from seekr_cl.models.source import ModelSource
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.locks import hold
@@ -24,8 +25,9 @@ from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.removal import give_away
 from seekr_cl.tasks import Task
 from seekr_cl.training import phases
-from seekr_cl.training.adapting import load_configured
+from seekr_cl.training.adapting import load_configured, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.run_identity import check_same_learning, task_identity
@@ -35,13 +37,14 @@ from seekr_cl.training.train_phase import train
 
 @named()
 def learn(
-    model: str | Path,
-    task: Task | list[Task],
-    memory: str | Path | ReplayMemory,
-    output: str | Path,
+    model: str | os.PathLike[str] | PreTrainedModel,
+    task: Any,
+    memory: str | os.PathLike[str] | ReplayMemory,
+    output: str | os.PathLike[str],
     config: SeekrConfig,
     callbacks: Sequence[TrainerCallback] = (),
     *,
+    processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> LearnResult:
@@ -51,12 +54,14 @@ def learn(
     but these two folders connects one call to the next: two calls on two days equal one run of two tasks.
 
     Args:
-        model: model folder or Hub name.
-        task: the task; several only for a method that trains on all at once.
+        model: model folder, Hub name, or a loaded model, which is trained in place (``dtype`` is about loading).
+        task: a ``Task``, or what ``Task.load`` takes: rows, a ``datasets.Dataset``, a file. A list of tasks only for a
+            method that trains on all at once.
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
         config: all settings.
         callbacks: the Trainer's, beside the library's own progress.
+        processing_class: tokenizer of the model; default the one that comes with it.
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
@@ -65,7 +70,10 @@ def learn(
         SeekrError: for bad input; the output is not written and the memory stays as it was.
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
-    tasks = task if isinstance(task, list) else [task]
+    tasks = as_tasks(task)
+    require_config(config)
+    source = ModelSource(model, processing_class)
+    ranks.first(lambda: require_base(source, config))
     if len(tasks) > 1 and not config.method.kind.joint:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
@@ -88,13 +96,13 @@ def learn(
             for folder in (place, place / GENERATIONS, output):
                 ranks.first(partial(refuse_unwritable, folder))
             if resume:
-                done = _finished(model, tasks, store, output, config, begun, str(saves.place))
+                done = _finished(source, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
                     ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
             former = before_lost_model(name_of(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
-            state = Learning(model, tasks, here, output, config, callbacks, saves, begun, resume, gone)
+            state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             learnt = _learn(state)
             ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
@@ -131,13 +139,13 @@ def _learn(state: Learning) -> LearnResult:
 
 
 def _finished(
-    model: str | Path,
+    source: ModelSource,
     tasks: list[Task],
     store: ReplayMemory,
     output: Path,
     config: SeekrConfig,
     begun: Checkpoint | None,
-    source: str,
+    where: str,
 ) -> LearnResult | None:
     """What was learnt, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
@@ -147,8 +155,8 @@ def _finished(
     if (store.tasks[-1].name, store.tasks[-1].info.get("fingerprint")) != (name_of(tasks), tasks[0].fingerprint()):
         return None
     if begun is not None:
-        former, _ = load_configured(model, config)
-        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, source)
+        former, _ = load_configured(source, config)
+        check_same_learning(begun.state["identity"], {"model": model_hash(former)}, where)
     network, tokenizer = load_configured(output, config)
     if model_hash(network) != store.model_sha256:
         return None

@@ -11,6 +11,7 @@ from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Method
+from seekr_cl.models.source import ModelSource
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.task_progress import TaskProgress
@@ -48,7 +49,7 @@ class Learning:
     """One task being learned; each phase of ``phases`` reads what the earlier ones have set.
 
     Attributes:
-        source: the model to begin with: its folder or Hub name.
+        source: the model to begin with.
         tasks: the task; several for a method that trains on all at once.
         store: the memory as it was before the task.
         output: folder of the new model.
@@ -73,7 +74,7 @@ class Learning:
         importance: head importance for the memory; set when the method has been detached.
     """
 
-    source: str | Path
+    source: ModelSource
     tasks: list[Task]
     store: ReplayMemory
     output: Path

@@ -16,6 +16,7 @@ from seekr_cl.errors import ModelError
 from seekr_cl.system.files import write_tensors
 
 FILE = "seekr_carry.safetensors"
+_REMEDY = "restore it from a copy or remove it"
 
 
 class OptimizerCarryover:
@@ -32,8 +33,8 @@ class OptimizerCarryover:
             return None
         try:
             return cls(load_file(path))
-        except SafetensorError as error:
-            raise ModelError(f"{path}: damaged ({error}); restore it from a copy or remove it") from error
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: damaged ({error}); {_REMEDY}") from error
 
     @classmethod
     def take(cls, model: nn.Module, optimizer: Any, gradients: bool, steps: int = 1) -> Self:
@@ -49,6 +50,36 @@ class OptimizerCarryover:
             if gradients and gradient is not None:
                 tensors[f"gradient/{name}"] = ranks.total(gradient.detach()) / steps
         return cls(tensors)
+
+    def check(self, path: Path, model: nn.Module, keys: frozenset[str] | None) -> None:
+        """Makes sure that it is what an optimizer of these settings left of a model with such weights.
+
+        Args:
+            path: the model's folder, for messages.
+            model: the one that goes on.
+            keys: names of what the optimizer keeps of each weight, if they are known.
+
+        Raises:
+            ModelError: naming the tensor that does not fit.
+        """
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        found: dict[str, set[str]] = {}
+        for full, tensor in self.tensors.items():
+            kind, _, rest = full.partition("/")
+            name, _, key = (rest, "", "") if kind == "gradient" else rest.rpartition("/")
+            shape = shapes.get(name)
+            if kind not in ("gradient", "state") or (
+                shape is not None and not _may_be(tuple(tensor.shape), shape, key)
+            ):
+                raise ModelError(f"{path / FILE}: {full} {list(tensor.shape)} is none of this model's; {_REMEDY}")
+            if kind == "state" and shape is not None:
+                found.setdefault(name, set()).add(key)
+        for name, own in found.items():
+            if keys is not None and own != keys:
+                raise ModelError(
+                    f"{path / FILE}: keeps {', '.join(sorted(own))} of {name}, the optimizer "
+                    f"{', '.join(sorted(keys)) or 'nothing'}; use the former optim, or {_REMEDY}"
+                )
 
     def save(self, folder: Path) -> None:
         """Writes the file into a model's folder."""
@@ -71,6 +102,19 @@ class OptimizerCarryover:
             gradient = self.tensors.pop(f"gradient/{name}", None)
             if gradient is not None:
                 parameter.grad = gradient.to(parameter.device)
+
+
+def check_carry(folder: Path, model: nn.Module, keys: frozenset[str] | None) -> None:
+    """Makes sure of what was carried over into a model's folder, if something was; see ``OptimizerCarryover.check``."""
+    if (former := OptimizerCarryover.load(folder)) is not None:
+        former.check(folder, model, keys)
+
+
+def _may_be(shape: tuple[int, ...], weight: tuple[int, ...], key: str) -> bool:
+    """Whether a state of that shape can be of a weight: as large, one number, or Adafactor's rows and columns."""
+    if not key or shape in (weight, (), (1,)):
+        return shape == weight or bool(key)
+    return shape in (weight[:-1], weight[:-2] + weight[-1:])
 
 
 def _state(optimizer: Any) -> Any:

@@ -14,6 +14,7 @@ from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.rates import NoEffectWarning, record
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import try_settings
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
@@ -27,10 +28,10 @@ from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import remove_made
 from seekr_cl.training import fsdp_loading as once
 from seekr_cl.training.adapting import adapted, load_configured
-from seekr_cl.training.context_check import check_room
+from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learning import LOG, Learning, LearnResult
-from seekr_cl.training.optimizer_carryover import OptimizerCarryover
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover, check_carry
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
@@ -52,7 +53,8 @@ _SEED_STEP = 1_000_003
 def load(state: Learning) -> None:
     """Loads the model, checks that memory and checkpoint belong to it, and puts it on its device."""
     config = state.config
-    state.is_sharded_early = _is_sharded_early(config)
+    optimizer_keys = try_settings(config)
+    state.is_sharded_early = not state.source.loaded and _is_sharded_early(config)
     empty = state.is_sharded_early and not ranks.is_first()
     network, state.tokenizer = load_configured(state.source, config, empty)
     set_template(state.tokenizer, config.chat_template)
@@ -68,13 +70,16 @@ def load(state: Learning) -> None:
         model_sha,
         state.tokenizer_sha256,
         former_sha256=former_sha,
-        merged_from=merged_from(state.source),
+        merged_from=merged_from(state.source.name),
         dtype=state.weights_dtype,
     )
+    check_memory(state.store, network)
     ranks.first(lambda: tidy(state.store.path))
     if state.resume:
         ranks.first(lambda: make_room(state.output))
-    state.network = adapted(network, config, state.source)
+    state.network = adapted(network, config, state.source.name)
+    if config.carry_optimizer:
+        check_carry(Path(state.source.name), state.network, optimizer_keys)
     warn_if_updates_vanish(state.network, config)
     if state.is_sharded_early:
         once.shard(state.network, config)
@@ -99,7 +104,7 @@ def prepare(state: Learning) -> None:
     state.encoder = make_encoder(config, network, state.tokenizer)
     state.trained = [fitting(task, state.encoder, config) for task in state.tasks]
     for task, (examples, encoded) in zip(state.tasks, state.trained):
-        check_room(network, config, task, examples, encoded)
+        check_task(network, config, task, examples, encoded)
     state.context.examples = [item for _, encoded in state.trained for item in encoded]
     state.context.carried = carried_state(config, store, state.context.warn)
 

@@ -1,6 +1,5 @@
 """What a resumed run must share with the one it continues: settings, data, model, tokenizer."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -47,13 +46,6 @@ def describe_method(config: SeekrConfig) -> dict[str, Any]:
         if config.method.kind.keeps
         else None,
     }
-
-
-def scoring_hash(task: Task) -> str:
-    """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
-    texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
-    content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def learning_identity(

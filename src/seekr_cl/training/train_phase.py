@@ -89,7 +89,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         args,
         ScheduledBatches(schedule, examples, replay, state.method, context.layout, share),
         state.method,
-        OptimizerCarryover.load(Path(state.source)) if config.carry_optimizer else None,
+        OptimizerCarryover.load(Path(state.source.name)) if config.carry_optimizer else None,
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from seekr_cl import ranks
 from seekr_cl.config.liger import check_liger
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.config.tried import refused
 from seekr_cl.distributed.dtensor import is_sharded
 from seekr_cl.distributed.engines import alone, average_next, dtypes_of, shard_on_cpu
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
@@ -68,15 +69,8 @@ class SeekrTrainer(ResumableTrainer):
         zero.forget_former()
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False
-        try:
+        with refused(args, "training settings"):
             super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
-        except (RuntimeError, ImportError) as error:
-            if args.report_to and "install" in str(error):
-                raise ConfigError(
-                    f"report_to: {', '.join(args.report_to)} cannot be used ({str(error).splitlines()[0]}); install "
-                    "it, or set report_to: none"
-                ) from error
-            raise
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
         blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
@@ -298,7 +292,8 @@ class SeekrTrainer(ResumableTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer asked for, with the former task's state if that is carried over."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+        with refused(self.args, "optim"):
+            optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
             self.carry.put_state(self._network, optimizer)
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
@@ -312,7 +307,8 @@ class SeekrTrainer(ResumableTrainer):
         if self._is_sharded_before:
             for group, parameters in zip(self.optimizer.param_groups, self._groups):  # type: ignore[union-attr]
                 group["params"] = parameters
-        return super().create_scheduler(*args, **kwargs)
+        with refused(self.args, "lr_scheduler_type"):
+            return super().create_scheduler(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counted on the parts; the Trainer would not find the tokens."""

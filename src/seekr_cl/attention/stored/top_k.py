@@ -89,6 +89,7 @@ class StoredTopK(Stored):
             and self.key_MRK.shape == shape
             and not self.key_MRK.is_floating_point()
             and inside
+            and (shape[2] > 0 or heads == 0)
             and all(fits(tensor, shape[:2]) for tensor in numbers)
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seekr_cl.errors import DataError
+from seekr_cl.system import reading
 
 MANIFEST = "benchmark.json"
 _LARGEST = 1 << 24
@@ -37,7 +38,7 @@ class Manifest:
         try:
             if path.stat().st_size > _LARGEST:
                 raise ValueError("too large")
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = reading.read_json(path)
             files, notes = content["files"], content["notes"]
             records = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in files.items()}
             if not all(isinstance(note, str) for note in notes) or not isinstance(content["source"], str):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.errors import DataError, nearest
+from seekr_cl.system import reading
 from seekr_cl.system.utf8 import decoded
 from seekr_cl.tasks.benchmarks.archives import Files
 from seekr_cl.tasks.benchmarks.registry import Benchmark
@@ -132,7 +133,9 @@ def _of_variant(files: Files, benchmark: Benchmark, variant: str | None) -> list
 
 def _json(files: Files, name: str) -> Any:
     try:
-        return json.loads(decoded(files.read(name)))
+        text = decoded(files.read(name))
+        reading.require_records(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{files.label}: {name}: broken JSON ({error}); download it again") from None
 

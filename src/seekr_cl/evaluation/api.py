@@ -1,0 +1,145 @@
+"""``evaluate``: a model's scores on tasks, from Python."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seekr_cl import ranks
+from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.evaluation.engines import TransformersEngine
+from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.evaluation.scoring import Scored, check_prompts, score_into, score_tasks
+from seekr_cl.memory import model_hash
+from seekr_cl.models.context import context_length
+from seekr_cl.models.loading import require_free
+from seekr_cl.models.source import is_loaded, name_of, open_model
+from seekr_cl.os_errors import named
+from seekr_cl.system.locks import hold
+from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks.chat_template import ChatSettings
+
+DEFAULT_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model's scores.
+
+    Attributes:
+        tasks: by name: ``metric``, ``score``, ``interval``, ``examples``, ``max_new_tokens``, ``sha256``.
+        broken_off: by name: ``answers`` that fill ``max_new_tokens``, and ``references_longer`` than that.
+    """
+
+    tasks: dict[str, dict[str, Any]]
+    broken_off: dict[str, dict[str, int]]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score of each task, 0 to 100."""
+        return {name: one["score"] for name, one in self.tasks.items()}
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% bootstrap interval of each score, over the task's examples."""
+        return {name: (one["interval"][0], one["interval"][1]) for name, one in self.tasks.items()}
+
+
+@named()
+def evaluate(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    tasks: Task | Sequence[Task],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    dtype: str = "float32",
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+    chat: ChatSettings | None = None,
+    resume: bool = False,
+) -> Evaluation:
+    """Generates an answer to every test prompt and scores it.
+
+    Args:
+        model: a model or adapter folder, a Hub name, or a loaded model, which stays as it is.
+        tasks: each with a test split.
+        output: folder for predictions and ``scores.json``; nothing is written without it.
+        processing_class: tokenizer of a loaded model; default the one its ``name_or_path`` has.
+        batch_size: prompts at a time.
+        max_length: tokens of prompt and answer together; default the model's context.
+        dtype: of the weights when a model is loaded.
+        quantization: ``4bit`` loads the weights in four bits.
+        trust_remote_code: run code that comes with the model.
+        chat: how conversations are rendered and read.
+        resume: go on with what an interrupted call left in ``output``.
+
+    Returns:
+        Scores with intervals, by task.
+
+    Raises:
+        SeekrError: for bad input; nothing is written then.
+    """
+    asked = [tasks] if isinstance(tasks, Task) else list(tasks)
+    _check(asked, batch_size)
+    if resume and output is None:
+        raise ConfigError("resume: needs the output folder of the evaluation to go on with")
+    folder = None if output is None else Path(output)
+    if folder is not None and not resume:
+        ranks.first(lambda: require_free(folder))
+    network, tokenizer = open_model(model, processing_class, dtype, trust_remote_code, quantization)
+    context = context_length(network)
+    if max_length is not None and context is not None and max_length > context:
+        raise ConfigError(f"max_length: {max_length} is more than the model's context of {context} tokens")
+    length = max_length or context or DEFAULT_LENGTH
+    encoder = Encoder(tokenizer, length, chat=chat or ChatSettings())
+    asked = [_with_room(task, length) for task in asked]
+    engine = TransformersEngine(network, tokenizer, batch_size)
+    if folder is None:
+        check_prompts(engine, asked, encoder)
+        scored = Scored()
+        score_tasks(engine, asked, encoder, scored)
+        return Evaluation(scored.tasks, scored.broken_off)
+    model_id = model_hash(network)
+    if not is_loaded(model) and torch.cuda.is_available():
+        network.to("cuda")  # type: ignore[arg-type]
+    with hold(folder, "evaluation"):
+        described = {"model": name_of(model)}
+        scored = score_into(folder, engine, asked, encoder, model_id, described)
+    return Evaluation(scored.tasks, scored.broken_off)
+
+
+def _with_room(task: Task, length: int) -> Task:
+    """The task with answers short enough to leave room for a prompt."""
+    if task.max_new_tokens < length:
+        return task
+    shorter = max(1, length // 2)
+    warnings.warn(
+        f"task '{task.name}': max_new_tokens {task.max_new_tokens} leaves no room for a prompt in {length} tokens, "
+        f"using {shorter}",
+        stacklevel=3,
+    )
+    return replace(task, max_new_tokens=shorter)
+
+
+def _check(tasks: list[Any], batch_size: int) -> None:
+    if not tasks:
+        raise ConfigError("tasks: nothing to evaluate on; give at least one Task with a test split")
+    names = []
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise ConfigError(f"tasks: {task!r} is not a Task; make one with Task.load(data, name=...)")
+        if not task.test:
+            raise DataError(f"task '{task.name}' has no test examples; add a test split to it")
+        if task.slug.casefold() in names:
+            raise ConfigError(f"tasks: two tasks are called '{task.name}'; rename one")
+        names.append(task.slug.casefold())
+        get_metric(task.metric)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: {batch_size} must be at least 1")
