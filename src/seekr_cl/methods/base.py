@@ -290,12 +290,12 @@ class Method(ABC):
 def forward(model: Any, batch: Batch) -> Tensor:
     """The model's logits [B, L, V] for a batch; the cache is never wanted in training.
 
-    A model that chooses its adapters by the question is told which tokens these are: those without a label.
+    A model that chooses its adapters by the query is told which tokens these are: those without a label.
     """
     ids_BL = batch["input_ids"]
     more = {}
-    if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
+        more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     if counts_from_the_edge(model):
         more["position_ids"] = positions(batch["attention_mask"])
     logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits

@@ -236,10 +236,10 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """
     from peft import PeftModel
 
-    from seekr_cl.models.query_adapters import read_question_config
-    from seekr_cl.models.query_models import question_model
+    from seekr_cl.models.query_adapters import read_query_config
+    from seekr_cl.models.query_models import query_model_class
 
-    content_of = read_question_config(folder)
+    content_of = read_query_config(folder)
     places = {DEFAULT: folder}
     active = [DEFAULT]
     try:
@@ -260,7 +260,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             prompt = _read_config(folder)["peft_type"] in PROMPTS
             found: Any
             if content_of is not None:
-                found = question_model(content_of, folder).load(model, folder)
+                found = query_model_class(content_of, folder).load(model, folder)
             else:
                 found = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
             if prompt:
@@ -334,7 +334,7 @@ def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor]
     remove_file(folder / "README.md")
     if others:
         write_json(folder / ACTIVE, {"active": list(model.active_adapters), "others": others})
-    if getattr(model, "by_question", False):
+    if getattr(model, "query_conditioned", False):
         model.save_selector(folder)
 
 
@@ -346,9 +346,9 @@ def merged(model: Any, source: str) -> Any:
     """
     if not hasattr(model, "peft_config"):
         raise ModelError(f"{source}: holds no adapter, so there is nothing to merge; it is a plain model already")
-    if getattr(model, "by_question", False):
+    if getattr(model, "query_conditioned", False):
         raise ModelError(
-            f"{source}: method {model.method} chooses adapters by the question, so no single change of weights is "
+            f"{source}: method {model.method} chooses adapters by the query, so no single change of weights is "
             "equal to it and it cannot be merged; load it with seekr_cl.load_model"
         )
     kind = str(getattr(model.peft_config[DEFAULT].peft_type, "value", "")).lower()

@@ -46,10 +46,10 @@ def adapted(model: Any, config: SeekrConfig, source: str | os.PathLike[str]) -> 
                 f"--model: {source} is an adapter, and method {config.method.name} trains adapters of its own; "
                 "merge it first (seekr export --merge)"
             )
-        own = getattr(model, "method", None) if getattr(model, "by_question", False) else None
+        own = getattr(model, "method", None) if getattr(model, "query_conditioned", False) else None
         if own is not None:
             raise ConfigError(
-                f"--model: {source} was written by method {own}, which chooses adapters by the question; go on with "
+                f"--model: {source} was written by method {own}, which chooses adapters by the query; go on with "
                 f"method {own}, or begin with the base model"
             )
         check_same(model, given)
