@@ -50,7 +50,7 @@ class SharedLoraModel(QueryAdapterModel):
 
     method = "sapt"
     selector: SharedAttention
-    _question_BD: Tensor | None = None
+    _pooled_BD: Tensor | None = None
     _weight_BT: Tensor | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -91,22 +91,22 @@ class SharedLoraModel(QueryAdapterModel):
 
     def _weigh(self, number: int, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         # Under reentrant checkpointing a layer's backward pass must find the attention's own graph in it.
-        weight_BT = self.selector(self._question_BD).exp() if self._weight_BT is None else self._weight_BT
+        weight_BT = self.selector(self._pooled_BD).exp() if self._weight_BT is None else self._weight_BT
         weight_B = weight_BT[:, number].to(output.dtype).repeat_interleave(len(output) // len(weight_BT))
         return output * weight_B.view(-1, *[1] * (output.dim() - 1))
 
     def ask(self, input_ids: Tensor, attention_mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
         """What the next passes are about: the largest of the question's embeddings at each place, [B, D]."""
         asked_BL = query_tokens(input_ids, attention_mask, query_mask)
-        self._question_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
+        self._pooled_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
         alone = self.training and _reentrant(self.plain)
         if alone and ranks.count() > 1:
             raise ConfigError(
                 "gradient_checkpointing_kwargs: sapt uses its attention in every layer, whose gradients several "
                 "processes cannot average under reentrant checkpointing; set use_reentrant: false"
             )
-        self._weight_BT = None if alone else self.selector(self._question_BD).exp()
-        return self._question_BD
+        self._weight_BT = None if alone else self.selector(self._pooled_BD).exp()
+        return self._pooled_BD
 
     def forward(  # type: ignore[override]
         self,
