@@ -48,6 +48,15 @@ def test_no_module_imports_the_package_it_lies_in():
     assert upward == []
 
 
+def test_help_names_every_method():
+    from seekr_cl.cli.main import build_parser
+    from seekr_cl.methods import METHODS
+
+    learn = next(action for action in build_parser()._actions if action.dest == "command").choices["learn"]
+    text = next(action.help for action in learn._actions if action.dest == "method")
+    assert text.removeprefix("one of ").removesuffix(" (see seekr methods)").split(", ") == list(METHODS)
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys, seekr_cl.cli.main as m; m.build_parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
@@ -190,7 +191,7 @@ def _memory_commands(commands: Any) -> None:
 def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:
     if config_file:
         parser.add_argument("--config", help="YAML file with settings")
-    parser.add_argument("--method", help="seqft, multitask, replay, derpp or seekr")
+    parser.add_argument("--method", help=f"one of {', '.join(METHOD_NAMES)} (see seekr methods)")
     _take_overrides(parser)
 
 
