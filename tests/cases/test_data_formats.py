@@ -126,7 +126,7 @@ def test_a_key_twice_is_refused_at_any_depth(text, tmp_path):
         path = tmp_path / f"data.{suffix}"
         path.write_text(text)
         row = 2 if text.startswith("[") else 1
-        with pytest.raises(DataError, match=rf"row {row}: key '(content|references|k)' stands twice"):
+        with pytest.raises(DataError, match=rf"row {row}: duplicate key '(content|references|k)'"):
             Task.load(path)
 
 

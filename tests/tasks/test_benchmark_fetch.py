@@ -359,7 +359,7 @@ def test_a_damaged_member_is_named(trace_zip, tmp_path):
 
 
 BAD_ROWS = {
-    "json": ("[{", r"broken JSON"),
+    "json": ("[{", r"invalid JSON"),
     "kind": ('"text"', r"must be a list of rows"),
     "row": (
         '[{"prompt": "p", "answr": "a"}]',

@@ -125,7 +125,7 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
     data = Path(given.general) if given.general else None
     if data is not None and not data.is_dir():
-        raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
+        raise DataError(f"--general: {data} is not a folder; name one with <benchmark>/test.json, or none for the Hub")
     former = read_scores(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
     if former is not None:
         require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)

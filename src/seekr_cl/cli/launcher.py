@@ -40,7 +40,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     content = read_yaml(Path(config), "compute_environment")
     processes = content.get("num_processes", 1)
     if type(processes) is not int or processes < 1:
-        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number from 1 on")
+        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number of at least 1")
     if processes != 1 and content.get("distributed_type") in _ALONE and not content.get("mpirun_config"):
         raise ConfigError(
             f"{config}: accelerate starts one process for distributed_type: {content['distributed_type']} and not "

@@ -15,7 +15,7 @@ from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
-# What is no number is refused in ``main``, in one line.
+# What is not a number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
 _SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
@@ -292,7 +292,7 @@ def _launch(config: str, words: Sequence[str]) -> int:
 
 @contextmanager
 def _one_voice() -> Iterator[None]:
-    """The first of several processes of a training speaks for all."""
+    """Only rank 0 prints."""
     if not _PROCESS:
         yield
         return
@@ -318,7 +318,7 @@ def _others_failed() -> bool:
 
 
 def _others_lost(error: RuntimeError) -> int | None:
-    """The exit code if the others are gone without a word, killed for instance."""
+    """The exit code if the other processes are gone without a message, for instance killed."""
     if not _LAUNCHED:
         return None
     from seekr_cl import ranks

@@ -58,7 +58,7 @@ class LossTerm:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How samples of different lengths become one rectangle.
+    """How samples of different lengths are padded into one batch.
 
     Attributes:
         pad_id: token in the padding.
@@ -304,5 +304,5 @@ def forward(model: Any, batch: Batch) -> Tensor:
 
 
 def task_generator(seed: int) -> torch.Generator:
-    """A generator of a method's own, so that its draws disturb no other and no other disturbs them."""
+    """A random generator independent of the global one."""
     return torch.Generator().manual_seed(seed)

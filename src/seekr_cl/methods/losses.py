@@ -50,7 +50,7 @@ def logit_distillation(
     Args:
         logits_BLV: the student's logits.
         position_BA: positions whose output is distilled.
-        real_BA: false where ``position_BA`` only fills the rectangle.
+        real_BA: false where ``position_BA`` is padding.
         prob_BAK: the teacher's probabilities of the kept tokens.
         token_BAK: which tokens these are; ``None`` if they are the whole vocabulary in order.
         tail_BA: the teacher's probability of all other tokens, compared as one bucket; zero where kept tokens stand

@@ -143,7 +143,7 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
     if unfit := special_layers(found):
         raise ConfigError(
-            f"peft.target_modules: {unfit[0]} is no plain linear layer (a router, or a grouped one); name others"
+            f"peft.target_modules: {unfit[0]} is not a plain linear layer (a router, or a grouped one); name others"
         )
     if not any(weight.requires_grad for weight in found.parameters()):
         raise ConfigError("peft: leaves no weight to train; name other target_modules")
@@ -289,7 +289,7 @@ def _check_layers(model: nn.Module, folder: Path) -> None:
     """PEFT passes over weights of layers that the base model has not."""
     modules = {name for name, _ in model.named_modules()}
     with safe_open(folder / WEIGHTS, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             parts = key.removeprefix("base_model.model.").split(".")
             number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
             layer = ".".join(parts[: (number or 0) + 1])
@@ -353,7 +353,7 @@ def merged(model: Any, source: str) -> Any:
         )
     kind = str(getattr(model.peft_config[DEFAULT].peft_type, "value", "")).lower()
     if is_prompt_learning(model) or not hasattr(model, "merge_and_unload"):
-        raise ModelError(f"{source}: an adapter of type {kind} is no change of weights, so it cannot be merged")
+        raise ModelError(f"{source}: an adapter of type {kind} is not a change of weights, so it cannot be merged")
     try:
         with _quiet():
             return model.merge_and_unload(safe_merge=True)

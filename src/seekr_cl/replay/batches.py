@@ -16,7 +16,7 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
     """Item i is the i-th micro-batch, ``{"new": batch}``, ``{"replay": batch}`` or both when joint.
 
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` [B, L]; a replay batch also what the method adds.
-    Where several processes train together, each holds every so-manyth sample of a micro-batch, and reads no other.
+    Where several processes train together, each holds every world_size-th sample of a micro-batch and reads only those.
     ``tokens`` of a new batch counts the answer tokens of the whole micro-batch. A micro-batch with fewer samples than
     there are processes leaves some without; they get one that is another's, marked ``filler``, which counts nothing.
 

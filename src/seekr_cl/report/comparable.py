@@ -29,7 +29,7 @@ def differences(runs: Mapping[str, Files], seeds: Mapping[str, Sequence[int]]) -
     for method, own in seeds.items():
         doubled = sorted({seed for seed in own if own.count(seed) > 1})
         if doubled:
-            blocking.append(f"{method}: several runs with seed {doubled[0]}; they are no independent seeds")
+            blocking.append(f"{method}: several runs with seed {doubled[0]}; they are not independent seeds")
         if 1 < len(own) < 5:
             notes.append(f"{method}: an interval over {len(own)} seeds is a rough one")
     if len({tuple(sorted(own)) for own in seeds.values()}) > 1:

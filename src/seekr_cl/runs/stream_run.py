@@ -185,7 +185,7 @@ class Run:
                 )
                 stop_if_asked()
                 if learnt.cut:
-                    self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+                    self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
             elif self.config.keep_models != "last":
                 ranks.first(partial(give_away, folder))
             former, current = current, str(folder)

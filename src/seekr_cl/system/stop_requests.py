@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a wish to stop that is granted where the state has just been saved.
+"""SIGTERM and Ctrl-C: stop requests, honored at the next checkpoint.
 
 Commands install the handlers; who embeds the library keeps their own. Work asks ``wish`` at its safe places and raises
 ``Stopped`` there. A second Ctrl-C does not wait.
@@ -48,7 +48,7 @@ def stop_here_if_asked() -> None:
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Turns the first SIGTERM or Ctrl-C into a wish; a second Ctrl-C interrupts at once."""
+    """Turns the first SIGTERM or Ctrl-C into a stop request; a second Ctrl-C interrupts at once."""
     global _wish
 
     def handle(signum: int, frame: FrameType | None) -> None:

@@ -68,7 +68,7 @@ class Encoder:
             chat: How conversations are rendered and which of their turns are learnt.
 
         Raises:
-            ConfigError: An unknown boundary, or lengths that are no whole numbers above zero or contradict each other.
+            ConfigError: An unknown boundary, or lengths that are not whole numbers above zero or contradict each other.
             ModelError: The tokenizer has no end-of-text token.
         """
         lengths = {
@@ -111,7 +111,7 @@ class Encoder:
 
     @property
     def cut_count(self) -> int:
-        """How many different examples have lost their left so far, in training or before generation."""
+        """How many different examples were truncated on the left so far, in training or before generation."""
         return len(self._cut)
 
     def render(self, example: Example) -> tuple[str, str]:

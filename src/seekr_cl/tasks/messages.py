@@ -26,7 +26,7 @@ def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[di
         text parts, or ``None`` beside tool calls.
 
     Raises:
-        DataError: No list of messages, one without role or content, a part that is no text, a last message that is
+        DataError: No list of messages, one without role or content, a part that is not text, a last message that is
             not the assistant's, or nothing that may be learnt.
     """
     if not isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What the official code lets over from one task into the next: the optimizer's state and leftover gradients.
+"""What the official code carries over from one task to the next: the optimizer's state and leftover gradients.
 
 Kept beside the model as safetensors, so that two calls on two days do the same as one run.
 """
@@ -71,7 +71,7 @@ class OptimizerCarryover:
             if kind not in ("gradient", "state") or (
                 shape is not None and not _may_be(tuple(tensor.shape), shape, key)
             ):
-                raise ModelError(f"{path / FILE}: {full} {list(tensor.shape)} is none of this model's; {_REMEDY}")
+                raise ModelError(f"{path / FILE}: {full} {list(tensor.shape)} does not belong to this model; {_REMEDY}")
             if kind == "state" and shape is not None:
                 found.setdefault(name, set()).add(key)
         for name, own in found.items():

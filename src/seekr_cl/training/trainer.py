@@ -163,7 +163,7 @@ class SeekrTrainer(ResumableTrainer):
             self.method.before_step(self._network)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient's norm; one that is no number would spoil the weights in the step that follows."""
+        """The gradient's norm; a NaN or infinite one would corrupt the weights in the next step."""
         if grad_norm is None:
             # Without clipping this is the first that is called after the backward passes.
             self._before_step()
@@ -237,7 +237,7 @@ class SeekrTrainer(ResumableTrainer):
         """Whether a forward pass serves one backward pass only.
 
         A sharded model is gathered for one, and compiled graphs and Liger's kernels (SwiGLU) write gradients over what
-        they had saved, the latter without a word.
+        they had saved, the latter silently.
         """
         return self.is_fsdp_enabled or self.args.torch_compile or self.args.use_liger_kernel
 

@@ -176,7 +176,7 @@ class Teachers:
         # A prompt of the adapter's own stands before the first token.
         logits_GLV = logits_GLV[:, question["first"] - length :]
         position_GA = question["position"]
-        # What only fills the rectangle may point anywhere.
+        # Padding indices are arbitrary.
         from_GA = (position_GA - question["first"]).clamp(min=0)
         sample_G1 = torch.arange(len(row_G), device=position_GA.device)[:, None]
         prob_GAV = logits_GLV[sample_G1, from_GA].float().softmax(-1)
