@@ -6,6 +6,37 @@ from pathlib import Path
 
 import pytest
 
+SLOW = {
+    "invariants": {"test_invariants", "test_curves", "test_deepspeed", "test_processes", "test_compiled"},
+    "cli": {
+        "test_bad_input",
+        "test_launch",
+        "test_forgotten_everywhere",
+        "test_permissions",
+        "test_signals",
+        "test_syscall_faults",
+        "test_real_disks",
+        "test_foreign_files",
+        "test_evaluate_together",
+    },
+    "training": {"test_interrupted", "test_kill"},
+    "evaluation": {"test_general", "test_together"},
+    "demo": {"test_demo"},
+    "memory": {"test_damage", "test_upkeep", "test_fuzz", "test_failed_write"},
+    "tasks": {"test_fuzzed_files"},
+    "attention": {"test_architectures", "test_kernels"},
+    "methods": {"test_matrix"},
+    "docs": {"test_readme"},
+}
+"""Files of tests that start processes, kill them, go through every method or family, or run for minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make check` leaves out."""
+    for item in items:
+        if item.path.stem in SLOW.get(item.path.parent.name, ()):
+            item.add_marker("slow")
+
 
 def pytest_collection_finish() -> None:
     """Takes everything imported so far out of the collector's sight.
