@@ -37,7 +37,7 @@ def learn_command(given: Any) -> None:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
     out().print(
-        f"learnt {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
+        f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
         f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
         f"{size(memory.num_bytes)}",

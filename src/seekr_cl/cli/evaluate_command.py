@@ -109,7 +109,7 @@ def _score_tasks(
         if count := broken_off.get(name, {}).get("answers", 0):
             warnings.warn(
                 f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
-                "and may be broken off",
+                "and may be truncated",
                 DataWarning,
                 stacklevel=2,
             )

@@ -18,7 +18,7 @@ from seekr_cl.system.yaml_file import read_yaml
 _ALONE = ("NO", "MULTI_CPU")
 """Kinds of config for which accelerate starts a single process, unless MPI does it."""
 
-_GO_ON = "what it had saved is there, go on with --resume"
+_GO_ON = "what it had saved is there, continue with --resume"
 _PATIENCE = 600
 """Seconds from a signal, or from the failure of one process, until torch kills those that are still there. Its own 30
 would do it in the middle of a long step, or while the state is saved."""

@@ -219,7 +219,7 @@ def warn_of_long_references(task: Task, encoder: Encoder) -> None:
     if count:
         warnings.warn(
             f"task '{task.name}': {count} of {len(task.test)} references are longer than max_new_tokens "
-            f"{task.max_new_tokens}, at which answers are broken off; set it to {longest} or more",
+            f"{task.max_new_tokens}, at which answers are truncated; set it to {longest} or more",
             DataWarning,
             stacklevel=2,
         )

@@ -22,7 +22,7 @@ from seekr_cl.system.removal import remove_file
 
 _START = 4096
 
-_ADVICE = "the answers so far are kept; fix it and go on with --resume"
+_ADVICE = "the answers so far are kept; fix it and continue with --resume"
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:

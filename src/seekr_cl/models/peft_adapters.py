@@ -108,8 +108,8 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
         )
     if issubclass(types[name], PromptLearningConfig) and (name not in PROMPTS or given.get("prefix_projection")):
         raise ConfigError(
-            f"peft.peft_type: PEFT saves of a {name} prompt what comes out of its network and not the network, so the "
-            "next task could not go on with it; use prompt_tuning, prefix_tuning without projection, or lora"
+            f"peft.peft_type: PEFT saves the output of a {name} prompt's network and not the network, so the next "
+            "task could not continue it; use prompt_tuning, prefix_tuning without projection, or lora"
         )
     values = {key: value for key, value in given.items() if key != "peft_type"}
     try:
@@ -167,7 +167,7 @@ def check_same(model: nn.Module, given: Mapping[str, Any] | None) -> None:
                 continue
             raise ConfigError(
                 f"peft.{key}: the adapter that --model names has {has.get(key)!r}, not {asked.get(key)!r}; remove peft "
-                "to go on with that adapter, or merge it first (seekr export --merge)"
+                "to continue with that adapter, or merge it first (seekr export --merge)"
             )
 
 

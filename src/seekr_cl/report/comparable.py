@@ -23,7 +23,7 @@ def differences(runs: Mapping[str, Files], seeds: Mapping[str, Sequence[int]]) -
     for name, (scores, ledger) in runs.items():
         done, tasks = len(scores["matrix"]) - (scores["base"] is not None), len(scores["tasks"])
         if not scores.get("joint") and done < tasks:
-            blocking.append(f"{name} has learnt {done} of {tasks} tasks: OP and BWT are not over the same tasks")
+            blocking.append(f"{name} has learned {done} of {tasks} tasks: OP and BWT are not over the same tasks")
         notes += _settings(first, runs[first][1], name, ledger)
     notes += [line for about in _NOTED for line in _compare(runs, *about)]
     for method, own in seeds.items():

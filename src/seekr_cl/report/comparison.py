@@ -62,7 +62,7 @@ def read_run(folder: Path) -> RunRecord:
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder}: scores.json and run.json do not fit each other ({error}); run it again") from error
     if not matrix.rows:
-        raise DataError(f"{folder / 'scores.json'}: no task is learnt yet; go on with seekr run --resume")
+        raise DataError(f"{folder / 'scores.json'}: no task has been learned yet; continue with seekr run --resume")
     return RunRecord(str(folder), matrix, scores, ledger, read_answered(folder, matrix))
 
 

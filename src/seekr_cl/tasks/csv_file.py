@@ -76,7 +76,7 @@ def _refuse_spaced(raw: str, path: str, line: int) -> None:
     for field in _FIELD.finditer(raw):
         if _SPACE_QUOTE.match(field[1] or ""):
             raise DataError(
-                f"{path} line {line}: a space stands before the quote of {field[1].strip()[:40]!r}; remove the space"
+                f"{path} line {line}: a space precedes the quote of {field[1].strip()[:40]!r}; remove the space"
             )
 
 

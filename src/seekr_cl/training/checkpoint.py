@@ -212,7 +212,8 @@ class Checkpoints:
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and continue with "
+                "--resume"
             ) from error
         except BaseException:
             self._discard(temporary)

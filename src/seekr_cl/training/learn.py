@@ -120,7 +120,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
     require_free(output)
     if saves.any():
         raise OutputError(
-            f"{saves.place}: holds an interrupted learning into {output.name}; go on with --resume, or remove that "
+            f"{saves.place}: holds an interrupted learning into {output.name}; continue with --resume, or remove that "
             "folder to begin again"
         )
 

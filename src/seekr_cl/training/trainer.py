@@ -75,7 +75,7 @@ class SeekrTrainer(ResumableTrainer):
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
         blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
         if engine and (carry or args.carry_optimizer):
-            raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
+            raise ConfigError(f"{engine}: carry_optimizer does not support sharded weights; use DDP, or remove it")
         if engine and blind:
             raise ConfigError(
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
