@@ -15,9 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods import Context, DERpp, Layout, Method, Seekr
+from seekr_cl.methods import Context, Layout, Method
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
@@ -85,7 +87,7 @@ def replay_step(method: Method, task: MemoryTask) -> Callable[[], None]:
 def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int, Tensor]) -> Callable[[], None]:
     """The same losses with whole probability matrices in the graph; ``rows`` are the teacher's, [M, R, L] a layer."""
     maps, sample = Maps(set(task.heads)), task.samples[0]
-    dense = MemoryTask("dense", [replace(sample, attention=None)])
+    dense = MemoryTask("dense", [replace(sample, signals={"logits": sample.logits})])
     method = make_method(DERpp, model)
     extras = method.replay_extras([(dense, sample)], len(sample.ids_L))
     labels = sample.ids_L[None].clone()
@@ -94,7 +96,8 @@ def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int,
     def step() -> None:
         with maps.on():
             logits = model(input_ids=sample.ids_L[None], use_cache=False).logits
-            loss = 0.5 * causal_lm_loss(logits, labels) + 0.5 * distil_logits(logits, extras["logits"], LogitSettings())
+            kept = distil_logits(logits, extras["logits"][0], LogitSettings())
+            loss = 0.5 * causal_lm_loss(logits, labels) + 0.5 * kept
             (loss + maps.divergence(task.heads, sample.attention.query_R, rows)).backward()
         maps.probabilities.clear()
         model.zero_grad(set_to_none=True)

@@ -42,7 +42,8 @@ class Made(Sequence[ReplaySample]):
         attention = AttentionSignal(
             torch.arange(QUERIES), StoredTopK.encode(rows / rows.sum(-1, keepdim=True), KEPT, "int8")
         )
-        self.sample = ReplaySample("", "", torch.arange(TOKENS), TOKENS - POSITIONS, logits, attention)
+        signals = {"logits": logits, "attention": attention}
+        self.sample = ReplaySample("", "", torch.arange(TOKENS), TOKENS - POSITIONS, signals)
 
     def __len__(self) -> int:
         return self.count

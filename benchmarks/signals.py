@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from seekr_cl.methods.common.attention_targets import row_targets
 from timing import machine
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from seekr_cl.heads import draw_queries
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.memory import sample_codec as records
 from seekr_cl.methods import Layout
-from seekr_cl.methods.common.attention_targets import row_targets
 from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_logits, pad_logits, take_logits
 from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import MATRIX, REFUSED, STRICT, Architecture, build, eager_twin
+from row_cases import in_layers
 from tiny_models import make_batch, run
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as eager_with_sinks
 
@@ -153,7 +154,7 @@ def test_gradients(case, padding):
     expected = {layer: eager_kl(maps[layer], target, sinks[layer]) for layer, target in targets.items()}
     (causal_lm_loss(logits, batch["labels"]) + 3 * sum(expected.values())).backward()
     with AttentionTap(model) as tap:
-        tap.action = action = DistillRows({layer: [target] for layer, target in targets.items()})
+        tap.action = action = DistillRows(in_layers({layer: [target] for layer, target in targets.items()}))
         logits = run(model, batch).logits
         losses = action.losses()
         (causal_lm_loss(logits, batch["labels"]) + 3 * sum(losses.values())).backward()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from row_cases import in_layers
 from tiny_models import LENGTH, VOCAB, build, make_batch, run, twin_of
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface
@@ -16,8 +17,8 @@ from seekr_cl.attention import (
     RowIndex,
     RowTarget,
 )
-from seekr_cl.attention.masks import add_bias, mask_scores
-from seekr_cl.attention.reading import read_call
+from seekr_cl.attention.rows import add_bias, mask_scores
+from seekr_cl.attention.tap import read_call
 from seekr_cl.errors import ModelError
 
 LENGTHS = (4, 5, 2)
@@ -113,7 +114,7 @@ def taught(index, logits_PRL, seen_PRL):
 def gradients(model, targets, **inputs):
     """Adds the gradient of the divergence alone."""
     with AttentionTap(model) as tap:
-        tap.action = action = DistillRows({layer: [target] for layer, target in targets.items()})
+        tap.action = action = DistillRows(in_layers({layer: [target] for layer, target in targets.items()}))
         hidden = model(**inputs, use_cache=False).logits
         (sum(action.losses().values()) + 0 * hidden.sum()).backward()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from row_cases import in_layers
 from test_distil_gradients import FACTOR, compare, targets
 from tiny_models import TABLE, build, make_batch, run
 from torch._dynamo.testing import CompileCounter
@@ -22,7 +23,7 @@ def fresh_compiler():
 def step(model, batch, tap, wanted=None) -> float:
     """One step's loss; its gradients stay in the model."""
     model.zero_grad()
-    tap.action = action = None if wanted is None else DistillRows(wanted)
+    tap.action = action = None if wanted is None else DistillRows(in_layers(wanted))
     loss = causal_lm_loss(run(model, batch).logits, batch["labels"])
     if action is not None:
         loss = loss + sum(FACTOR[layer] * value for layer, value in action.losses().items())

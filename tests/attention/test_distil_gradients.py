@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from row_cases import in_layers
 from tiny_models import TABLE, build, checkpoint_layers, each_padding, each_setup, make_batch, run, twin_of, valid
 
 from seekr_cl.attention import AttentionTap, DenseRows, DistillRows, RowIndex, RowTarget
@@ -51,7 +52,7 @@ def reference(twin, batch, wanted, eps) -> tuple[dict[int, float], dict[str, tor
 def distilled(model, batch, wanted, eps, scale=1.0) -> dict[int, float]:
     """The same through the tap; leaves the gradients in the model."""
     with AttentionTap(model) as tap:
-        tap.action = action = DistillRows(wanted, eps)
+        tap.action = action = DistillRows(in_layers(wanted), eps)
         logits = run(model, batch).logits
         losses = action.losses()
         loss = causal_lm_loss(logits, batch["labels"]) + sum(FACTOR[layer] * x for layer, x in losses.items())
@@ -146,6 +147,6 @@ def test_own_rows_give_no_loss_and_no_gradient():
     teacher = maps[index.sample_P[:, None], index.head_P[:, None], index.query_PR]
     with AttentionTap(model) as tap:
         target = RowTarget(index, DenseRows(teacher), torch.ones(2, 2, dtype=torch.float64))
-        tap.action = action = DistillRows({0: [target]})
+        tap.action = action = DistillRows(in_layers({0: [target]}))
         run(model, batch)
         assert float(action.losses()[0].detach()) == pytest.approx(0, abs=1e-6)

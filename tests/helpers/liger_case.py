@@ -4,6 +4,7 @@ import copy
 
 import numpy
 import torch
+from row_cases import in_layers
 from test_distil_gradients import FACTOR, targets
 from tiny_models import TABLE, build, make_batch, run
 
@@ -64,7 +65,7 @@ def measured(model, batch, wanted):
     with AttentionTap(model) as tap:
 
         def take():
-            tap.action = action = DistillRows(wanted)
+            tap.action = action = DistillRows(in_layers(wanted))
             task = causal_lm_loss(run(model, batch).logits, batch["labels"])
             rows = sum(FACTOR[layer] * value for layer, value in action.losses().items())
             return {"task": LossTerm(task), "attention": LossTerm(rows, 0.5)}

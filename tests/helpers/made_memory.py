@@ -27,7 +27,8 @@ def make_sample(number: int, dense: bool = False, dtype: str = "float16") -> Rep
     rows = StoredDense.encode(rows_MRL, dtype) if dense else StoredTopK.encode(rows_MRL, 5, dtype)
     return ReplaySample(
         f"prompt {number} ∑", f"completion {number}\n", torch.randint(VOCABULARY, (TOKENS,), generator=draw), 5,
-        LogitSignal.encode(position_A, logits_AV, None if dense else 4, dtype), AttentionSignal(query_R, rows),
+        {"logits": LogitSignal.encode(position_A, logits_AV, None if dense else 4, dtype),
+         "attention": AttentionSignal(query_R, rows)},
     )  # fmt: skip
 
 
@@ -88,8 +89,8 @@ def put_right(folder: Path, path: Path) -> None:
 
 
 def read_all(folder: Path, **given: Any) -> ReplayMemory:
-    """Opens a memory and reads every sample, as training would."""
+    """Opens a memory and reads every sample with its texts."""
     memory = ReplayMemory.open(folder, **given)
-    for _ in memory.samples:
-        pass
+    for _, sample in memory.samples:
+        assert isinstance(sample.prompt, str)
     return memory

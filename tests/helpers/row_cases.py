@@ -144,3 +144,8 @@ def by_hand(call, index, case, bucketed, weight_PR):
         T_PR, p_PR = (1 - T_PRN.sum(-1)).clamp_min(0), 1 - p_PRL.sum(-1)
         kl_PR = kl_PR + torch.special.xlogy(T_PR, T_PR) - T_PR * torch.where(T_PR > 0, p_PR, 1.0).log()
     return (weight_PR * kl_PR).sum()
+
+
+def in_layers(wanted: dict[int, list[RowTarget]]) -> list[RowTarget]:
+    """Targets that say whose they are."""
+    return [replace(one, layers={layer: slice(None)}) for layer, targets in wanted.items() for one in targets]

@@ -1,5 +1,6 @@
 """Samples stay on disk: opening reads none of them, training reads those it needs, workers read their own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def factors(number: int, length: int, dtype: str, sink: bool) -> ReplaySample:
     logits = LogitSignal.encode(torch.tensor([length - 2]), torch.randn((1, 300), generator=draw), 70, "int8")
     ids_L = torch.randint(300, (length,), generator=draw)
     return ReplaySample(
-        "p" * number, f"{number}", ids_L, length - 1, logits, AttentionSignal(torch.tensor([0, 1]), rows)
+        "p" * number,
+        f"{number}",
+        ids_L,
+        length - 1,
+        {"logits": logits, "attention": AttentionSignal(torch.tensor([0, 1]), rows)},
     )
 
 
@@ -40,7 +45,8 @@ def test_every_form_in_one_task(tmp_path: Path) -> None:
         make_sample(0), make_sample(1, dense=True), make_sample(2, dtype="int8"), make_sample(3, dtype="float32"),
         make_sample(4, dense=True, dtype="bfloat16"), factors(5, 9, "float32", False), factors(6, 300, "int8", True),
         factors(7, 3, "int8", False), ReplaySample("", "", bare.ids_L[:1], 0),
-        ReplaySample("only logits", "", bare.ids_L, 5, bare.logits), ReplaySample("empty", "", bare.ids_L[:0], 0),
+        ReplaySample("only logits", "", bare.ids_L, 5, {"logits": bare.logits}),
+        ReplaySample("empty", "", bare.ids_L[:0], 0),
     ]  # fmt: skip
     commit(ReplayMemory(tmp_path / "memory"), MemoryTask("task", samples, dict(HEADS)))
     (task,) = ReplayMemory.open(tmp_path / "memory", verify=True).tasks
@@ -121,3 +127,18 @@ def test_forked_workers_read_the_same(folder: Path) -> None:
     for _ in range(2):
         assert [tuple(pair) for pair in loader] == here
     assert len(here) == 34
+
+
+def test_a_samples_texts_are_read_when_they_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, read = [], StoredSamples.text
+    monkeypatch.setattr(StoredSamples, "text", lambda self, number: asked.append(number) or read(self, number))
+    _, sample = ReplayMemory.open(folder).samples[1]
+    assert sample.ids_L.any()
+    assert sample.logits is not None
+    assert sample.attention is not None
+    assert asked == []
+    assert (sample.prompt, sample.completion) == ("prompt 1 ∑", "completion 1\n")
+    assert replace(sample, signals={}).prompt == sample.prompt
+    assert asked == [1]
+    with pytest.raises(AttributeError, match="promt"):
+        _ = sample.promt

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 from made_memory import HEADS, INFO, commit, make_importance, make_sample, make_task
 
 import seekr_cl
+from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs, StoredTopK
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
+from seekr_cl.memory import LogitSignal, MemoryTask, ReplayMemory, ReplaySample, Totals
 from seekr_cl.memory.sample_codec import pack, unpack
+from seekr_cl.memory.shard import StoredSamples, write_shard
+from seekr_cl.memory.signals import ROWS, SIGNALS
 from seekr_cl.tasks import Encoded
 
 SOURCE = Path(seekr_cl.__file__).parent
@@ -55,6 +59,80 @@ def test_what_is_committed_is_read_back(tmp_path: Path, dtype: str) -> None:
     same_samples(later.tasks[0].samples, given.samples)
     same_samples(memory.tasks[0].samples, later.tasks[0].samples)
     assert (later.tasks[0].name, later.tasks[0].heads, later.tasks[0].info) == ("task", HEADS, INFO)
+
+
+def test_format_3_is_written_byte_for_byte(tmp_path: Path) -> None:
+    """Every kind and form in exact numbers, whose two files were the same before there was a registry of signals."""
+
+    def numbers(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        count_N = torch.arange(math.prod(shape)) * 7 % 101
+        return (count_N / 128 if dtype.is_floating_point else count_N).to(dtype).reshape(shape)
+
+    key_MRK = torch.arange(24).remainder(6).to(torch.uint8).reshape(3, 2, 4)
+    group_M, vectors = torch.tensor([0, 1, 1], dtype=torch.uint8), numbers(3, 2, 4, dtype=torch.int8)
+    steps = (numbers(3, 2), numbers(2, 6), numbers(3, dtype=torch.float32))
+    rows = {
+        "attention": [
+            StoredDense(numbers(3, 2, 6), numbers(3, 2)),
+            StoredTopK(numbers(3, 2, 4, dtype=torch.uint8), key_MRK, numbers(3, 2), None, numbers(3, 2)),
+            StoredFactors(vectors, numbers(2, 6, 4, dtype=torch.int8), group_M, *steps),
+        ],
+        "values": [StoredDense(numbers(3, 2, 6, dtype=torch.bfloat16))],
+        "outputs": [StoredOutputs(vectors, numbers(3, 2))],
+    }
+    position_A, token_AK = torch.tensor([3, 4]), torch.tensor([[1, 2, 3], [4, 0, 2]], dtype=torch.uint16)
+    logits = [
+        {},
+        {"logits": LogitSignal(position_A, numbers(2, 5, dtype=torch.float32))},
+        {"logits": LogitSignal(position_A, numbers(2, 3, dtype=torch.uint8), token_AK, numbers(2), numbers(2))},
+    ]
+    samples = []
+    for number, (kind, form) in enumerate((kind, form) for kind, forms in rows.items() for form in forms):
+        signals = logits[number % 3] | {kind: ROWS[kind](torch.tensor([0, 3]), form)}
+        ids_L = torch.arange(6) + number
+        samples.append(ReplaySample(f"prompt {number} ∑", f"answer {number}", ids_L, 4, signals))
+    samples.append(ReplaySample("bare", "", torch.arange(6), 0))
+    texts, signals = write_shard(tmp_path / "x", samples)
+    assert (texts["bytes"], signals["bytes"]) == (458, 2805)
+    assert texts["sha256"] == "629014e4a3621df1293d594aaa0d699e3d93ab33ac10044d81b85588699e3c4c"
+    assert signals["sha256"] == "a2323eaf5d30f75e3d8c12e9b409fdfd889becd432d2f90f10134b9841439f32"
+    back = StoredSamples(tmp_path / "x.jsonl", tmp_path / "x.safetensors", {0: [0, 1, 2]}, Totals.of(samples))
+    assert write_shard(tmp_path / "y", back)[1]["sha256"] == signals["sha256"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """A signal that the library does not have: one number for each token."""
+
+    entropy_L: torch.Tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"nats": self.entropy_L}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "Entropy":
+        return cls(tensors["nats"])
+
+    def check(self, length: int, heads: int) -> dict[str, bool]:
+        return {"nats": self.entropy_L.shape == (length,)}
+
+
+def test_another_signal_is_a_class_and_a_line_in_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = make_sample(1)
+    signals = {**full.signals, "entropy": Entropy(torch.rand(len(full.ids_L)))}
+    short = dataclasses.replace(full, signals={"entropy": Entropy(torch.rand(3))})
+    with monkeypatch.context() as patch:
+        patch.setitem(SIGNALS, "entropy", Entropy)
+        memory = ReplayMemory.open(tmp_path / "memory", create=True)
+        given = dataclasses.replace(full, signals=signals)
+        commit(memory, dataclasses.replace(make_task("task"), samples=[given, short]))
+        kept = ReplayMemory.open(tmp_path / "memory").tasks[0].samples
+        same_samples([kept[0]], [given])
+        assert torch.equal(kept[0].signals["entropy"].entropy_L, signals["entropy"].entropy_L)
+        with pytest.raises(MemoryFormatError, match=r"entropy/nats of the sample out of place"):
+            _ = kept[1]
+    with pytest.raises(MemoryFormatError, match=r"\['entropy'\] unknown"):
+        _ = kept[0]
 
 
 def test_which_tokens_of_a_conversation_are_learnt_is_read_back(tmp_path: Path) -> None:

@@ -125,11 +125,10 @@ def test_an_archive_that_is_no_file(folder: Path, tmp_path: Path, kind: str) -> 
 def sample(**changes: Any) -> ReplaySample:
     signal = LogitSignal(torch.tensor([3]), torch.zeros(1, 2), torch.tensor([[1, 2]]), torch.zeros(1))
     rows = StoredTopK(torch.ones(2, 1, 2), torch.zeros(2, 1, 2, dtype=torch.int32), torch.zeros(2, 1))
-    values: dict[str, Any] = {
-        "prompt": "p", "completion": "c", "ids_L": torch.tensor([1, 2, 3, 4]), "completion_start": 2, "logits": signal,
-        "attention": AttentionSignal(torch.tensor([1]), rows),
-    }  # fmt: skip
-    return ReplaySample(**values | changes)
+    signals = {"logits": signal, "attention": AttentionSignal(torch.tensor([1]), rows)}
+    signals |= {kind: changes.pop(kind) for kind in signals if kind in changes}
+    values: dict[str, Any] = {"ids_L": torch.tensor([1, 2, 3, 4]), "completion_start": 2, "signals": signals}
+    return ReplaySample("p", "c", **values | changes)
 
 
 def logits(**changes: Any) -> LogitSignal:
@@ -192,7 +191,7 @@ def test_samples_that_are_none(tmp_path: Path, change: dict[str, Any]) -> None:
 def test_nothing_of_a_great_width(width: int) -> None:
     kind = (Field("ids", "I32", 1), Field("logits/position", "I32", 1), Field("logits/code", "F32", 2))
     with pytest.raises(ValueError, match="of shape"):
-        records.decode(records.Record(kind, [1, 0, 0, width], bytes(4)), ("", ""), 0)
+        records.decode(records.Record(kind, [1, 0, 0, width], bytes(4)), lambda: ("", ""), 0)
 
 
 @pytest.mark.parametrize("reader", ["open", "verify", "log", "export"])

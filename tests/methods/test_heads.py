@@ -105,7 +105,8 @@ def mixed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, li
         rows = [sample.attention.of_layer(task.heads, layer).pick(chosen) for layer, chosen in heads.items()]
         signal = type(sample.attention)(sample.attention.query_R, join_layers(rows))
         picked.append((MemoryTask(task.name, [], heads), type(sample)(
-            sample.prompt, sample.completion, sample.ids_L, sample.completion_start, sample.logits, signal
+            sample.prompt, sample.completion, sample.ids_L, sample.completion_start,
+            {"logits": sample.logits, "attention": signal},
         )))  # fmt: skip
     return student, picked
 
@@ -118,7 +119,7 @@ def terms(student: Any, picked: list[Any], reduction: str) -> tuple[float, dict[
             "replay"
         ]
         value = float(method.replay_terms(student, batch)["attention"].value.detach())
-        return value, batch["attention"]
+        return value, method.tap.action.targets
     finally:
         method.close()
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from seekr_cl.attention import RowIndex, RowTarget
-from seekr_cl.attention.features import DistillProjected, HeadMaps, OutputRows
+from seekr_cl.attention.features import DistillProjected, HeadMaps
+from seekr_cl.attention.stored.outputs import OutputRows
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import Context, Layout
@@ -174,7 +175,7 @@ def test_mixed_precision_rounds_nothing_of_it() -> None:
     maps = {0: HeadMaps(torch.randn((2, 4, 4), generator=draw), torch.tensor([[0, 1]]))}
     found = []
     for enabled in (False, True):
-        distil = DistillProjected({0: [target]}, maps, torch.zeros(2, dtype=torch.long))
+        distil = DistillProjected([], maps, torch.zeros(2, dtype=torch.long))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             value = distil.compare(SimpleNamespace(layer=0), out_BLHD, target)  # type: ignore[arg-type]
         found.append({"value": value, "slope": distil.slopes()[0][0]})

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM
 from seekr_cl.attention.stored import StoredOutputs
 from seekr_cl.attention.stored.codec import encode_vectors
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import ReplayMemory
+from seekr_cl.memory import AttentionSignal, ReplayMemory
 from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.memory.samples import check_sample
+from seekr_cl.memory.signals import OutputSignal
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seekr.settings import SeekrSettings
@@ -151,17 +152,18 @@ def test_signals_come_back_from_bytes(kept: Any, dtype: str) -> None:
     rows = sample.attention.rows
     assert isinstance(rows, StoredOutputs)
     small = type(rows)(*encode_vectors(rows.decode(), dtype))
-    lean = type(sample.attention)(sample.attention.query_R, small, "outputs")
-    one = replace(sample, logits=None, attention=lean)
+    lean = OutputSignal(sample.attention.query_R, small)
+    one = replace(sample, signals={"outputs": lean})
     check_sample(one, task.heads)
     (back,) = unpack(pack([one]), [{"prompt": sample.prompt, "completion": sample.completion}])
-    assert back.attention.of == "outputs"
+    assert back.signals.keys() == {"outputs"}
+    assert type(back.attention) is OutputSignal
     assert not differs(back.attention.rows.tensors(), small.tensors())
     limit = {"float32": 0.0, "float16": 1e-3, "int8": 1 / 127}[dtype]
     assert float((small.decode() - rows.decode()).abs().max()) <= limit * float(rows.decode().abs().max())
-    misplaced = type(sample.attention)(sample.attention.query_R, small, "attention")
-    with pytest.raises(ValueError, match="form of"):
-        check_sample(replace(one, attention=misplaced), task.heads)
+    misplaced = AttentionSignal(sample.attention.query_R, small)
+    with pytest.raises(ValueError, match="attention/form of"):
+        check_sample(replace(one, signals={"attention": misplaced}), task.heads)
 
 
 def test_signals_for_another_target_are_left_out_aloud(kept: Any, tmp_path: Path) -> None:

@@ -66,21 +66,25 @@ def test_a_batch_asks_each_sample_of_its_own_tasks_adapter(taught: Path) -> None
     for row, (_, one) in enumerate(picked):
         ids[row, length - len(one.ids_L) :], mask[row, length - len(one.ids_L) :] = one.ids_L, 1
     batch = {"input_ids": ids, "attention_mask": mask} | method.replay_extras(picked, length)
-    answers = {int(row): (one, place) for one in method.teachers.ask(batch) for place, row in enumerate(one.row_G)}
+    answer = method.teacher.answer(batch)
+    answers = {int(row): (one, place) for one in answer.logits for place, row in enumerate(one["row_G"])}
     assert len(answers) == 3
     for row, (task, sample) in enumerate(picked):
-        answer, place = answers[row]
+        logits, place = answers[row]
         eager = load_model(taught / f"m{tasks.index(task) + 1}")[0].eval()
         eager.set_attn_implementation("eager")
         with torch.no_grad():
             out = eager(sample.ids_L[None], output_attentions=True)
         count = len(sample.ids_L) - sample.completion_start
         prob = out.logits[0, sample.completion_start - 1 : -1].softmax(-1)
-        torch.testing.assert_close(answer.logits["prob"][place][:count], prob, rtol=0, atol=1e-5)
-        for layer, target in answer.targets.items():
-            mine = target.index.sample_P == row
+        torch.testing.assert_close(logits["prob"][place][:count], prob, rtol=0, atol=1e-5)
+        (target,) = (one for one in answer.rows if row in one.index.sample_P)
+        assert target.layers.keys() == task.heads.keys()
+        for layer, pairs in target.layers.items():
+            part = target.tile(pairs)
+            mine = part.index.sample_P == row
             rows = out.attentions[layer][0, task.heads[layer]][:, sample.attention.query_R]
-            own = target.teacher.prob_PRL[mine][..., length - len(sample.ids_L) :]
+            own = part.teacher.prob_PRL[mine][..., length - len(sample.ids_L) :]
             torch.testing.assert_close(own[:, : rows.shape[1]], rows, rtol=0, atol=1e-5)
     method.close()
 

@@ -5,7 +5,6 @@ from golden_case import close, each
 
 from seekr_cl.attention import AttentionTap, RecordRows, RowIndex
 from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.replay.batches import as_encoded
 from seekr_cl.tasks import collate
 
 
@@ -15,7 +14,7 @@ def passes(case):
 
 def batch_of(case, task):
     layout = case.layout
-    return collate([as_encoded(s) for s in case.samples[task]], layout.pad_id, layout.side, layout.multiple)
+    return collate([s.encoded for s in case.samples[task]], layout.pad_id, layout.side, layout.multiple)
 
 
 @each(passes)
@@ -52,7 +51,7 @@ def test_loss_of_every_sample(case, key):
     expected = case.arrays[f"fwd/{task}/{checkpoint}/loss_per_sample"]
     for number, sample in enumerate(case.samples[task]):
         layout = case.layout
-        batch = collate([as_encoded(sample)], layout.pad_id, layout.side, layout.multiple)
+        batch = collate([sample.encoded], layout.pad_id, layout.side, layout.multiple)
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         close(causal_lm_loss(logits, batch["labels"]), expected[number], what=f"sample {number}")

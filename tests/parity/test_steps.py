@@ -83,7 +83,7 @@ def stored(case, row, **changes):
         logits = torch.tensor(case.arrays[f"imp/{task}/replay_logits"][number])
         start = case.layout.offset(len(sample.ids_L), len(logits))
         own = logits[start + first_position(sample) : start + len(sample.ids_L)]
-        samples.append(replace(sample, logits=take_logits(own, sample, given, "float32")))
+        samples.append(replace(sample, signals={"logits": take_logits(own, sample, given, "float32")}))
     student = torch.tensor(case.arrays[f"{row['arrays']}/student_logits"])
     return distil_logits(student, pad_logits(samples, case.layout, student.shape[1]), given)
 

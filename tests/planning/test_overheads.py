@@ -145,7 +145,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
     def watched(self, tasks):
         given = old(self, tasks)
         samples = [sample for task in given for sample in task.samples]
-        sizes.append([size(sample) - size(replace(sample, logits=None)) for sample in samples])
+        sizes.append([size(sample) - size(replace(sample, signals={})) for sample in samples])
         return given
 
     monkeypatch.setattr(kind, "old_samples", watched)

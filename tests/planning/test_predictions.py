@@ -8,7 +8,7 @@ from tinylm import config_for, constant_task, reverse_task, teach
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.sample_codec import pack
-from seekr_cl.memory.samples import SIGNALS
+from seekr_cl.memory.signals import ROWS
 from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
 from seekr_cl.planning.signals import choose_heads
@@ -75,7 +75,7 @@ def test_bytes_are_those_of_a_real_memory(base, tmp_path, monkeypatch, form, mor
         found = {"ids": 0, "logits": 0, "attention": 0}
         for name, tensor in pack([kept]).items():
             part = name.split("/")[1]
-            part = "attention" if part in SIGNALS else part
+            part = "attention" if part in ROWS else part
             found[part if part in found else "ids"] += tensor.nbytes
         assert found == {"ids": sample.ids, "logits": sample.logits, "attention": sample.attention}
     files = sum(file["bytes"] for record in memory._current.tasks for file in record["files"])
@@ -85,7 +85,7 @@ def test_bytes_are_those_of_a_real_memory(base, tmp_path, monkeypatch, form, mor
     # What a sample brings into a replay batch, beside ids, mask and labels.
     count = len(batches[0]["input_ids"])
     student = ANSWER * 3 * 4 * read_shape(base).vocabulary
-    assert size(batches[0]["attention"]) + size(batches[0]["logits"]) == count * (sample.step - student)
+    assert size(batches[0]["rows"]) + size(batches[0]["logits"]) == count * (sample.step - student)
     assert sum(one.steps for one in done) == predicted.steps.steps + predicted.steps.extra
 
 

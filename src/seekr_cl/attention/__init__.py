@@ -4,9 +4,12 @@ from seekr_cl.attention.actions import DistillRows, InTurn, MeasureSensitivity, 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import row_kl
 from seekr_cl.attention.rows import attention_rows
+from seekr_cl.attention.stored.dense import DenseRows
+from seekr_cl.attention.stored.factors import FactorRows
+from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.tap import AttentionTap
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import DenseRows, FactorRows, TeacherRows, TopKRows
+from seekr_cl.attention.teachers import TeacherRows
 
 __all__ = [
     "AttentionCall",

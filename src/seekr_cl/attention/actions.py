@@ -3,7 +3,7 @@
 Shapes as in ``rows``: B batch, H query heads, L sequence length, D head size, P (sample, head) pairs, R rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import row_kl
-from seekr_cl.attention.masks import seen_entries
-from seekr_cl.attention.rows import attention_rows
+from seekr_cl.attention.rows import attention_rows, seen_entries
 from seekr_cl.attention.sensitivity import (
     OutputGradientTap,
     count_valid,
@@ -71,10 +70,17 @@ class DistillRows:
     that the loss puts on a layer arrives at its leaf at the very start of the backward pass, and the layer's own
     backward then adds factor times the divergence's gradient. That makes the gradient exact with no checkpointing and
     with both kinds of it, the reentrant one included, where a scalar carried out of the layer would silently lose it.
+
+    Args:
+        targets: rows of all layers together; several where samples store them in several forms.
+        eps: added to the student's probabilities in the logarithm.
     """
 
-    def __init__(self, targets: Mapping[int, Sequence[RowTarget]], eps: float = 0.0) -> None:
-        self.targets = targets
+    def __init__(self, targets: Sequence[RowTarget], eps: float = 0.0) -> None:
+        self.targets: dict[int, list[RowTarget]] = {}
+        for target in targets:
+            for layer, pairs in target.layers.items():
+                self.targets.setdefault(layer, []).append(target.tile(pairs))
         self.eps = eps
         self._values: dict[int, Tensor] = {}
         self._factors: dict[int, Tensor] = {}
@@ -95,11 +101,7 @@ class DistillRows:
         return row_kl(call, target, self.eps)
 
     def losses(self) -> dict[int, Tensor]:
-        """One leaf per layer, to be called once after each forward pass and used in the loss.
-
-        Returns:
-            ``{layer: scalar}`` in the layers' order.
-        """
+        """``{layer: scalar}``: one leaf per layer, to be asked for once after each forward pass, for the loss."""
         return {layer: self._leaf(layer) for layer in sorted(self._values)}
 
     def _leaf(self, layer: int) -> Tensor:

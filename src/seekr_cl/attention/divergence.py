@@ -12,24 +12,17 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall
-from seekr_cl.attention.kernels import routing
-from seekr_cl.attention.masks import add_to_mask_rows
-from seekr_cl.attention.rows import RowScores, student_scores
+from seekr_cl.attention.kernels import routing, state
+from seekr_cl.attention.rows import RowScores, add_to_mask_rows, student_scores
 from seekr_cl.attention.targets import RowTarget
 from seekr_cl.attention.teachers import Comparison
 
 
 def row_kl(call: AttentionCall, target: RowTarget, eps: float = 0.0) -> Tensor:
-    """Weighted divergence between stored teacher rows and the rows the model computes now.
+    """Sum over rows of weight times KL(teacher, student), a scalar with gradient.
 
-    Args:
-        call: the layer's q, k, mask and sinks; gradients flow into q, k, the sinks and an additive mask that was
-            computed from parameters.
-        target: the rows, their teacher and their weights.
-        eps: added to the student's probabilities inside the logarithm (official code: 1e-8); 0 is exact.
-
-    Returns:
-        A scalar with gradient, sum over rows of weight times KL(teacher, student).
+    Gradients flow into the call's q, k, sinks and an additive mask that was computed from parameters. ``eps`` is added
+    to the student's probabilities inside the logarithm (official code: 1e-8); 0 is exact.
     """
     learned = isinstance(call.mask, Tensor) and call.mask.requires_grad
     return RowKL.apply(call.q_BHLD, call.k_BKLD, call.sink_H, call.mask if learned else None, call, target, eps)
@@ -56,7 +49,7 @@ class RowKL(torch.autograd.Function):
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
         ctx.rest, ctx.state = (call, target, eps), None
         ctx.mask = None if mask_BHQL is None else (mask_BHQL.shape, mask_BHQL.dtype)
-        if routing.usable(call, target, eps):
+        if (q_BHLD.is_cuda or state.way == "kernels") and routing.usable(call, target, eps):
             from seekr_cl.attention.kernels import launch
 
             value, ctx.state = launch.forward(call, target)

@@ -28,25 +28,6 @@ def value_call(call: AttentionCall) -> AttentionCall:
     return replace(call, q_BHLD=v_BHLD, k_BKLD=call.v_BKLD, scaling=scaling, softcap=None, sink_H=None)
 
 
-@dataclass(frozen=True, slots=True)
-class OutputRows:
-    """A teacher's head outputs of one layer in a batch.
-
-    Attributes:
-        out_PRD: outputs at the rows; zero where rows only fill the rectangle.
-    """
-
-    out_PRD: Tensor
-
-    def tile(self, pairs: slice) -> "OutputRows":
-        """Those of some of the pairs."""
-        return OutputRows(self.out_PRD[pairs])
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "OutputRows":
-        """The same on another device."""
-        return OutputRows(self.out_PRD.to(device, non_blocking=non_blocking))
-
-
 class DistillValues(DistillRows):
     """Holds value relations as ``DistillRows`` holds attention: KL(teacher's row, student's row)."""
 
@@ -90,14 +71,12 @@ class DistillProjected(DistillRows):
     are not trained through the loss: ``slopes`` says how they should move.
 
     Args:
-        targets: of each layer.
+        targets: of all layers.
         maps: of each layer that has targets.
         task_B: whose map a sample takes.
     """
 
-    def __init__(
-        self, targets: Mapping[int, Sequence[RowTarget]], maps: Mapping[int, HeadMaps], task_B: Tensor
-    ) -> None:
+    def __init__(self, targets: Sequence[RowTarget], maps: Mapping[int, HeadMaps], task_B: Tensor) -> None:
         super().__init__(targets)
         self.maps, self.task_B = maps, task_B
         self._found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}

@@ -4,6 +4,13 @@ Transformers' models look up their attention function by name in ``AttentionInte
 registered under the model's own name for one that calls the original and then lets an *action* look on. The name, the
 config and the masks stay as they were, so no check anywhere in transformers sees a difference. No modelling file is
 patched, and models without an open tap run through the wrapper untouched.
+
+What a layer was asked to do is read from the arguments of its attention function. The functions behind transformers'
+names do not all heed the same ones: packed sequences are in the mask under sdpa, eager and flex attention, and in
+``position_ids`` or ``cu_seq_lens_q`` under flash attention. Whatever would change the attention and cannot be read from
+a call is an error, never a silent difference.
+
+Shapes: B batch, H query heads, K key/value heads, L sequence length, D head size.
 """
 
 import sys
@@ -18,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from seekr_cl.attention.call import AttentionCall
-from seekr_cl.attention.reading import read_call
+from seekr_cl.attention.rows import add_bias
 from seekr_cl.errors import ModelError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -218,7 +225,7 @@ def _tapped(name: str, original: AttentionFunction | None) -> AttentionFunction:
         slot = getattr(module, _SLOT, None)
         if slot is None or slot.action is None:
             return output_BLHD, weights
-        return _look_on(slot, name, module, query, key, value, attention_mask, kwargs, output_BLHD), weights
+        return _look_on(slot, output_BLHD, name, module, query, key, value, attention_mask, kwargs), weights
 
     return attention
 
@@ -235,22 +242,81 @@ def _own_eager(module: nn.Module) -> AttentionFunction:
 # An action takes and keeps tensors in plain Python, which a graph cannot hold: one graph break a layer, and only while
 # an action is set.
 @torch._dynamo.disable
-def _look_on(
-    slot: _Slot,
-    name: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    kwargs: dict[str, Any],
-    output_BLHD: Tensor,
-) -> Tensor:
+def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, query: Tensor, *rest: Any) -> Tensor:
     action = slot.action
     if action is None:
         return output_BLHD
-    call = read_call(name, module, query, key, value, mask, kwargs)
+    call = read_call(name, module, query, *rest)
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
     return action(replace(call, repeated=True) if last is query else call, output_BLHD)
+
+
+def read_call(
+    name: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> AttentionCall:
+    """What one layer's attention was asked to do.
+
+    Args are those of its function, queries [B, H, L, D], keys and values [B, K, L, D], under that function's name in
+    transformers ("sdpa", "eager", "flash_attention_2", ...). ModelError for attention that is not causal self-attention
+    over one key a token, or that depends on something which only the kernel knows.
+    """
+    kind = type(module).__name__
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise ModelError(f"{kind} does not know its layer index, so its attention cannot be attributed to a layer")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise ModelError(f"{kind} (layer {layer}) attends in both directions; only causal attention can be distilled")
+    if key.shape[2] != query.shape[2]:
+        raise ModelError(
+            f"{kind} (layer {layer}) has {key.shape[2]} keys for {query.shape[2]} tokens (cross attention, compressed "
+            "keys or a cache); only attention with one key a token can be distilled"
+        )
+    flash = "flash" in name
+    if flash and any(kwargs.get(sparse) is not None for sparse in ("indices", "block_indices")):
+        raise ModelError(f"{kind} picks its keys inside the flash kernel; load the model with 'sdpa' or 'eager'")
+    if (bias := kwargs.get("position_bias")) is not None:
+        mask = add_bias(mask, bias, kwargs.get("sliding_window"))
+    scaling = kwargs.get("scaling")
+    return AttentionCall(
+        layer=layer,
+        q_BHLD=query,
+        k_BKLD=key,
+        v_BKLD=value,
+        mask=mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=kwargs.get("softcap"),
+        window=kwargs.get("sliding_window"),
+        sink_H=_sinks(module, query.shape[1], kwargs),
+        segment_BL=_segments(query, kwargs) if flash and mask is None else None,
+    )
+
+
+def _sinks(module: nn.Module, heads: int, kwargs: dict[str, Any]) -> Tensor | None:
+    """Each head's sink; eager functions take it from the module, flash and flex attention from the arguments."""
+    sinks = kwargs.get("s_aux")
+    if sinks is None:
+        sinks = getattr(module, "sinks", None)
+    if not isinstance(sinks, Tensor):
+        return None
+    if sinks.numel() != heads:
+        raise ModelError(f"{type(module).__name__} has sinks of shape {tuple(sinks.shape)} for {heads} heads")
+    return sinks.reshape(heads)
+
+
+def _segments(query: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    """Number of each token's packed sequence, by the rules of transformers' flash attention without a mask.
+
+    Boundaries given in ``cu_seq_lens_q`` win; otherwise a single row of ``position_ids`` starts a sequence at each 0.
+    With several rows the positions are not looked at, so packing is not there.
+    """
+    batch, _, length, _ = query.shape
+    if all(kwargs.get(key) is not None for key in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")):
+        token_N = torch.arange(batch * length, device=query.device)
+        ends = kwargs["cu_seq_lens_q"].to(device=query.device, dtype=token_N.dtype)
+        return torch.searchsorted(ends, token_N, right=True).view(batch, length)
+    positions = kwargs.get("position_ids")
+    if positions is None or batch != 1 or positions.dim() != 2:
+        return None
+    return (positions == 0).cumsum(-1)

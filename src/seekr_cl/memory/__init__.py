@@ -2,7 +2,8 @@
 
 from seekr_cl.memory.hashing import accepted_hashes, model_hash, tokenizer_hash
 from seekr_cl.memory.method_state import MethodState
-from seekr_cl.memory.samples import AttentionSignal, LogitSignal, MemoryTask, ReplaySample, TaskSamples, Totals
+from seekr_cl.memory.samples import MemoryTask, ReplaySample, TaskSamples, Totals
+from seekr_cl.memory.signals import AttentionSignal, LogitSignal
 from seekr_cl.memory.store import ReplayMemory
 
 __all__ = [

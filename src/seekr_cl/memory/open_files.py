@@ -26,10 +26,14 @@ class Pool:
 
     Args:
         limit: how many; default ``tasks_open``.
+
+    Attributes:
+        newest: the id of the task read last, which need not be noted again.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
+        self.newest: int | None = None
         self._held: OrderedDict[int, weakref.ref[Closable]] = OrderedDict()
 
     def used(self, one: Closable) -> None:
@@ -37,6 +41,7 @@ class Pool:
         # Single operations on the dictionary, so that threads need no lock, which a fork could leave closed for ever.
         self._held.pop(id(one), None)
         self._held[id(one)] = weakref.ref(one)
+        self.newest = id(one)
         limit = self.limit or tasks_open()
         while len(self._held) > limit:
             try:

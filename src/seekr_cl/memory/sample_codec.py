@@ -8,15 +8,16 @@ Shapes: L tokens of the sample.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import stored_from
-from seekr_cl.memory.samples import SIGNALS, AttentionSignal, LogitSignal, ReplaySample
+from seekr_cl.memory.samples import ReplaySample
+from seekr_cl.memory.signals import SIGNALS
 from seekr_cl.system.reading import parse_json
+from seekr_cl.tasks.collate import Spans
 
 TYPES: dict[str, torch.dtype] = {
     "F32": torch.float32,
@@ -31,7 +32,6 @@ TYPES: dict[str, torch.dtype] = {
 }
 """What signals are stored as, by safetensors' names."""
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
-_ROWS = "rows/"
 _MOST_AXES = 4
 _WIDEST_NOTHING = 1 << 16
 """Of a tensor without elements, whose shape no number of bytes vouches for."""
@@ -41,8 +41,8 @@ class Field(NamedTuple):
     """One tensor of a sample.
 
     Attributes:
-        name: ``ids``, ``logits/...``, or ``attention/...`` or another of ``SIGNALS``; ``learnt`` of samples in which
-            other tokens are learnt than all from the completion's first.
+        name: ``ids``; one of ``SIGNALS``, a slash, and what that calls it; ``learnt`` of samples in which other tokens
+            are learnt than all from the completion's first.
         type: a key of ``TYPES``.
         axes: how many.
     """
@@ -79,18 +79,8 @@ def encode(sample: ReplaySample) -> Record:
     return Record(kind, dims, content)
 
 
-def decode(record: Record, text: tuple[str, str], completion_start: int) -> ReplaySample:
-    """The sample that ``encode`` laid out.
-
-    Args:
-        record: its kind, shapes and bytes.
-        text: prompt and completion.
-        completion_start: index of the first completion token.
-
-    Raises:
-        ValueError: if the bytes are not as many as the shapes need, or the fields not those of a sample.
-        KeyError: if a field is missing.
-    """
+def decode(record: Record, texts: Callable[[], tuple[str, str]], completion_start: int) -> ReplaySample:
+    """The sample that ``encode`` laid out, whose texts ``texts`` reads; ValueError or KeyError if it is not one."""
     if record_bytes(record.kind, record.dims) != len(record.content):
         raise ValueError(f"{len(record.content)} bytes do not have the shapes {record.dims}")
     # One copy out of the map, which every tensor looks into: it stays right whatever becomes of the file.
@@ -104,7 +94,7 @@ def decode(record: Record, text: tuple[str, str], completion_start: int) -> Repl
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at) if count else torch.empty(0, dtype=dtype)
         part[name] = flat.reshape(shape)
         at += count * dtype.itemsize
-    return _sample(part, text, completion_start)
+    return ReplaySample.with_texts(texts, completion_start=completion_start, **_parts(part))
 
 
 def record_bytes(kind: Kind, dims: list[int]) -> int:
@@ -169,7 +159,7 @@ def unpack(tensors: dict[str, Tensor], texts: Sequence[dict[str, str]]) -> list[
     samples = []
     for part, text in zip(parts.values(), texts):
         start = int(part.pop("completion_start"))
-        samples.append(_sample(part, (text["prompt"], text["completion"]), start))
+        samples.append(ReplaySample(text["prompt"], text["completion"], completion_start=start, **_parts(part)))
     return samples
 
 
@@ -177,38 +167,29 @@ def _tensors(sample: ReplaySample) -> dict[str, Tensor]:
     tensors = {"ids": sample.ids_L.to(torch.int32)}
     if sample.learnt is not None:
         tensors["learnt"] = torch.tensor(sample.learnt, dtype=torch.int32).reshape(-1, 2)
-    if sample.logits is not None:
-        signal = sample.logits
-        tensors |= {"logits/position": signal.position_A.to(torch.int32), "logits/code": signal.code_AK}
-        more = {"logits/token": signal.token_AK, "logits/tail": signal.tail_A, "logits/offset": signal.offset_A}
-        tensors |= {name: tensor for name, tensor in more.items() if tensor is not None}
-    if sample.attention is not None:
-        of, rows = sample.attention.of, sample.attention.rows
-        tensors[f"{of}/query"] = sample.attention.query_R.to(torch.int32)
-        tensors |= {f"{of}/{_ROWS}{name}": tensor for name, tensor in ({} if rows is None else rows.tensors()).items()}
+    for kind, signal in sample.signals.items():
+        tensors |= {f"{kind}/{name}": tensor for name, tensor in signal.tensors().items()}
     return tensors
 
 
-def _sample(part: dict[str, Tensor], text: tuple[str, str], completion_start: int) -> ReplaySample:
-    logits = attention = None
-    ids_L = part.pop("ids").long()
-    spans = part.pop("learnt", None)
-    if spans is not None and (spans.dim() != 2 or spans.shape[1] != 2):
+def _parts(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Token ids, runs of tokens to learn and signals of a sample."""
+    parts = dict[str, dict[str, Tensor]]()
+    given: dict[str, Any] = {"ids_L": tensors.pop("ids").long()}
+    if "learnt" in tensors:
+        given["learnt"] = _spans(tensors.pop("learnt"))
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        parts.setdefault(kind, {})[rest] = tensor
+    if unknown := parts.keys() - SIGNALS.keys():
+        raise ValueError(f"{sorted(unknown)} unknown")
+    return given | {"signals": {kind: SIGNALS[kind].from_tensors(part) for kind, part in parts.items()}}
+
+
+def _spans(span_N2: Tensor) -> Spans:
+    if span_N2.dim() != 2 or span_N2.shape[1] != 2:
         raise ValueError("learnt must be rows of begin and end")
-    learnt = None if spans is None else tuple((int(begin), int(end)) for begin, end in spans)
-    if any(name.startswith("logits/") for name in part):
-        position_A, code_AK = part.pop("logits/position").long(), part.pop("logits/code")
-        rest = (part.pop(f"logits/{name}", None) for name in ("token", "tail", "offset"))
-        logits = LogitSignal(position_A, code_AK, *rest)
-    for of in SIGNALS:
-        if any(name.startswith(f"{of}/") for name in part) and attention is None:
-            start = f"{of}/{_ROWS}"
-            rows = {name.removeprefix(start): part.pop(name) for name in list(part) if name.startswith(start)}
-            query_R = part.pop(f"{of}/query").long()
-            attention = AttentionSignal(query_R, stored_from(rows) if rows else None, of)
-    if part:
-        raise ValueError(f"{sorted(part)} unknown")
-    return ReplaySample(*text, ids_L, completion_start, logits, attention, learnt)
+    return tuple((int(begin), int(end)) for begin, end in span_N2)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,109 +1,20 @@
 """What the memory keeps of one old example, and of one task.
 
-Shapes: L tokens of the sample, A stored answer positions, K stored tokens of each, M heads of one layer, R queries.
+Shapes: L tokens of the sample.
 """
 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, Self, overload
 
-import torch
 from torch import Tensor
 
-from seekr_cl.attention.stored import StoredOutputs, StoredSignal, StoredTopK
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities, small_float
+from seekr_cl.memory.signals import ROWS, AttentionSignal, LogitSignal, Signal
 from seekr_cl.tasks.collate import Encoded, Spans, spans_of
-
-
-@dataclass(frozen=True, slots=True)
-class LogitSignal:
-    """A teacher's next-token distributions at the positions a loss uses.
-
-    Attributes:
-        position_A: positions in the sample whose output is distilled.
-        code_AK: encoded probabilities of K tokens; of all tokens in order when ``token_AK`` is None.
-        token_AK: which tokens these are.
-        tail_A: probability of all other tokens; ``None`` when there are none.
-        offset_A: present if tokens are drawn for the others as in ``StoredTopK``; otherwise they are one bucket.
-            Beside no ``token_AK`` it says that the codes are the logits themselves.
-    """
-
-    position_A: Tensor
-    code_AK: Tensor
-    token_AK: Tensor | None = None
-    tail_A: Tensor | None = None
-    offset_A: Tensor | None = None
-
-    @classmethod
-    def encode(
-        cls, position_A: Tensor, logits_AV: Tensor, top_k: int | None, dtype: str, tail: str = "sampled"
-    ) -> Self:
-        """From a teacher's logits: ``top_k`` tokens of each distribution, or all in order."""
-        prob_AV = logits_AV.float().softmax(-1)
-        if top_k is None or top_k >= prob_AV.shape[-1]:
-            return cls(position_A, encode_probabilities(prob_AV, dtype))
-        kept = StoredTopK.encode(prob_AV[None], top_k, dtype, tail)
-        offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
-        return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
-
-    @classmethod
-    def of_logits(cls, position_A: Tensor, logits_AV: Tensor, dtype: str) -> Self:
-        """The logits themselves, for losses that compare them; in half precision unless ``dtype`` is ``float32``."""
-        code_AV = logits_AV.to(small_float(dtype))
-        return cls(position_A, code_AV, offset_A=torch.zeros(len(code_AV), dtype=code_AV.dtype))
-
-    @property
-    def logits_AV(self) -> Tensor | None:  # noqa: N802
-        """Float32 logits, where these were kept and not their probabilities."""
-        return self.code_AK.float() if self.token_AK is None and self.offset_A is not None else None
-
-    def decode(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Float32 probabilities and int64 tokens [A, K], float32 mass of the bucket and offset [A]."""
-        count, width = self.code_AK.shape
-        if (logits_AV := self.logits_AV) is not None:
-            none_A = torch.zeros(count)
-            return logits_AV.softmax(-1), torch.arange(width).expand(count, -1), none_A, none_A
-        if self.token_AK is None or self.tail_A is None:
-            prob_AK = decode_probabilities(self.code_AK, torch.ones(count))
-            return prob_AK, torch.arange(width).expand(count, -1), torch.zeros(count), torch.zeros(count)
-        offset_1A = None if self.offset_A is None else self.offset_A[None]
-        kept = StoredTopK(self.code_AK[None], self.token_AK[None], self.tail_A[None], offset_MR=offset_1A)
-        prob_1AK, token_1AK, bucket_1A, offset_1A = kept.decode()
-        return prob_1AK[0], token_1AK[0], bucket_1A[0], offset_1A[0]
-
-
-SIGNALS = ("attention", "values", "outputs")
-"""What a teacher's rows can be of; the first part of their names in a file."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSignal:
-    """A teacher's attention rows, or what stands in their place, at the heads and queries chosen for the sample.
-
-    Attributes:
-        query_R: query positions in the sample.
-        rows: the rows of all of the task's heads, layer after layer; ``None`` where the task keeps its teacher.
-        of: ``attention`` rows, rows of ``values`` relations, or the heads' ``outputs``; one of ``SIGNALS``.
-    """
-
-    query_R: Tensor
-    rows: StoredSignal | None
-    of: str = "attention"
-
-    def of_layer(self, heads: dict[int, list[int]], layer: int) -> StoredSignal:
-        """One layer's rows, in the order of the task's ``heads`` of that layer.
-
-        Raises:
-            ValueError: if only the queries are kept.
-        """
-        if self.rows is None:
-            raise ValueError("the rows are not kept")
-        first = sum(len(heads[earlier]) for earlier in heads if earlier < layer)
-        return self.rows.pick(list(range(first, first + len(heads[layer]))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +26,7 @@ class ReplaySample:
         completion: text.
         ids_L: token ids as they were trained on.
         completion_start: index of the first token of the last answer.
-        logits: for logit distillation, if the method stored it.
-        attention: for attention distillation, if the method stored it.
+        signals: what the method stored of its teacher, by kind (``signals.SIGNALS``).
         learnt: begin and end of each run of tokens to learn; ``None`` if it is all from ``completion_start`` on.
     """
 
@@ -124,9 +34,37 @@ class ReplaySample:
     completion: str
     ids_L: Tensor
     completion_start: int
-    logits: LogitSignal | None = None
-    attention: AttentionSignal | None = None
+    signals: Mapping[str, Signal] = field(default_factory=dict)
     learnt: Spans | None = None
+    _texts: Callable[[], tuple[str, str]] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def with_texts(cls, texts: Callable[[], tuple[str, str]], **given: Any) -> Self:
+        """A sample whose prompt and completion are read when one of them is asked for; training never does."""
+        sample = cls(prompt="", completion="", **given, _texts=texts)
+        for name in ("prompt", "completion"):
+            object.__delattr__(sample, name)
+        return sample
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there: texts that nobody has asked for yet.
+        if name not in ("prompt", "completion") or self._texts is None:
+            raise AttributeError(name)
+        for part, text in zip(("prompt", "completion"), self._texts()):
+            object.__setattr__(self, part, text)
+        return getattr(self, name)
+
+    @property
+    def logits(self) -> LogitSignal | None:
+        """For logit distillation, if the method stored it."""
+        signal = self.signals.get("logits")
+        return signal if isinstance(signal, LogitSignal) else None
+
+    @property
+    def attention(self) -> AttentionSignal | None:
+        """Rows of chosen heads of whatever kind, if the method stored any."""
+        found = (self.signals[kind] for kind in ROWS if kind in self.signals)
+        return next((signal for signal in found if isinstance(signal, AttentionSignal)), None)
 
     @property
     def spans(self) -> Spans:
@@ -241,49 +179,25 @@ class TaskSamples(Sequence[tuple[MemoryTask, ReplaySample]]):
 
 
 def check_sample(sample: ReplaySample, heads: dict[int, list[int]]) -> None:
-    """Makes sure that a sample's tensors fit each other and the task's heads.
-
-    Raises:
-        ValueError: saying what does not fit.
-    """
-    length = len(sample.ids_L)
-    fits = {
-        "ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any()),
-        "completion_start": 0 <= sample.completion_start <= length,
-    }
+    """Makes sure that a sample's tensors fit each other and the task's heads; ValueError says what does not."""
+    length, num_heads = len(sample.ids_L), sum(map(len, heads.values()))
+    fits = {"ids": sample.ids_L.dim() == 1 and not bool((sample.ids_L < 0).any())}
+    fits["completion_start"] = 0 <= sample.completion_start <= length
     if sample.learnt is not None:
-        borders = [border for span in sample.learnt for border in span]
-        whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
-        # Every run has a token, and none begins before the former ends.
-        fits["learnt"] = whole and borders == sorted(borders) and all(begin < end for begin, end in sample.learnt)
-        fits["completion_start"] = whole and sample.completion_start == sample.learnt[-1][0]
-    if sample.logits is not None:
-        signal = sample.logits
-        fits["logits/position"] = _inside(signal.position_A, length)
-        fits["logits/code"] = signal.code_AK.dim() == 2 and len(signal.code_AK) == len(signal.position_A)
-        fits["logits/token"] = signal.token_AK is None or (
-            signal.token_AK.shape == signal.code_AK.shape
-            and not signal.token_AK.is_floating_point()
-            and not bool((signal.token_AK.long() < 0).any())
-        )
-        for name, numbers in (("tail", signal.tail_A), ("offset", signal.offset_A)):
-            fits[f"logits/{name}"] = numbers is None or (
-                numbers.shape == signal.position_A.shape and bool(torch.isfinite(numbers.float()).all())
-            )
-    if sample.attention is not None:
-        query_R, rows = sample.attention.query_R, sample.attention.rows
-        of = sample.attention.of
-        fits[f"{of}/query"] = _inside(query_R, length)
-        fits[f"{of}/rows"] = rows is None or rows.check(sum(map(len, heads.values())), len(query_R), length)
-        # Heads' outputs are no rows over keys, and nothing else is heads' outputs.
-        fits["form"] = rows is None or (of == "outputs") == isinstance(rows, StoredOutputs)
+        fits |= _check_spans(sample.learnt, sample.completion_start, length)
+    for kind, signal in sample.signals.items():
+        fits |= {f"{kind}/{part}": fit for part, fit in signal.check(length, num_heads).items()}
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} of {sample.prompt[:20]!r} out of place")
+        raise ValueError(f"{', '.join(wrong)} of the sample out of place")
 
 
-def _inside(index_N: Tensor, length: int) -> bool:
-    return index_N.dim() == 1 and bool(((index_N >= 0) & (index_N < length)).all())
+def _check_spans(learnt: Spans, completion_start: int, length: int) -> dict[str, bool]:
+    borders = [border for span in learnt for border in span]
+    whole = bool(borders) and borders[0] >= 0 and borders[-1] <= length
+    # Every run has a token, and none begins before the former ends.
+    fit = whole and borders == sorted(borders) and all(begin < end for begin, end in learnt)
+    return {"learnt": fit, "completion_start": whole and completion_start == learnt[-1][0]}
 
 
 def sample_id(prompt: str, completion: str) -> str:

@@ -17,6 +17,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -112,18 +113,13 @@ class StoredSamples(Sequence[ReplaySample]):
     @overload
     def __getitem__(self, index: slice) -> list[ReplaySample]: ...
     def __getitem__(self, index: Any) -> Any:
-        """One sample, or a list for a slice.
-
-        Raises:
-            MemoryFormatError: naming the file whose bytes are not those that were written.
-        """
+        """One sample, or a list for a slice; MemoryFormatError names a file whose bytes are not those written."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         record, start = self._record(number)
-        prompt, completion = self.text(number)
         try:
-            sample = records.decode(record, (prompt, completion), start)
+            sample = records.decode(record, partial(self.text, number), start)
             check_sample(sample, self.heads)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             raise MemoryFormatError(
@@ -174,17 +170,22 @@ class StoredSamples(Sequence[ReplaySample]):
         return dims[sum(field.axes for field in kind[: names.index("ids")])]
 
     def _opened(self) -> "_Files":
-        """The open files; opened anew if they were closed meanwhile, and then those that were open before.
+        """The open files, opened anew if they were closed meanwhile."""
+        files = self._files or self._open()
+        if POOL.newest != id(self):
+            POOL.used(self)
+        return files
+
+    def _open(self) -> "_Files":
+        """Opens the files, which must be those that were open before.
 
         Raises:
             MemoryFormatError: if they are not.
         """
-        files = self._files
-        if files is None:
-            files = _Files(self.texts, self.signals, self.totals.samples)
-            if self._known not in (None, files.known):
-                raise MemoryFormatError(f"{self.signals}: was changed while it was open; restore it from a copy")
-            self._files, self._known = files, files.known
+        files = _Files(self.texts, self.signals, self.totals.samples)
+        if self._known not in (None, files.known):
+            raise MemoryFormatError(f"{self.signals}: was changed while it was open; restore it from a copy")
+        self._files, self._known = files, files.known
         POOL.used(self)
         return files
 
@@ -240,11 +241,7 @@ class _Files:
             ) from error
 
     def still_whole(self) -> "_Files":
-        """These files, if nobody has cut them short meanwhile.
-
-        Raises:
-            MemoryFormatError: if somebody has.
-        """
+        """These files; MemoryFormatError if somebody has cut them short meanwhile."""
         # Looking at a page beyond a file's end kills the process, so it is found before.
         for path, mapped in zip(self.paths, (self.text_map, self.map)):
             if mapped.size() != len(mapped):

@@ -372,8 +372,11 @@ def load_task(folder: Path, record: dict[str, Any], source: Path, verify: bool) 
     texts, signals = (checked_path(folder, file, source, content=verify) for file in record["files"])
     samples = StoredSamples(texts, signals, heads, totals)
     teacher = load_teacher(folder, record.get("teacher"), source, verify)
-    if verify and Totals.of(samples) != totals:
-        raise MemoryFormatError(f"{source}: counts of task '{record['name']}' differ from its samples'; restore it")
+    if verify:
+        if Totals.of(samples) != totals:
+            raise MemoryFormatError(f"{source}: counts of task '{record['name']}' differ from its samples'; restore it")
+        for number in range(len(samples)):
+            samples.text(number)
     return MemoryTask(record["name"], samples, heads, record["info"], teacher)
 
 

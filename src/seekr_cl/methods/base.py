@@ -288,17 +288,15 @@ class Method(ABC):
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """The model's logits [B, L, V] for a batch; the cache is never wanted in training.
-
-    A model that chooses its adapters by the query is told which tokens these are: those without a label.
-    """
-    ids_BL = batch["input_ids"]
-    more = {}
+    """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
+    ids_BL, mask_BL, more = batch["input_ids"], batch["attention_mask"], {}
+    # A model that chooses its adapters by the query is told which tokens these are: those without a label.
     if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
         more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
-    if counts_from_the_edge(model):
-        more["position_ids"] = positions(batch["attention_mask"])
-    logits = model(input_ids=ids_BL, attention_mask=batch["attention_mask"], use_cache=False, **more).logits
+    # Without padding on the left, all models count alike.
+    if not mask_BL[:, 0].all() and counts_from_the_edge(model):
+        more["position_ids"] = positions(mask_BL)
+    logits = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
 

@@ -9,15 +9,17 @@ import torch
 from seekr_cl import ranks
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
     answer_logits,
     first_position,
+    label_and_logit_terms,
     require_all_logits,
     take_logits,
 )
-from seekr_cl.methods.common.teachers import Teachers
+from seekr_cl.methods.common.teachers import StoredTeacher
 
 
 class DERpp(Method):
@@ -39,25 +41,26 @@ class DERpp(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        self.teachers = Teachers(context, settings)
+        require_adapter(context, settings)
+        self.teacher = StoredTeacher(context.layout)
 
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits, or its task a teacher."""
         require_all_logits(tasks)
-        self.teachers.replay(tasks)
+        self.teacher = make_teacher(self.context, self.settings, tasks)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
-        """The stored logits of the batch, or what its teachers are asked."""
-        return self.teachers.extras(picked, padded)
+        """The stored logits of the batch, or what adapters are asked."""
+        return self.teacher.collate(picked, padded)
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
-        answers = self.teachers.ask(batch)
-        return self.teachers.label_and_logit_terms(forward(model, batch), batch, answers)
+        answer = self.teacher.answer(batch)
+        return label_and_logit_terms(forward(model, batch), batch, answer.logits, self.settings)
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Stores this model's answer-position logits with the samples, or what its adapter is now."""
-        teacher = self.teachers.keep()
+        teacher = kept_adapter(self.context, self.settings)
         if teacher is not None:
             return MemoryTask(name, samples, teacher=teacher)
         context, kept = self.context, dict[int, ReplaySample]()
@@ -69,5 +72,5 @@ class DERpp(Method):
                 )
             if counts:
                 signal = take_logits(logits_NV, sample, self.settings, context.signal_dtype)
-                kept[place] = replace(sample, logits=signal)
+                kept[place] = replace(sample, signals={"logits": signal})
         return MemoryTask(name, collect_samples(kept, len(samples)))

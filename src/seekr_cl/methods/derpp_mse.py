@@ -188,7 +188,8 @@ class DERppMSE(Method):
             if place in drawn:
                 logits_AV = drawn[place][1]
             if counts:
-                kept[place] = replace(sample, logits=LogitSignal.of_logits(position_A, logits_AV, context.signal_dtype))
+                signal = LogitSignal.of_logits(position_A, logits_AV, context.signal_dtype)
+                kept[place] = replace(sample, signals={"logits": signal})
         return MemoryTask(name, collect_samples(kept, len(samples)))
 
     def _all_drawn(self) -> dict[int, tuple[float, Tensor]]:

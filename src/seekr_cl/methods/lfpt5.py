@@ -245,7 +245,8 @@ class LFPT5(Method):
         with torch.no_grad():
             ids_1L = sample.ids_L[None].to(self.context.model.device)
             logits_NV = answer_logits(self.context.model, ids_1L, first_position(sample))
-        return replace(sample, logits=take_logits(logits_NV, sample, self._logits, self.context.signal_dtype))
+        signal = take_logits(logits_NV, sample, self._logits, self.context.signal_dtype)
+        return replace(sample, signals={"logits": signal})
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
         """Notes that the model can write this task now; it does not know the general data that comes before."""

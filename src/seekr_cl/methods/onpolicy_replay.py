@@ -112,7 +112,7 @@ class OnPolicyReplay(Replay):
                 # Earlier answers of a conversation stay what they were and are not learnt again.
                 ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
                 text = self._read(new[:-1])
-                own = replace(sample, completion=text, ids_L=ids_L, logits=None, attention=None, learnt=None)
+                own = replace(sample, completion=text, ids_L=ids_L, signals={}, learnt=None)
                 answered.append((self._score(task, sample, own), own))
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")

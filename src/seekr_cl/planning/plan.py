@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.common.teachers import HELD
 from seekr_cl.methods.costs import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost

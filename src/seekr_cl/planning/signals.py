@@ -125,13 +125,13 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
         asked = settings.teacher == "adapter"
         top_k = None if asked else settings.logits_top_k
         signal = LogitSignal.encode(position_1, logits_1V, top_k, "float32" if asked else dtype)
-        one = ReplaySample("", "", sample.ids_L, tokens - answer, signal)
+        one = ReplaySample("", "", sample.ids_L, tokens - answer, {"logits": signal})
         logits = 0 if asked else answer * (_size(pack([one])) - ids)
         step += answer * _size(pad_logits([one], Layout(0), tokens))
         step += answer * _LOGIT_TENSORS * 4 * shape.vocabulary
     if isinstance(settings, DERppMSESettings):
         signal = LogitSignal.of_logits(torch.zeros(1, dtype=torch.long), torch.zeros((1, shape.vocabulary)), dtype)
-        one = ReplaySample("", "", sample.ids_L, tokens - answer, signal)
+        one = ReplaySample("", "", sample.ids_L, tokens - answer, {"logits": signal})
         logits = answer * (_size(pack([one])) - ids)
         step += answer * (1 + _LOGIT_TENSORS) * 4 * shape.vocabulary
     if isinstance(settings, SeekrSettings):

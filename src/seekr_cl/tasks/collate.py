@@ -58,20 +58,11 @@ def labels_of(input_ids: list[int], spans: Spans, ignore: int = -100) -> list[in
 def collate(
     encoded: list[Encoded], pad_id: int, side: str = "right", multiple: int = 1, label_ignore: int = IGNORE
 ) -> "dict[str, Tensor]":
-    """Pad examples to one length.
-
-    Args:
-        encoded: The examples of a batch.
-        pad_id: The token to pad with.
-        side: ``"right"`` or ``"left"``.
-        multiple: Pad to a multiple of this length.
-        label_ignore: The label of every token that is not to be learnt.
+    """Pad examples on the ``"right"`` or ``"left"`` to one length, a multiple of ``multiple``.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels``, each of shape (examples, length).
-
-    Raises:
-        ConfigError: An empty batch, an unknown side, or a multiple below 1.
+        ``input_ids``, ``attention_mask`` and ``labels`` [B, L], these ``label_ignore`` where nothing is to be learnt;
+        ConfigError for an empty batch, an unknown side, or a multiple below 1.
     """
     import torch
 

@@ -25,7 +25,8 @@ from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.gradient_shares import GradientShares
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
-from seekr_cl.training.trainer_resume import ResumableTrainer, SaveState, SaveWhenDue
+from seekr_cl.training.saving import SaveWhenDue
+from seekr_cl.training.trainer_resume import ResumableTrainer, SaveState
 
 
 class SeekrTrainer(ResumableTrainer):
@@ -143,11 +144,12 @@ class SeekrTrainer(ResumableTrainer):
             self.carry.put_gradients(self._network)
         parts = []
         for number, (kind, part) in enumerate(inputs.items(), start=1):
-            with zero.held_back(self, last=number == len(inputs)):
+            last = number == len(inputs)
+            with zero.held_back(self, last) if self.is_deepspeed_enabled else nullcontext():
                 parts.append(self._part(model, kind, part))
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
-        mean = ranks.total(loss) / ranks.count()
+        mean = loss if self.args.world_size == 1 else ranks.total(loss) / ranks.count()
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss is {float(mean)}")
         return loss
@@ -182,11 +184,14 @@ class SeekrTrainer(ResumableTrainer):
     def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
         loss = super().training_step(model, {kind: part})
         if self._measured_next is not None:
-            terms, divisor = self._measured_next
-            self._measured_next = None
-            ((name, term),) = terms.items()
-            self.shares.note_gradient(name, term.weight, term.weight / divisor, self._trained)
+            self._note_gradient(*self._measured_next)
         return loss
+
+    def _note_gradient(self, terms: dict[str, LossTerm], divisor: int) -> None:
+        """The backward pass has left one term's gradient and nothing else."""
+        self._measured_next = None
+        ((name, term),) = terms.items()
+        self.shares.note_gradient(name, term.weight, term.weight / divisor, self._trained)
 
     def _leaves_gradient_alone(self, terms: dict[str, LossTerm]) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
@@ -200,37 +205,50 @@ class SeekrTrainer(ResumableTrainer):
     ) -> Any:
         """The weighted sum of the method's terms for a batch of one kind, divided by the accumulation steps."""
         ((kind, batch),) = inputs.items()
-        due = self.shares.due(kind)
-
-        def take(model: nn.Module = model) -> dict[str, LossTerm]:
-            with alone(model) if due else nullcontext():
-                found = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
-            self._join(found, batch)
-            if kind == "new":
-                found["task"].weight *= self._token_factor(batch)
-            elif self.replay_factor != 1:
-                for term in found.values():
-                    term.weight *= 1 if term.of_weights else self.replay_factor
-            self._steer(found)
-            return found
-
-        if due and self.is_deepspeed_enabled:
-            # Its engine takes every backward pass after its own forward pass for the one that is followed by a step.
-            self.shares.measure_apart(lambda: take(self._network), self._trained)
-        terms = take()
-        if due and not self.is_deepspeed_enabled:
-            if self._leaves_gradient_alone(terms):
-                self._measured_next = (terms, self.current_gradient_accumulation_steps)
-            else:
-                self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
-                terms = take() if self._serves_one_backward else terms
-                self._steer(terms)
+        due = bool(self.args.measure_every) and self.shares.due(kind)
+        terms = (self._measured_terms if due else self._terms)(model, kind, batch)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         self._note(kind, terms, loss)
         loss = loss / self.current_gradient_accumulation_steps
         if due and self.accelerator.sync_gradients:
             average_next(model, loss)
         return loss
+
+    def _terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
+        terms = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
+        if self.args.world_size > 1:
+            self._join(terms, batch)
+        if kind == "new":
+            terms["task"].weight *= self._token_factor(batch)
+        elif self.replay_factor != 1:
+            self._weigh_replay(terms)
+        if self.args.measure_every:
+            self._steer(terms)
+        return terms
+
+    def _weigh_replay(self, terms: dict[str, LossTerm]) -> None:
+        for term in terms.values():
+            term.weight *= 1 if term.of_weights else self.replay_factor
+
+    def _measured_terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
+        """The same, with each term's gradient measured."""
+
+        def take(model: nn.Module = model) -> dict[str, LossTerm]:
+            with alone(model):
+                return self._terms(model, kind, batch)
+
+        if self.is_deepspeed_enabled:
+            # Its engine takes every backward pass after its own forward pass for the one that is followed by a step.
+            self.shares.measure_apart(lambda: take(self._network), self._trained)
+            return take()
+        terms = take()
+        if self._leaves_gradient_alone(terms):
+            self._measured_next = (terms, self.current_gradient_accumulation_steps)
+            return terms
+        self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
+        terms = take() if self._serves_one_backward else terms
+        self._steer(terms)
+        return terms
 
     @property
     def _serves_one_backward(self) -> bool:
@@ -243,8 +261,6 @@ class SeekrTrainer(ResumableTrainer):
 
     def _join(self, terms: dict[str, LossTerm], batch: Any) -> None:
         """Weighs this process's means by what they are means of, so that their average is the mean of the whole."""
-        if ranks.count() == 1:
-            return
         samples = len(batch["labels"])
         counts = [samples if term.count is None else term.count for term in terms.values()]
         own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device="cpu") for count in counts])

@@ -21,8 +21,10 @@ from seekr_cl.attention.call import AttentionCall
 from seekr_cl.attention.kernels.backward import backward_keys, backward_queries, sum_queries
 from seekr_cl.attention.kernels.blocks import choose
 from seekr_cl.attention.kernels.forward import forward_rows
+from seekr_cl.attention.stored.dense import DenseRows
+from seekr_cl.attention.stored.factors import FactorRows
+from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import DenseRows, FactorRows, TopKRows
 
 PART_BYTES = 1 << 27
 """Query gradients (float32) held by one launch before they are summed into the result."""

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.kernels import state
+from seekr_cl.attention.stored.dense import DenseRows
+from seekr_cl.attention.stored.factors import FactorRows
+from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import DenseRows, FactorRows, TopKRows
 
 __all__ = ["available", "route", "usable"]
 
@@ -28,28 +30,25 @@ LARGEST_HEAD = 256
 MOST_KEPT = 128
 """Entries of a top-k row that a block can hold in registers."""
 
-_route: Literal["device", "kernels", "tiles"] = "device"
-
 
 @contextmanager
-def route(to: Literal["device", "kernels", "tiles"]) -> Iterator[None]:
+def route(to: state.Way) -> Iterator[None]:
     """For tests and measurements: sends calls to the kernels on any device (with Triton's interpreter), or never.
 
     It decides about forward passes; a backward pass goes the way of its forward. Not for several threads.
     """
-    global _route
-    former, _route = _route, to
+    former, state.way = state.way, to
     try:
         yield
     finally:
-        _route = former
+        state.way = former
 
 
 def usable(call: AttentionCall, target: RowTarget, eps: float) -> bool:
     """Whether this call goes to the kernels: they cover it and its device runs them."""
-    if _route == "tiles" or eps or not available(call, target):
+    if state.way == "tiles" or eps or not available(call, target):
         return False
-    return _route == "kernels" or _runs(call.q_BHLD.device)
+    return state.way == "kernels" or _runs(call.q_BHLD.device)
 
 
 def available(call: AttentionCall, target: RowTarget) -> bool:

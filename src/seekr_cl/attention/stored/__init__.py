@@ -31,6 +31,10 @@ FORMS: dict[str, type[StoredRows]] = {"dense": StoredDense, "top_k": StoredTopK,
 
 
 StoredSignal = StoredRows | StoredOutputs
+BY_TENSOR: dict[str, type[StoredSignal]] = {
+    "out": StoredOutputs, "q": StoredFactors, "key": StoredTopK, "code": StoredDense,
+}  # fmt: skip
+"""Each form by the tensor that tells it from those behind it."""
 
 
 def stored_from(tensors: dict[str, Tensor]) -> StoredSignal:
@@ -39,10 +43,9 @@ def stored_from(tensors: dict[str, Tensor]) -> StoredSignal:
     Raises:
         ValueError: if they are those of none.
     """
-    if "out" in tensors:
-        return StoredOutputs.from_tensors(tensors)
-    form = StoredFactors if "q" in tensors else StoredTopK if "key" in tensors else StoredDense
-    return form.from_tensors(tensors)
+    return next(form for name, form in BY_TENSOR.items() if name in tensors or form is StoredDense).from_tensors(
+        tensors
+    )
 
 
 def join_layers(parts: Sequence[StoredSignal]) -> StoredSignal:
@@ -51,10 +54,10 @@ def join_layers(parts: Sequence[StoredSignal]) -> StoredSignal:
 
 
 def collate_rows(parts: Sequence[StoredSignal], starts: list[int], num_queries: int, padded: int) -> TeacherRows:
-    """One layer's teacher rows of a batch from samples that all have the same form.
+    """The teacher rows of a batch from samples that all have the same form, sample after sample.
 
     Args:
-        parts: each sample's rows of this layer.
+        parts: each sample's rows.
         starts: where each sample's first token stands.
         num_queries: rows a pair is padded to.
         padded: length of the padded sequence.

@@ -1,6 +1,6 @@
 """Whole teacher rows.
 
-Shapes: M heads, R query rows, L tokens of the sample.
+Shapes: M heads, R query rows, L tokens of the sample (of the padded batch in ``DenseRows``), P (sample, head) pairs.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,38 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities
-from seekr_cl.attention.stored.form import Stored, fits, mass_or_ones, missing_mass
-from seekr_cl.attention.teachers import DenseRows
+from seekr_cl.attention.stored.codec import (
+    Stored,
+    decode_probabilities,
+    encode_probabilities,
+    fits,
+    mass_or_ones,
+    missing_mass,
+)
+from seekr_cl.attention.teachers import Comparison, compare_whole
+
+
+@dataclass(frozen=True, slots=True)
+class DenseRows:
+    """Whole rows.
+
+    Attributes:
+        prob_PRL: probabilities; zero for keys beyond a sample's own length.
+    """
+
+    prob_PRL: Tensor
+
+    def tile(self, pairs: slice | Tensor) -> "DenseRows":
+        """The rows of some of the pairs, or of pairs in an order."""
+        return DenseRows(self.prob_PRL[pairs])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "DenseRows":
+        """The same on another device."""
+        return DenseRows(self.prob_PRL.to(device, non_blocking=non_blocking))
+
+    def compare(self, logp_PRL: Tensor, call: AttentionCall, index: RowIndex, eps: float) -> Comparison:
+        """Every key is a bucket."""
+        return compare_whole(self.prob_PRL.to(logp_PRL.dtype), logp_PRL, eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +78,7 @@ class StoredDense(Stored):
 
     @staticmethod
     def collate(parts: Sequence["StoredDense"], starts: list[int], num_queries: int, padded: int) -> DenseRows:
-        """One layer's rows of a batch."""
+        """The rows of a batch, sample after sample."""
         rooms = []
         for part, start in zip(parts, starts):
             rows_MRL = part.decode()

@@ -1,6 +1,7 @@
 """Teacher rows as the queries and keys they are computed from.
 
-Shapes: M heads, R query rows, L tokens of the sample, D head size, G key/value heads that the M heads use.
+Shapes: M heads, R query rows, L tokens of the sample, D head size, G key/value heads that the M heads use; in
+``FactorRows`` P (sample, head) pairs, the padded length L, and (sample, key/value head) groups G.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,50 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.rows import row_probabilities
-from seekr_cl.attention.stored.codec import decode_vectors, encode_vectors, narrow_index
-from seekr_cl.attention.stored.form import Stored, fits
-from seekr_cl.attention.teachers import FactorRows
+from seekr_cl.attention.rows import RowScores, row_probabilities, row_scores
+from seekr_cl.attention.stored.codec import Stored, decode_vectors, encode_vectors, fits, narrow_index
+from seekr_cl.attention.teachers import Comparison, compare_whole
+
+
+@dataclass(frozen=True, slots=True)
+class FactorRows:
+    """The teacher's own queries and keys; its rows are computed again from them, masked like the student's.
+
+    Attributes:
+        q_PRD: queries of the rows, after rotary embedding.
+        k_GLD: keys of each (sample, key/value head) that some pair uses, in the padded sequence.
+        group_P: which of them a pair uses.
+        sink_P: the teacher's sinks, if the model has them.
+    """
+
+    q_PRD: Tensor
+    k_GLD: Tensor
+    group_P: Tensor
+    sink_P: Tensor | None = None
+
+    def tile(self, pairs: slice | Tensor) -> "FactorRows":
+        """The rows of some of the pairs; the keys stay shared."""
+        sink_P = None if self.sink_P is None else self.sink_P[pairs]
+        return FactorRows(self.q_PRD[pairs], self.k_GLD, self.group_P[pairs], sink_P)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "FactorRows":
+        """The same on another device."""
+        sink_P = None if self.sink_P is None else self.sink_P.to(device, non_blocking=non_blocking)
+        return FactorRows(
+            self.q_PRD.to(device, non_blocking=non_blocking),
+            self.k_GLD.to(device, non_blocking=non_blocking),
+            self.group_P.to(device, non_blocking=non_blocking),
+            sink_P,
+        )
+
+    def compare(self, logp_PRL: Tensor, call: AttentionCall, index: RowIndex, eps: float) -> Comparison:
+        """Every key is a bucket."""
+        return compare_whole(row_probabilities(self.scores(call, index, logp_PRL.dtype)), logp_PRL, eps)
+
+    def scores(self, call: AttentionCall, index: RowIndex, dtype: torch.dtype) -> RowScores:
+        """The teacher's scores, scaled, capped and masked as in the student's ``call``."""
+        sink_P = None if self.sink_P is None else self.sink_P.to(dtype)
+        return row_scores(self.q_PRD.to(dtype), self.k_GLD[self.group_P].to(dtype), sink_P, call, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +148,7 @@ class StoredFactors(Stored):
 
     @staticmethod
     def collate(parts: Sequence["StoredFactors"], starts: list[int], num_queries: int, padded: int) -> FactorRows:
-        """One layer's factors of a batch."""
+        """The factors of a batch, sample after sample."""
         teachers, first = [part._teacher() for part in parts], 0
         q, k, group, sink = [], [], [], []
         for teacher, start in zip(teachers, starts):

@@ -1,6 +1,6 @@
 """A teacher's head outputs at the chosen queries, from which their distances are computed too.
 
-Shapes: M heads, R query rows, L tokens of the sample, D head size.
+Shapes: M heads, R query rows, L tokens of the sample, D head size, P (sample, head) pairs.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,26 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.features import OutputRows
-from seekr_cl.attention.stored.codec import decode_vectors, encode_vectors
-from seekr_cl.attention.stored.form import Stored, fits
+from seekr_cl.attention.stored.codec import Stored, decode_vectors, encode_vectors, fits
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRows:
+    """A teacher's head outputs in a batch.
+
+    Attributes:
+        out_PRD: outputs at the rows; zero where rows only fill the rectangle.
+    """
+
+    out_PRD: Tensor
+
+    def tile(self, pairs: slice | Tensor) -> "OutputRows":
+        """Those of some of the pairs, or of pairs in an order."""
+        return OutputRows(self.out_PRD[pairs])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "OutputRows":
+        """The same on another device."""
+        return OutputRows(self.out_PRD.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,6 @@ class StoredOutputs(Stored):
 
     @staticmethod
     def collate(parts: Sequence["StoredOutputs"], starts: list[int], num_queries: int, padded: int) -> OutputRows:
-        """One layer's outputs of a batch."""
+        """The outputs of a batch, sample after sample."""
         decoded = [part.decode() for part in parts]
         return OutputRows(torch.cat([F.pad(out_MRD, (0, 0, 0, num_queries - out_MRD.shape[1])) for out_MRD in decoded]))

@@ -1,6 +1,7 @@
 """Teacher rows as K entries each, the rest as one bucket or sampled.
 
-Shapes: M heads, R query rows, L tokens of the sample, K kept entries.
+Shapes: M heads, R query rows, L tokens of the sample (of the padded batch in ``TopKRows``), K kept entries,
+P (sample, head) pairs.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,73 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.attention.call import AttentionCall, RowIndex
-from seekr_cl.attention.stored.codec import decode_probabilities, encode_probabilities, narrow_index, small_float
-from seekr_cl.attention.stored.form import Stored, fits, mass_or_ones, missing_mass
-from seekr_cl.attention.teachers import TopKRows
+from seekr_cl.attention.stored.codec import (
+    Stored,
+    decode_probabilities,
+    encode_probabilities,
+    fits,
+    mass_or_ones,
+    missing_mass,
+    narrow_index,
+    small_float,
+)
+from seekr_cl.attention.teachers import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class TopKRows:
+    """Some entries of each row, and the mass of all others together.
+
+    Attributes:
+        prob_PRK: probabilities of the kept keys; zero in surplus places.
+        key_PRK: their positions in the padded sequence. Surplus places repeat a kept key.
+        tail_PR: what all other keys got, compared as one bucket; zero where kept keys stand for the others.
+        offset_PR: added to each row's divergence: what the entropy of the kept entries misses where they were drawn
+            from more; ``None`` is zero.
+    """
+
+    prob_PRK: Tensor
+    key_PRK: Tensor
+    tail_PR: Tensor
+    offset_PR: Tensor | None = None
+
+    def tile(self, pairs: slice | Tensor) -> "TopKRows":
+        """The rows of some of the pairs, or of pairs in an order."""
+        offset_PR = None if self.offset_PR is None else self.offset_PR[pairs]
+        return TopKRows(self.prob_PRK[pairs], self.key_PRK[pairs], self.tail_PR[pairs], offset_PR)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TopKRows":
+        """The same on another device."""
+        return TopKRows(
+            self.prob_PRK.to(device, non_blocking=non_blocking),
+            self.key_PRK.to(device, non_blocking=non_blocking),
+            self.tail_PR.to(device, non_blocking=non_blocking),
+            None if self.offset_PR is None else self.offset_PR.to(device, non_blocking=non_blocking),
+        )
+
+    def compare(self, logp_PRL: Tensor, call: AttentionCall, index: RowIndex, eps: float) -> Comparison:
+        """K buckets of one key and one of all the others."""
+        T_PRK, tail_PR = self.prob_PRK.to(logp_PRL.dtype), self.tail_PR.to(logp_PRL.dtype)
+        logp_PRK = logp_PRL.gather(-1, self.key_PRK)
+        # The others' mass is summed up rather than taken as 1 - kept, which would cancel where they have little.
+        p_PRL = logp_PRL.exp().scatter_(-1, self.key_PRK, 0.0)
+        others_PR = p_PRL.sum(-1)
+        # A teacher's tail that this row has no keys for (its kept entries are all there are) is rounding, not mass.
+        tail_PR = torch.where(others_PR > 0, tail_PR, 0.0)
+        log_others_PR = (others_PR + eps).clamp_min(torch.finfo(others_PR.dtype).tiny).log()
+        logq_PRK = torch.log(logp_PRK.exp() + eps) if eps else logp_PRK
+        kl_PRK = torch.special.xlogy(T_PRK, T_PRK) - T_PRK * logq_PRK
+        kl_PR = kl_PRK.sum(-1) + torch.special.xlogy(tail_PR, tail_PR) - tail_PR * log_others_PR
+        if self.offset_PR is not None:
+            kl_PR = kl_PR + self.offset_PR
+        spread_PR = torch.where(others_PR > 0, tail_PR / (others_PR + eps), 0.0)
+        pull_PRL = p_PRL.mul_(spread_PR[..., None])
+        if eps:
+            p_PRK = logp_PRK.exp()
+            pull_PRL.scatter_add_(-1, self.key_PRK, T_PRK * p_PRK / (p_PRK + eps))
+        else:
+            pull_PRL.scatter_add_(-1, self.key_PRK, T_PRK)
+        return Comparison(kl_PR, pull_PRL, T_PRK.sum(-1) + tail_PR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +147,17 @@ class StoredTopK(Stored):
         """Whether the shapes fit each other and every key is one of the sample's tokens."""
         shape = (heads, queries, self.code_MRK.shape[-1])
         key_MRK = self.key_MRK.to(torch.int64)  # torch has no maximum of uint16
-        inside = not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0)
-        numbers = (self.tail_MR, self.mass_MR, self.offset_MR)
         return (
-            self.code_MRK.shape == shape
-            and self.key_MRK.shape == shape
+            self.code_MRK.shape == self.key_MRK.shape == shape
             and not self.key_MRK.is_floating_point()
-            and inside
+            and (not key_MRK.numel() or (int(key_MRK.max()) < length and int(key_MRK.min()) >= 0))
             and (shape[2] > 0 or heads == 0)
-            and all(fits(tensor, shape[:2]) for tensor in numbers)
+            and all(fits(tensor, shape[:2]) for tensor in (self.tail_MR, self.mass_MR, self.offset_MR))
         )
 
     @staticmethod
     def collate(parts: Sequence["StoredTopK"], starts: list[int], num_queries: int, padded: int) -> TopKRows:
-        """One layer's rows of a batch."""
+        """The rows of a batch, sample after sample."""
         widest = max(part.code_MRK.shape[-1] for part in parts)
         columns: list[list[Tensor]] = [[], [], [], []]
         for part, start in zip(parts, starts):

@@ -1,6 +1,10 @@
 """Teacher logits as a replay method uses them: taken after a task, padded into batches, compared with the student's.
 
-Shapes: L tokens of a sample, A answer positions, K kept tokens, V vocabulary, B batch.
+Kept tokens are compared exactly; the rest of the vocabulary counts as one bucket on both sides, unless tokens drawn
+from it stand for it. Under ``logit_form: cross_entropy`` the teacher's entropy stays in the value (same gradient).
+
+Shapes: L tokens of a sample, A answer positions, K kept tokens, V vocabulary, B batch, G samples of it with signals,
+N positions in all.
 """
 
 import inspect
@@ -9,15 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Layout
-from seekr_cl.methods.losses import logit_distillation
+from seekr_cl.methods.base import Batch, Layout, LossTerm
+from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
 _NO_LOGITS = (
@@ -42,7 +44,9 @@ class LogitSettings(Settings):
     """
 
     lambda1: Annotated[float, Ge(0), Le(1), Hint("0 is logits only, 1 is labels only")] = 0.5
-    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = 64
+    logits_top_k: Annotated[int | None, Ge(1), Hint("null keeps all tokens")] = setting(
+        64, needs={"teacher": "stored"}, why="adapters are asked for whole distributions"
+    )
     logits_tail: Literal["sampled", "bucket"] = setting(
         "sampled", needs={"logits_top_k": ..., "teacher": "stored"}, why="it stands for tokens that are not stored"
     )
@@ -94,18 +98,8 @@ def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings
     return LogitSignal.encode(position_A, logits_AV, settings.logits_top_k, dtype, settings.logits_tail)
 
 
-def require_logits(samples: list[ReplaySample]) -> None:
-    """Makes sure that every sample has a teacher's logits.
-
-    Raises:
-        ConfigError: if some were kept by a method that stores none.
-    """
-    if any(sample.logits is None for sample in samples):
-        raise ConfigError(_NO_LOGITS)
-
-
 def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
-    """The same for all samples of a memory, none of which is read.
+    """Makes sure that all samples of a memory have a teacher's logits, or their task a teacher; none is read.
 
     Raises:
         ConfigError: if some were kept by a method that stores none.
@@ -115,42 +109,46 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
 
 
 def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch: ``position``, ``real``, ``tail``, ``offset`` [B, A], ``prob``, ``token`` [B, A, K].
-
-    ``token`` is ``None`` where all samples keep the whole vocabulary.
-    """
-    require_logits(samples)
-    kept = [
-        (sample.logits, layout.offset(len(sample.ids_L), padded)) for sample in samples if sample.logits is not None
-    ]
-    widest = max(signal.code_AK.shape[1] for signal, _ in kept)
-    # Tokens by name as soon as one signal names them; under a larger ``logits_top_k`` another may hold more.
-    named = any(signal.token_AK is not None or signal.code_AK.shape[1] < widest for signal, _ in kept)
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("position", "real", "prob", "token", "tail", "offset")}
-    for signal, offset in kept:
-        count, width = signal.code_AK.shape
-        prob_AK, token_AK, tail_A, offset_A = signal.decode()
-        # What fills the room has probability zero and repeats a kept token, so that the tail stays what it was.
-        filler_AK = token_AK[:, :1].expand(-1, widest - width)
-        columns["position"].append(signal.position_A + offset)
-        columns["real"].append(torch.ones(count, dtype=torch.bool))
-        columns["prob"].append(F.pad(prob_AK, (0, widest - width)))
-        columns["token"].append(torch.cat([token_AK, filler_AK], 1))
-        columns["tail"].append(tail_A)
-        columns["offset"].append(offset_A)
-    batch: Batch = {name: pad_sequence(column, batch_first=True) for name, column in columns.items()}
-    return batch if named else batch | {"token": None}
+    """The logit signals of a batch (``LogitSignal.collate``); ConfigError if some samples have none."""
+    found = [sample.signals.get("logits") for sample in samples]
+    signals = [signal for signal in found if isinstance(signal, LogitSignal)]
+    if len(signals) < len(samples):
+        raise ConfigError(_NO_LOGITS)
+    return LogitSignal.collate(signals, [layout.offset(len(sample.ids_L), padded) for sample in samples])
 
 
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
-    """L_ld of a batch (eq. 3)."""
-    return logit_distillation(
-        logits_BLV,
-        signals["position"],
-        signals["real"],
-        signals["prob"],
-        signals["token"],
-        signals["tail"],
-        signals["offset"],
-        settings.logit_form,
-    )
+    """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
+
+    ``signals`` are as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
+    """
+    position_GA, real_GA = signals["position"], signals["real"]
+    row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
+    logits_NV = logits_BLV[row_G[:, None].expand_as(position_GA)[real_GA], position_GA[real_GA]].float()
+    p_NK, tail_N = signals["prob"][real_GA].float(), signals["tail"][real_GA].float()
+    logq_NV = logits_NV.log_softmax(-1)
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][real_GA].float()
+    if signals["token"] is None:
+        cross_N = -(p_NK * logq_NV).sum(-1)
+    else:
+        token_NK = signals["token"][real_GA]
+        logq_tail_N = logq_NV.scatter(-1, token_NK, torch.finfo(logq_NV.dtype).min).logsumexp(-1)
+        cross_N = -(p_NK * logq_NV.gather(-1, token_NK)).sum(-1) - tail_N * logq_tail_N
+        entropy_N = entropy_N - torch.special.xlogy(tail_N, tail_N)
+    loss_N = cross_N - entropy_N if settings.logit_form == "kl" else cross_N
+    return loss_N.sum() / max(1, len(loss_N))
+
+
+def label_and_logit_terms(
+    logits_BLV: Tensor, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
+) -> dict[str, LossTerm]:
+    """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13); each answer is of one teacher's samples."""
+    labels_BL = batch["labels"]
+    values = torch.stack([distil_logits(logits_BLV, answer, settings) for answer in answers])
+    counts = torch.stack([answer["real"].sum() for answer in answers])
+    # Each value is a mean over its own positions; together they are the mean over all.
+    mean = values[0] if len(values) == 1 else (counts * values).sum() / counts.sum().clamp(min=1)
+    return {
+        "replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), settings.lambda1, count_labels(labels_BL)),
+        "logits": LossTerm(mean, 1 - settings.lambda1, counts.sum()),
+    }

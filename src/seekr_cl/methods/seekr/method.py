@@ -38,10 +38,12 @@ from seekr_cl.attention.stored import (
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.memory.signals import ROWS, Signal
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
+from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
-from seekr_cl.methods.common.logit_distillation import require_all_logits, take_logits
-from seekr_cl.methods.common.teachers import Teachers
+from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
+from seekr_cl.methods.common.teachers import StoredTeacher
 from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.seekr.projections import Projections
 from seekr_cl.methods.seekr.scoring import Scored, Scorer, mean_scores, measures_of_all
@@ -77,14 +79,17 @@ class Seekr(Method):
                 "peft: a prompt's tokens shift every attention row, and seekr distils these; use lora, or method derpp"
             )
         # Before the tap is put on: what it refuses must leave the model as it was.
-        self.teachers = Teachers(context, settings, settings.attention_reduction, self._stored)
-        self.tap = self.teachers.tap = AttentionTap(context.model)
+        require_adapter(context, settings)
+        self.tap = AttentionTap(context.model)
+        self.teacher = StoredTeacher(context.layout, self._stored, settings.attention_reduction)
         former = context.importance
         if former is not None and former.layers != tuple(self.tap.heads):
             raise ConfigError("memory: its head importance is of a model with other attention layers")
         self._importance = former or HeadImportance.zeros(self.tap.heads)
         if 0 in (settings.layer_budget, settings.head_budget) and settings.heads != "all" and settings.lambda2 != 0:
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
+        # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
+        self._lambda2 = 1.0 if isinstance(settings.lambda2, str) else settings.lambda2
         self._queries: list[Tensor] = []
         self._before: dict[int, dict[int, StoredRows]] = {}
         self._old: list[MemoryTask] = []
@@ -111,12 +116,11 @@ class Seekr(Method):
 
     def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
-        answers = self.teachers.ask(batch)
-        targets = self.teachers.targets(batch, answers)
+        answer = self.teacher.answer(batch)
         if self._projections is None:
-            distil = TARGETS[self.settings.target][0](targets, self.settings.attention_eps)
+            distil = TARGETS[self.settings.target][0](answer.rows, self.settings.attention_eps)
         else:
-            distil = DistillProjected(targets, self._projections.maps, batch["task_B"])
+            distil = DistillProjected(answer.rows, self._projections.maps, batch["task_B"])
             self._projections.note(batch, distil)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
@@ -125,14 +129,9 @@ class Seekr(Method):
         divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
         attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
         return {
-            **self.teachers.label_and_logit_terms(logits_BLV, batch, answers),
+            **label_and_logit_terms(logits_BLV, batch, answer.logits, self.settings),
             "attention": LossTerm(attention, self._lambda2),
         }
-
-    @property
-    def _lambda2(self) -> float:
-        # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
-        return 1.0 if isinstance(self.settings.lambda2, str) else self.settings.lambda2
 
     @classmethod
     def steers(cls, settings: Any) -> bool:
@@ -146,7 +145,9 @@ class Seekr(Method):
     def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
         """Every sample needs logits; without rows it is only left out of the attention term."""
         require_all_logits(tasks)
-        self.teachers.replay(tasks)
+        self.teacher = make_teacher(
+            self.context, self.settings, tasks, self.tap, self._stored, self.settings.attention_reduction
+        )
         samples = sum(task.totals.samples for task in tasks)
         # All samples of a task have the same kind of signal, so one of each says it.
         without = samples - sum(task.totals.attention for task in tasks if _kind(task) == self._stored)
@@ -166,8 +167,8 @@ class Seekr(Method):
                 self._projections.load_state(self._saved_projections)
 
     def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
-        """Logits, and for each layer the rows with their places and weights in this batch, or what is asked."""
-        extras = self.teachers.extras(picked, padded)
+        """Logits, and the rows of all layers with their places and weights in this batch, or what is asked."""
+        extras = self.teacher.collate(picked, padded)
         if self._projections is not None:
             numbers = {id(task): number for number, task in enumerate(self._old)}
             extras["task_B"] = torch.tensor([numbers[id(task)] for task, _ in picked])
@@ -202,7 +203,7 @@ class Seekr(Method):
         if not samples:
             return MemoryTask(name, [])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        teacher = self.teachers.keep()
+        teacher = kept_adapter(self.context, self.settings)
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}
         for place, counts in ranks.turns(len(samples)):
@@ -222,12 +223,13 @@ class Seekr(Method):
         heads, kept = self._choose_heads(), dict[int, ReplaySample]()
         for place, one in scored.items():
             query_R = self._queries[place]
-            if teacher is not None:
-                attention = AttentionSignal(query_R, None) if heads else None
-            else:
+            signals: dict[str, Signal] = {} if teacher is not None else {"logits": logits[place]}
+            if heads and teacher is not None:
+                signals["attention"] = AttentionSignal(query_R, None)
+            elif heads:
                 rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
-                attention = AttentionSignal(query_R, join_layers(rows), self._stored) if rows else None
-            kept[place] = replace(samples[place], logits=logits.get(place), attention=attention)
+                signals[self._stored] = ROWS[self._stored](query_R, join_layers(rows))
+            kept[place] = replace(samples[place], signals=signals)
         return MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -342,5 +344,5 @@ class Seekr(Method):
 
 def _kind(task: MemoryTask) -> str | None:
     """What the rows of a task's samples are of, without reading more than one."""
-    signal = task.samples[0].attention if task.totals.attention else None
-    return None if signal is None else signal.of
+    signals = task.samples[0].signals if task.totals.attention else {}
+    return next((kind for kind in ROWS if kind in signals), None)

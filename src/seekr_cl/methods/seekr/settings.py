@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import resolve_budget
 from seekr_cl.heads.importance import RULES
-from seekr_cl.methods.common.attention_targets import REDUCTIONS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
+from seekr_cl.methods.common.teachers import REDUCTIONS
 from seekr_cl.methods.seekr.projections import STARTS
 from seekr_cl.methods.seekr.scoring import MEASURES
 from seekr_cl.settings import Ge, Gt, Hint, Lt, OneOf, setting
