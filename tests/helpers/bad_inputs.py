@@ -144,7 +144,7 @@ CASES = [
     ),
     Case("a base without --general", ("--base", "add --general"), evaluated("--task", "@first", "--base", "@base")),
     Case("a limit without --general", ("--limit", "add --general"), evaluated("--task", "@first", "--limit", "3")),
-    Case("general data nowhere", ("nowhere", "no folder"), evaluated("--general", "nowhere")),
+    Case("general data nowhere", ("nowhere", "not a folder"), evaluated("--general", "nowhere")),
     Case("comparing no run", ("scores.json", "seekr run"), lambda w, f: ["compare", w.first]),
     Case("comparing a run with itself", ("named twice",), lambda w, f: ["compare", w.run, w.run]),
     Case("two ways to print", ("choose one",), lambda w, f: ["compare", w.run, "--json", "--markdown"]),

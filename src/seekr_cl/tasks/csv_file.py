@@ -30,7 +30,7 @@ def parse_csv(text: str, path: str) -> list[dict[str, Any]]:
         return []
     number, header = lines[0]
     if repeated := [name for name in header if header.count(name) > 1]:
-        raise DataError(f"{path} line {number}: duplicate column {repeated[0]!r}; remove one")
+        raise DataError(f"{path} line {number}: column {repeated[0]!r} appears twice; remove one")
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
         shown = {"\t": "a tab"}.get(other, f"'{other}'")
         raise DataError(f"{path} line {number}: the columns are separated by {shown}; separate them by commas")

@@ -133,7 +133,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [key for key, _ in pairs]
-        raise RepeatedKeyError(f"duplicate key {next(key for key in names if names.count(key) > 1)!r} in one object")
+        raise RepeatedKeyError(
+            f"key {next(key for key in names if names.count(key) > 1)!r} appears twice in one object"
+        )
     return data
 
 
@@ -200,7 +202,7 @@ def _read_parquet(path: Path) -> list[Any]:
         raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); repair it or export it again") from None
     names = table.column_names
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{path}: duplicate column {repeated[0]!r}; remove one")
+        raise DataError(f"{path}: column {repeated[0]!r} appears twice; remove one")
     try:
         return without_nulls(table.to_pylist())
     except Exception:
