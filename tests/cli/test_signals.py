@@ -48,7 +48,7 @@ def test_stopped_and_resumed(world: World, seekr, tmp_path: Path, signum: int, c
 def test_a_second_interrupt_does_not_wait(world: World, tmp_path: Path) -> None:
     stream = world.stream_with(tmp_path, num_train_epochs=400, logging_steps=1, progress="lines")
     process = begun(["run", stream, "--output", tmp_path / "run"], tmp_path)
-    # The first is only a wish; held still, the process cannot have granted it before the second arrives.
+    # The first is only a request; held still, the process cannot have granted it before the second arrives.
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)

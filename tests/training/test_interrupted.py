@@ -53,7 +53,7 @@ def ask_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
     def watched(self: Any, *args: Any) -> Any:
         if next(calls) == step:
-            patch.setattr(stopping, "_wish", 15)
+            patch.setattr(stopping, "_requested", 15)
         return terms(self, *args)
 
     patch.setattr(Method, "task_terms", watched)

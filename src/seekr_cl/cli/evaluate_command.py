@@ -33,7 +33,7 @@ from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
@@ -95,7 +95,7 @@ def _score_tasks(
         ],
     }
     scored = score_into(
-        output, engine, tasks, encoder, model_id, described, settings, lambda _done: stop_here_if_asked()
+        output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
     )
     scores, broken_off = scored.tasks, scored.broken_off
     table = Table("task", "metric", "score", "examples", "95% interval")

@@ -19,7 +19,7 @@ from seekr_cl.renamed import as_named_now
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import is_regular, remove_file
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
 
 SCORES = "scores.json"
@@ -98,7 +98,7 @@ def score_tasks(
         if place is not None:
             ranks.first(partial(_write, place.folder, score, note))
         fault_point("run.task_evaluated")
-        stop_if_asked()
+        raise_if_stop_requested()
 
 
 def check_prompts(engine: Engine, tasks: Sequence[Task], encoder: Encoder) -> None:

@@ -39,7 +39,7 @@ from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if_stop_requested
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
@@ -183,7 +183,7 @@ class Run:
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
-                stop_if_asked()
+                raise_if_stop_requested()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
             elif self.config.keep_models != "last":
@@ -281,7 +281,7 @@ class Run:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
-                stop_here_if_asked()
+                raise_here_if_stop_requested()
 
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())

@@ -20,7 +20,7 @@ from seekr_cl.methods.base import Carried
 from seekr_cl.models.loading import require_free
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
@@ -143,7 +143,7 @@ class TaskProgress:
         self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}
         fault_point(f"learn.{phase}")
         if phase != "training":
-            stop_if_asked()
+            raise_if_stop_requested()
 
     def save_training(
         self,

@@ -13,7 +13,7 @@ from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import TrainingProgress, drop_printers
@@ -38,7 +38,7 @@ def train(state: Learning) -> None:
     state.trainer.train()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
-    stop_if_asked()
+    raise_if_stop_requested()
     fault_point("learn.trained")
 
 
