@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C: stop requests, honored at the next checkpoint.
 
-Commands install the handlers; code that embeds the library keeps its own. Work asks ``stop_requested`` at its safe places and raises
-``Stopped`` there. A second Ctrl-C does not wait.
+Commands install the handlers; code that embeds the library keeps its own. Work calls ``raise_if_stop_requested`` where
+its state is saved. A second Ctrl-C does not wait.
 """
 
 import signal
@@ -41,7 +41,7 @@ def raise_if_stop_requested() -> None:
 
 
 def raise_here_if_stop_requested() -> None:
-    """Raises ``Stopped`` if a signal asked this very process to; the others hear of it at their next ``stop_requested``."""
+    """Raises ``Stopped`` if this process got the signal; the others learn of it at their next ``stop_requested``."""
     if _requested is not None:
         raise Stopped(_requested)
 
