@@ -134,7 +134,8 @@ def build(
         # A method from outside may have a plain dataclass.
         hints = _hints(kind)
         return kind(**{key: check_value(value, hints[key], f"{where}.{key}") for key, value in values.items()})
-    made = kind(**values)
+    # A default that has no effect beside what the user set is left out.
+    made = kind(**(defaults or {})).replaced(**given)
     made.check_needs(given)
     return made
 

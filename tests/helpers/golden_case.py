@@ -128,10 +128,10 @@ class Case:
         try:
             method.before_task(self.samples[task])
             model.load_state_dict(self.model(self.after(task)).state_dict())
-            kept = method.after_task(task, self.samples[task])
+            done = method.after_task(task, self.samples[task])
         finally:
             method.close()
-        return SimpleNamespace(memory=kept, importance=method.importance, model=model)
+        return SimpleNamespace(memory=done.task, importance=done.importance, model=model)
 
     def stream(self, mode: str, manual: bool = False, **changes) -> list[SimpleNamespace]:
         """All tasks one after another, importance accumulating; heads selected under the golden budgets."""

@@ -140,7 +140,7 @@ CASES = [
 
 
 def test_every_method_has_a_row() -> None:
-    assert set(ROWS) == {name for name, method in METHODS.items() if not method.joint}
+    assert set(ROWS) == {name for name, method in METHODS.items() if not method.multi_task}
 
 
 def test_the_kernel_is_sdpa_and_the_padding_right_unless_said_otherwise(bases: dict[str, Path], tmp_path: Path) -> None:

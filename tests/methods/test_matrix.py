@@ -18,7 +18,7 @@ from seekr_cl.training import SeekrConfig, learn, phases
 
 LEARNING: dict[str, Any] = {"learning_rate": 0.01, "num_train_epochs": 6, "measure_every": 4, "checkpoint_every": 1}
 SHORT = LEARNING | {"num_train_epochs": 2}
-SINGLE = [name for name, method in METHODS.items() if not method.joint]
+SINGLE = [name for name, method in METHODS.items() if not method.multi_task]
 CHANGES = [(name, key, change) for name, row in ROWS.items() for key, change in row.changes.items()]
 ELSEWHERE = ("seekr", "derpp", "replay")
 """Methods whose settings ``tests/training/test_no_dead_options.py`` and ``test_config.py`` go through."""

@@ -49,14 +49,14 @@ def interrupted(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step:
 
 def ask_after(patch: pytest.MonkeyPatch, step: int) -> None:
     calls = iter(range(1, 10_000))
-    terms = Method.task_terms
+    terms = Method.new_task_loss
 
     def watched(self: Any, *args: Any) -> Any:
         if next(calls) == step:
             patch.setattr(stopping, "_requested", 15)
         return terms(self, *args)
 
-    patch.setattr(Method, "task_terms", watched)
+    patch.setattr(Method, "new_task_loss", watched)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
 def test_no_number_stops_before_anything_is_replaced(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    terms, calls = Method.task_terms, iter(range(1, 100))
+    terms, calls = Method.new_task_loss, iter(range(1, 100))
 
     def broken(self: Any, *args: Any) -> Any:
         found = terms(self, *args)
@@ -161,7 +161,7 @@ def test_no_number_stops_before_anything_is_replaced(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Method, "task_terms", broken)
+        patch.setattr(Method, "new_task_loss", broken)
         with pytest.raises(TrainingError, match=rf"step 4: the {where}.* is nan; nothing was replaced"):
             attempt(base, tmp_path, resume=False)
     assert not (tmp_path / "m1").exists()

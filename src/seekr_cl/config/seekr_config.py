@@ -178,8 +178,11 @@ class SeekrConfig(TrainingArguments):
         self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
-        if self.measure_every == 0 and self.method.kind.steers(self.method.settings):
-            raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
+        if self.measure_every == 0 and self.method.steers:
+            raise ConfigError(
+                f"measure_every: 0 switches the measurement off that method {self.method.name} steers a loss term by "
+                "(method.lambda2: auto); raise it, or set that weight"
+            )
         # The library's own bar and its own saving take the place of the Trainer's.
         self.disable_tqdm = True
         self.save_strategy = "no"

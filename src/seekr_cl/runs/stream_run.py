@@ -161,7 +161,7 @@ class Run:
             tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
         )
         matrix.extra = {probe.name: [] for probe in self.probes}
-        matrix.joint = self.config.method.kind.joint
+        matrix.joint = self.config.method.kind.multi_task
         current = self.model
         base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
@@ -226,7 +226,7 @@ class Run:
         return hashes
 
     def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
+        return [list(self.tasks)] if self.config.method.kind.multi_task else [[task] for task in self.tasks]
 
     def _stage(
         self,

@@ -74,7 +74,7 @@ def learn(
     require_config(config)
     source = ModelSource(model, processing_class)
     ranks.first(lambda: require_base(source, config))
-    if len(tasks) > 1 and not config.method.kind.joint:
+    if len(tasks) > 1 and not config.method.kind.multi_task:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
     if output.name in ("", ".."):  # what is beside a folder is found by its name
@@ -130,6 +130,7 @@ def _learn(state: Learning) -> LearnResult:
     phases.load(state)
     phases.prepare(state)
     with phases.attached_method(state):
+        phases.rewrite(state)
         phases.score_general(state)
         phases.choose(state)
         if not state.progress.phase_done("scored"):

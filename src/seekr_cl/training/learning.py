@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.config.seekr_config import SeekrConfig
-from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Method
 from seekr_cl.models.source import ModelSource
@@ -70,8 +69,8 @@ class Learning:
         trained: examples and their tokens, for each task.
         method: the method, attached to the model until its phases are over.
         progress: which phases are complete, and what they gave.
+        learned: each task's tokens as the method trains on them; set by ``rewrite``.
         trainer: set by ``train``.
-        importance: head importance for the memory; set when the method has been detached.
     """
 
     source: ModelSource
@@ -98,8 +97,8 @@ class Learning:
     method: Method = field(init=False)
     progress: TaskProgress = field(init=False)
 
+    learned: list[list[Encoded]] = field(init=False)
     trainer: SeekrTrainer = field(init=False)
-    importance: HeadImportance | None = field(init=False)
 
     @property
     def name(self) -> str:

@@ -31,18 +31,19 @@ from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learning import LOG, Learning, LearnResult
+from seekr_cl.training.new_examples import new_examples
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover, check_carry
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.sample_selection import (
-    carried_state,
     choose_samples,
     chooses_after_training,
     general_samples,
+    previous_state,
     within_budget,
 )
-from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, tidy
+from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
@@ -106,7 +107,7 @@ def prepare(state: Learning) -> None:
     for task, (examples, encoded) in zip(state.tasks, state.trained):
         check_task(network, config, task, examples, encoded)
     state.context.examples = [item for _, encoded in state.trained for item in encoded]
-    state.context.carried = carried_state(config, store, state.context.warn)
+    state.context.previous_state = previous_state(config, store, state.context.warn)
 
 
 @contextmanager
@@ -117,9 +118,16 @@ def attached_method(state: Learning) -> Iterator[None]:
         places = places_of(state.store.path, state.output, state.saves.place)
         state.progress = TaskProgress(state.saves, state.identity, places, state.method, state.begun)
         yield
-        state.importance = state.method.importance
     finally:
         state.method.close()
+
+
+def rewrite(state: Learning) -> None:
+    """Lets the method put other examples in place of the task's."""
+    state.learned = [encoded for _, encoded in state.trained]
+    if not state.progress.phase_done("scored"):
+        state.learned = new_examples(state.method, state.tasks, state.learned, state.encoder.max_length)
+        state.context.examples = [item for part in state.learned for item in part]
 
 
 def score_general(state: Learning) -> None:
@@ -130,7 +138,7 @@ def score_general(state: Learning) -> None:
     samples = general_samples(state.config, state.store, state.encoder, GENERAL)
     if samples:
         state.method.before_task(samples)
-        scored = state.method.after_task(GENERAL, samples)
+        scored = state.method.after_task(GENERAL, samples).task
         progress.new_tasks.append(replace(scored, info={GENERAL: True}))
         progress.save("general")
 
@@ -149,21 +157,19 @@ def score(state: Learning) -> None:
     model.eval()
     if method.keeps and chooses_after_training(config):
         progress.kept = _choose(state)
-    scored = method.after_task(state.name, progress.kept)
+    result = method.after_task(state.name, progress.kept)
     reshard(state.network)
-    progress.new_tasks.append(replace(scored, info=_facts(state)))
+    progress.new_tasks.append(replace(result.task, info=_facts(state)))
     carry = _carry(state)
-    carried = method.carry_on()
-    content = {
+    left, left_tensors = result_state(result)
+    content = left | {
         "log": trainer.state.log_history,
         "steps": trainer.state.global_step,
         "carries": carry is not None,
-        "carried": None if carried is None else carried[1],
     }
-    parts = {
+    parts = left_tensors | {
         "weights": take_weights(model),
         "carry": carry.tensors if carry is not None else {},
-        "carried": {} if carried is None else dict(carried[0]),
     }
     progress.save("scored", content, parts, keep_shards=keeps_shards(trainer))
 
@@ -267,12 +273,12 @@ def _commit(state: Learning, ready: Ready, keep: Any, new_tasks: list[MemoryTask
         store.commit(
             new_tasks,
             keep=keep,
-            importance=state.importance,
+            importance=state.context.importance if ready.importance is None else ready.importance,
             model_sha256=model_sha,
             tokenizer_sha256=state.tokenizer_sha256,
             method=describe_method(config),
             model_folder=state.output,
-            method_state=ready.carried and MethodState(config.method.name, *ready.carried),
+            method_state=ready.next_state and MethodState(config.method.name, *ready.next_state),
             dtype=state.weights_dtype,
         )
     except BaseException:

@@ -26,7 +26,7 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE}
-    if not config.method.kind.steers(config.method.settings):
+    if not config.method.steers:
         settings.pop("measure_every")
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":

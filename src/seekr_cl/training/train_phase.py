@@ -25,9 +25,9 @@ def train(state: Learning) -> None:
     """Trains on the new examples and what the method replays; sets ``state.trainer``."""
     config, method, progress, context = state.config, state.method, state.progress, state.context
     old_tasks = [*state.store.tasks, *progress.new_tasks] if method.keeps else []
-    method.check_replay(old_tasks)
     check_budget(config, state.store, progress.kept, context.warn)
-    replay = TaskSamples(method.old_samples(old_tasks) if method.replays else [])
+    replayed = method.replay_source(old_tasks)
+    replay = TaskSamples(replayed if method.replays else [])
     schedule, reviews = _schedule(state, replay)
     _warn_without_effect(state, replay, _replay_comes(state, schedule, reviews))
     if not progress.phase_done("prepared"):
@@ -46,7 +46,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
     """The micro-batches known before training, and the clock of replay that is timed during training."""
     config, settings = state.config, state.config.replay
     official = config.order == "official"
-    encoded = [part for _, part in state.trained]
+    encoded = state.learned
     order: dict[str, Any] = {
         "num_replay": len(replay),
         "replay_batch_size": (settings.batch_size or config.per_device_train_batch_size) * ranks.count(),
@@ -79,15 +79,14 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     config, context, progress = state.config, state.context, state.progress
     args = copy.copy(config)
     args.num_train_epochs = 1
-    args.learning_rate, rate_source = task_rate(config, context.model, later=context.carried is not None)
+    args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
     share = (ranks.own(), ranks.count())
-    examples = [item for _, part in state.trained for item in part]
     trainer = SeekrTrainer(
         context.model,
         args,
-        ScheduledBatches(schedule, examples, replay, state.method, context.layout, share),
+        ScheduledBatches(schedule, list(context.examples), replay, state.method, context.layout, share),
         state.method,
         OptimizerCarryover.load(Path(state.source.name)) if config.carry_optimizer else None,
         progress.save_training,

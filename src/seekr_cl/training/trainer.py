@@ -74,13 +74,14 @@ class SeekrTrainer(ResumableTrainer):
             super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-        blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
+        shards_will_do = method.weight_access == "sharded"
+        blind = method.weight_access == "whole" or (shards_will_do and engine == "DeepSpeed")
         if engine and (carry or args.carry_optimizer):
             raise ConfigError(f"{engine}: carry_optimizer does not support sharded weights; use DDP, or remove it")
         if engine and blind:
             raise ConfigError(
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
-                f"way it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
+                f"way it does not know; train with DDP{' or FSDP2' if shards_will_do else ''}"
             )
         self._save_state, self._begun = save_state, begun
         self.reviews = reviews
@@ -215,14 +216,14 @@ class SeekrTrainer(ResumableTrainer):
         return loss
 
     def _terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
-        terms = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
+        terms = (self.method.replay_loss if kind == "replay" else self.method.new_task_loss)(model, batch)
         if self.args.world_size > 1:
             self._join(terms, batch)
         if kind == "new":
             terms["task"].weight *= self._token_factor(batch)
         elif self.replay_factor != 1:
             self._weigh_replay(terms)
-        if self.args.measure_every:
+        if any(term.grad_norm_share is not None for term in terms.values()):
             self._steer(terms)
         return terms
 
@@ -276,15 +277,19 @@ class SeekrTrainer(ResumableTrainer):
         return batch["tokens"] * self._group_new / self._group_tokens
 
     def _steer(self, terms: dict[str, LossTerm]) -> None:
-        target = self.method.share_target()
-        if target is None or target[0] not in terms:
-            return
-        name, share = target
-        weight = self.shares.weight_for(name, share)
-        if weight is not None:
-            terms[name].weight = weight
-            self.weights[name] = weight
-            self.shares.reweigh(name, weight)
+        for name, term in terms.items():
+            if term.grad_norm_share is None:
+                continue
+            if not self.args.method.steers:
+                raise ConfigError(
+                    f"method {self.method.name}: its term '{name}' has a grad_norm_share; give its Settings a property "
+                    "'steers' that is True then"
+                )
+            weight = self.shares.weight_for(name, term.grad_norm_share)
+            if weight is not None:
+                term.weight = weight
+                self.weights[name] = weight
+                self.shares.reweigh(name, weight)
 
     def _note(self, kind: str, terms: dict[str, LossTerm], loss: Tensor) -> None:
         values = {name: term.value.detach() for name, term in terms.items()} | {f"{kind}_total": loss.detach()}
@@ -331,12 +336,6 @@ class SeekrTrainer(ResumableTrainer):
         return sum(super(SeekrTrainer, self).floating_point_ops(part) for part in inputs.values())
 
 
-def looks_at_weights(method: type[Method]) -> bool:
-    """Whether a method works on weights or gradients themselves, of which a process may hold only shards."""
-    hooks = ["before_step", "after_step", "finished_model", *(["carry_on"] if method.carries_weights else [])]
-    return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
-
-
 class TellAfterStep(TrainerCallback):
     """Tells the method that a step has been made."""
 
@@ -346,4 +345,3 @@ class TellAfterStep(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Right after the optimizer, before the gradients are dropped."""
         self._method.after_step(self._network)
-        self._method.own_step()
