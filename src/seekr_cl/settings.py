@@ -199,7 +199,7 @@ def _check_range(value: float, limits: list[Any], where: str) -> None:
     elif too_high:
         wanted = f"must be {'at most' if isinstance(high, Le) else 'below'} {most}"
     elif isinstance(low, Ge) and least == 0:
-        wanted = "is negative"
+        wanted = "is negative" if hint else "is negative; it must be at least 0"
     else:
         wanted = f"must be {'at least' if isinstance(low, Ge) else 'above'} {least}"
     raise ConfigError(f"{where}: {value} {wanted}{hint}")
