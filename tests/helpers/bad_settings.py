@@ -38,7 +38,7 @@ CASES = [
     config_file(
         "unknown key of a file", {"learning_rat": 1}, "unknown key 'learning_rat'", "did you mean 'learning_rate'"
     ),
-    config_file("broken YAML", "a: 1\nb: [", "line 2", "mend it"),
+    config_file("invalid YAML", "a: 1\nb: [", "line 2", "fix it"),
     config_file("key twice", "seed: 1\nseed: 2", "line 2", "key 'seed' twice"),
     # Memories
     learn(

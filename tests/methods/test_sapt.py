@@ -188,7 +188,7 @@ def test_the_reflection_keeps_old_questions_with_their_adapters(run: Path, tmp_p
 
 def test_it_cannot_be_merged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--merge", str(run / "m2"), str(tmp_path / "plain")]) == 2
-    assert "method sapt chooses adapters by the question" in " ".join(capsys.readouterr().err.split())
+    assert "method sapt chooses adapters by the query" in " ".join(capsys.readouterr().err.split())
 
 
 def test_general_samples_are_told_to_have_no_adapter(base: Path, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, save_base, weights
 
 from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, TrainingError
+from seekr_cl.evaluation import scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
+from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system import stop_requests as stopping
 from seekr_cl.system.locks import hold, lock_path
@@ -23,8 +25,6 @@ from seekr_cl.system.stop_requests import Stopped
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
 from seekr_cl.training.checkpoint import Checkpoints, CheckpointWarning
-
-learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 def config(folder: Path, **more: Any) -> Any:
@@ -53,7 +53,7 @@ def ask_after(patch: pytest.MonkeyPatch, step: int) -> None:
 
     def watched(self: Any, *args: Any) -> Any:
         if next(calls) == step:
-            patch.setattr(stopping, "_wish", 15)
+            patch.setattr(stopping, "_requested", 15)
         return terms(self, *args)
 
     patch.setattr(Method, "new_task_loss", watched)
@@ -87,10 +87,8 @@ def test_an_interrupted_learning_is_not_begun_again_by_accident(
 def test_skipped_batches_are_not_computed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(base, tmp_path, monkeypatch)
     seen: list[int] = []
-    fetch = learn_module.ScheduledBatches.__getitem__
-    monkeypatch.setattr(
-        learn_module.ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1]
-    )
+    fetch = ScheduledBatches.__getitem__
+    monkeypatch.setattr(ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1])
     attempt(base, tmp_path)
     assert seen == list(range(4, 6))
 
@@ -253,18 +251,17 @@ def test_a_read_only_memory(base: Path, tmp_path: Path, whole: Path, monkeypatch
 def test_an_evaluation_goes_on_at_the_task_it_had_reached(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules[run.__module__]
     scored: list[str] = []
-    evaluate = module.evaluate_task
+    evaluate = scoring.score_task
 
-    def watched(model: Any, tokenizer: Any, task: Task, *rest: Any) -> Any:
+    def watched(engine: Any, task: Task, *rest: Any) -> Any:
         if len(scored) == 3:
             scored.append("killed")
             raise Killed
         scored.append(task.name)
-        return evaluate(model, tokenizer, task, *rest)
+        return evaluate(engine, task, *rest)
 
-    monkeypatch.setattr(module, "evaluate_task", watched)
+    monkeypatch.setattr(scoring, "score_task", watched)
     tasks = [reverse_task(), constant_task("no", "no")]
     with pytest.raises(Killed):
         run(base, tasks, tmp_path / "run", config(tmp_path))

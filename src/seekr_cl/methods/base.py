@@ -82,7 +82,7 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How samples of different lengths become one rectangle.
+    """How samples of different lengths are padded into one batch.
 
     Attributes:
         pad_id: token in the padding.
@@ -300,9 +300,9 @@ class Method(ABC):
 def forward(model: Any, batch: Batch) -> Tensor:
     """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
     ids_BL, mask_BL, more = batch["input_ids"], batch["attention_mask"], {}
-    # A model that chooses its adapters by the question is told which tokens these are: those without a label.
-    if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    # A model that chooses its adapters by the query is told which tokens these are: those without a label.
+    if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
+        more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     # Without padding on the left, all models count alike.
     if not mask_BL[:, 0].all() and counts_from_the_edge(model):
         more["position_ids"] = positions(mask_BL)

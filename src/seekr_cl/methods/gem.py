@@ -61,7 +61,7 @@ class GEM(ReferenceMethod):
                 references.append(self.reference([task.samples[place] for place in places]))
             gradient = step_gradients(model)
             gram_KK = gram([*references, gradient])
-            # A gradient that is no number is the Trainer's to refuse.
+            # A gradient that is not a number is the Trainer's to refuse.
             if bool(gram_KK.isfinite().all()) and bool((gram_KK[-1, :-1] < 0).any()):
                 factors = dual_solution(gram_KK, self.settings.margin, self.settings.margin_form)
                 for factor, reference in zip(factors.tolist(), references):

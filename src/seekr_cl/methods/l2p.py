@@ -15,7 +15,7 @@ from seekr_cl.methods.common.lora import attach, name_base
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
-from seekr_cl.models.query_adapters import question_of
+from seekr_cl.models.query_adapters import query_mask_of
 from seekr_cl.settings import Ge, Hint, OneOf, Settings
 
 
@@ -112,7 +112,7 @@ class L2P(Method):
         out = model(
             input_ids=ids_BL,
             attention_mask=batch["attention_mask"],
-            question_mask=question_of(batch),
+            query_mask=query_mask_of(batch),
             use_cache=False,
         )
         logits_BLV = out.logits[:, -ids_BL.shape[1] :]

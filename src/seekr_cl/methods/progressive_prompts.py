@@ -110,7 +110,7 @@ class ProgressivePrompts(Method):
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one prompt of virtual tokens, as this method writes."""
         kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["PROMPT_TUNING"] and not getattr(model, "by_question", False)
+        return kinds == ["PROMPT_TUNING"] and not getattr(model, "query_conditioned", False)
 
     @property
     def _encoder(self) -> Any:

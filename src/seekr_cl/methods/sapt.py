@@ -17,7 +17,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
 from seekr_cl.methods.common.lora import AdapterSettings, attach, name_base
 from seekr_cl.methods.training_defaults import TrainingDefaults
-from seekr_cl.models.query_adapters import question_of
+from seekr_cl.models.query_adapters import query_mask_of
 from seekr_cl.models.shared_lora import SharedLoraModel
 from seekr_cl.settings import Ge, Gt, Hint, Lt
 
@@ -133,7 +133,7 @@ class SAPT(Method):
         log_BT = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            question_mask=question_of(batch),
+            query_mask=query_mask_of(batch),
             attention_only=True,
         )
         then_BT = batch["attention_BT"]

@@ -126,7 +126,7 @@ class TreeLora(Method):
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one low-rank adapter."""
         kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["LORA"] and not getattr(model, "by_question", False)
+        return kinds == ["LORA"] and not getattr(model, "query_conditioned", False)
 
     def _choose(self) -> list[int]:
         if not self._earlier:

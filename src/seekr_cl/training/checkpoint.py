@@ -126,7 +126,7 @@ class Checkpoints:
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
         numbers = ranks.from_first(self.numbers())
-        # Hashing a large model's state takes a while; who asks twice shall not wait twice.
+        # Cached: hashing a large model's state is slow.
         if self._found is None or self._found[0] != numbers:
             found = self._search(numbers) if ranks.is_first() else None
             name = ranks.from_first(found and found.path.name)
@@ -212,7 +212,8 @@ class Checkpoints:
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and continue with "
+                "--resume"
             ) from error
         except BaseException:
             self._discard(temporary)
@@ -330,7 +331,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
-        raise _DamageError(f"{STATE} is no mapping")
+        raise _DamageError(f"{STATE} is not a mapping")
     return Checkpoint(path, state, parts)
 
 

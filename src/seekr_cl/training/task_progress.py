@@ -21,9 +21,9 @@ from seekr_cl.methods.base import State
 from seekr_cl.models.loading import require_free
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
 
 PHASES = ("general", "prepared", "training", "scored")
@@ -47,12 +47,12 @@ class Ready:
 
     log: list[dict[str, Any]]
     steps: int
-    carry: Carry | None
+    carry: OptimizerCarryover | None
     next_state: State | None
     importance: HeadImportance | None
 
 
-class Standing:
+class TaskProgress:
     """The state of one learning, taken from a checkpoint or from the beginning.
 
     Args:
@@ -95,7 +95,7 @@ class Standing:
         """Time spent on this task, that of interrupted processes up to their last checkpoint included."""
         return self._before + time.perf_counter() - self._started
 
-    def reached(self, phase: str) -> bool:
+    def phase_done(self, phase: str) -> bool:
         """Whether the checkpoint that was resumed from has this phase behind it, or lies in it."""
         return self.begun is not None and PHASES.index(self.begun.state["phase"]) >= PHASES.index(phase)
 
@@ -148,7 +148,7 @@ class Standing:
         self._last = content or {}, {part: whole[part] for part in _WHOLE if part in whole}
         fault_point(f"learn.{phase}")
         if phase != "training":
-            stop_if_asked()
+            raise_if_stop_requested()
 
     def save_training(
         self,
@@ -163,14 +163,14 @@ class Standing:
 
     def ready(self, model: nn.Module) -> Ready:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""
-        if self.reached("scored"):
+        if self.phase_done("scored"):
             assert self.begun is not None
             state, parts = self.begun.state, {part: self.begun.tensors(part) for part in _WHOLE}
             put_weights(model, self.begun.whole("weights"))
         else:
             assert self._last is not None
             state, parts = self._last
-        carry = Carry(parts["carry"]) if state["carries"] else None
+        carry = OptimizerCarryover(parts["carry"]) if state["carries"] else None
         next_state = None if state["next_state"] is None else (parts["next_state"], state["next_state"])
         layers = state["importance"]
         importance = None if layers is None else HeadImportance(tuple(layers), **parts["importance"])
