@@ -39,16 +39,17 @@ from seekr_cl.system.modes import file_mode, folder_mode, make_private
 from seekr_cl.system.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
 
 FORMAT = "seekr-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 KEPT = 2
 """The newest, and one before it in case the disk damages the newest."""
 
 _NAME = re.compile(r"\d{6,12}")
 _PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
+_PARTS = r"carried|carry|importance|kept|method|next_state|optimizer|rng|trainer|weights|task-\d+|teacher-\d+"
 _CONTENT = re.compile(
-    r"(state|trainer_state)\.json|(carried|carry|kept|method|optimizer|rng|trainer|weights|task-\d+|teacher-\d+)"
-    r"(\.\d{5}-of-\d{5})?\.safetensors|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
+    rf"(state|trainer_state)\.json|({_PARTS})(\.\d{{5}}-of-\d{{5}})?\.safetensors"
+    r"|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
 )
 """What can be in one, for those whose manifest is damaged."""
 _OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
@@ -294,6 +295,7 @@ def _write_parts(folder: Path, parts: dict[str, dict[str, Tensor]]) -> list[dict
     for part, tensors in parts.items():
         if tensors:
             path = folder / f"{part}.safetensors"
+            assert _CONTENT.fullmatch(path.name), f"add {part} to _PARTS: a half-removed checkpoint goes by that list"
             _write_part(path, tensors)
             records.append(file_record(path))
             fault_point("checkpoint.part")
