@@ -14,6 +14,7 @@ from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, save_base, weights
 
 from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, TrainingError
+from seekr_cl.evaluation import scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
 from seekr_cl.runs.stream_run import run
@@ -253,18 +254,17 @@ def test_a_read_only_memory(base: Path, tmp_path: Path, whole: Path, monkeypatch
 def test_an_evaluation_goes_on_at_the_task_it_had_reached(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules[run.__module__]
     scored: list[str] = []
-    evaluate = module.evaluate_task
+    score = scoring.score_task
 
-    def watched(model: Any, tokenizer: Any, task: Task, *rest: Any) -> Any:
+    def watched(engine: Any, task: Task, *rest: Any) -> Any:
         if len(scored) == 3:
             scored.append("killed")
             raise Killed
         scored.append(task.name)
-        return evaluate(model, tokenizer, task, *rest)
+        return score(engine, task, *rest)
 
-    monkeypatch.setattr(module, "evaluate_task", watched)
+    monkeypatch.setattr(scoring, "score_task", watched)
     tasks = [reverse_task(), constant_task("no", "no")]
     with pytest.raises(Killed):
         run(base, tasks, tmp_path / "run", config(tmp_path))
