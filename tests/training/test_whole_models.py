@@ -261,6 +261,7 @@ REFUSED: list[dict[str, Any]] = [
     {"seed": 10**30}, {"seed": (1 << 63) - 1}, {"num_train_epochs": 1e9}, {"dataloader_num_workers": 100_000},
     {"optim_target_modules": ["q_proj"]}, {"report_to": "wandb"}, {"lr_scheduler_kwargs": {"other": 1}},
     {"accelerator_config": {"other": 1}}, {"weight_decay": float("inf")}, {"num_train_epochs": 1e6},
+    {"warmup_steps": 1e30},
 ]  # fmt: skip
 
 
