@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
     "token": (lambda task: {"samples": [first(one, "ids_L", 60_000) for one in task.samples]}, "token 60000"),
     "negative token": (lambda task: {"samples": [first(one, "ids_L", -3) for one in task.samples]}, "is not one"),
     "token of logits": (
-        lambda task: {"samples": [first(one, "token_AK", 60_000) for one in task.samples]}, "logits of token 60000",
+        lambda task: {"samples": [first(one, "token_AK", 120) for one in task.samples]}, "logits of token 120",
     ),
     "position": (lambda task: {"samples": [first(one, "position_A", 63) for one in task.samples]}, "is not one"),
     "query": (lambda task: {"samples": [first(one, "query_R", 500) for one in task.samples]}, "is not one"),
