@@ -173,10 +173,13 @@ class Run:
             begun = saves.newest()
             memory = open_memory(self.output / "memory")
             learnt = None
-            if begun is not None and begun.state["identity"]["generation"] < memory.generation:
+            behind = begun is not None and begun.state["identity"]["generation"] < memory.generation
+            # The memory went on without its model: the checkpoint that both came from gives it once more.
+            lost = behind and memory.generation == number and ranks.from_first(_is_missing(folder))
+            if behind and memory.generation <= number and not lost:
                 # Killed between committing and tidying up.
                 ranks.first(saves.clear)
-            if memory.generation < number:
+            if memory.generation < number or lost:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
                     ranks.first(partial(remove_made, folder))
@@ -350,6 +353,10 @@ class Run:
     def _say(self, line: str) -> None:
         if self.config.progress != "none" and ranks.is_first():
             console().print(line, soft_wrap=True, markup=False)
+
+
+def _is_missing(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @named()
