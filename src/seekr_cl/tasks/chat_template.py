@@ -12,19 +12,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from jinja2 import TemplateError as JinjaError
+from jinja2 import TemplateSyntaxError
 from transformers.utils import chat_template_utils
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.tasks.messages import WEIGHT, spoken
-from seekr_cl.tasks.templates import bounded
+from seekr_cl.tasks.templates import TemplateError, bounded
 
 TRAIN_ON = ("all", "last")
 DATE = "2024-07-26"
 """What a template's ``strftime_now`` says: the day that Llama 3's templates fall back to themselves."""
 _KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+TAKEN = frozenset(
+    (
+        "messages",
+        "conversation",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "chat_template",
+    )
+)
+"""What ``apply_chat_template`` is told by the library, and no one else may tell it."""
 Turns = list[dict[str, Any]]
 
 
@@ -56,8 +71,7 @@ class ChatSettings:
                 f"chat_template_kwargs: {self.template_kwargs!r} is not a mapping; write e.g. "
                 "chat_template_kwargs.enable_thinking=false"
             )
-        taken = {"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"}
-        if wrong := sorted(taken & set(self.template_kwargs)):
+        if wrong := [key for key in self.template_kwargs if key in TAKEN]:
             raise ConfigError(f"chat_template_kwargs: {wrong[0]!r} is set by the library; remove it")
         try:
             date.fromisoformat(self.date)
@@ -139,9 +153,11 @@ class Template:
                 "use records with prompt and completion, or set tokenizer.chat_template (chat_template: FILE)"
             )
         known = [dict(tool) for tool in tools] if tools else None
+        self._require_template(known, where)
         plain = [{key: value for key, value in turn.items() if key != WEIGHT} for turn in messages]
         self._refuse_unknown_keys(plain, known, where)
         told = {**self._settings.template_kwargs, **(kwargs or {})}
+        self._refuse_unread(told, where)
         shape = json.dumps([[_shape(turn) for turn in plain], known, told], default=str, sort_keys=True)
         forms = list(_forms(plain))
         if shape in self._forms:
@@ -177,7 +193,43 @@ class Template:
 
     def _refusal(self, where: str, error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]
-        return f"{where}: {self.name} refuses the messages ({reason}); change their order or roles"
+        # raise_exception() in a template raises this class itself, and Jinja only those below it.
+        if type(error) is JinjaError:
+            return (
+                f"{where}: {self.name} refuses the messages ({reason}); change them as it says, or set chat_template "
+                "to a file that takes them"
+            )
+        if isinstance(error, TemplateSyntaxError | TemplateError):
+            return f"{where}: {self.name} is broken ({reason}); set chat_template to a file with a working one"
+        return (
+            f"{where}: {self.name} cannot write the messages ({type(error).__name__}: {reason}); leave out what it "
+            "does not take, or set chat_template to a file that takes them"
+        )
+
+    def _require_template(self, tools: Any, where: str) -> None:
+        """Of named templates one is used by its purpose: ``default``, or ``tool_use`` where there are tools."""
+        named = self._tokenizer.chat_template
+        if isinstance(named, Mapping) and "default" not in named and not (tools and "tool_use" in named):
+            raise DataError(
+                f"{where}: {self.name} has variants ({', '.join(map(str, named))}) and none is named 'default'; "
+                "set chat_template to the file of the one to use"
+            )
+
+    def _refuse_unread(self, told: Mapping[str, Any], where: str) -> None:
+        named = self._tokenizer.chat_template
+        words = _words("\n".join(map(str, named.values())) if isinstance(named, Mapping) else str(named))
+        for key in told:
+            if key in TAKEN:
+                raise DataError(f"{where}: chat_template_kwargs: {key!r} is set by the library; remove it")
+            if key not in words:
+                raise DataError(
+                    f"{where}: chat_template_kwargs: {key!r} would be ignored: {self.name} does not read it; "
+                    f"remove it{nearest(str(key), words)}"
+                )
+
+    def reads(self, name: str) -> bool:
+        """Whether a word stands in the template, such as the name of an option."""
+        return name in _words(self.source())
 
     def _refuse_unknown_keys(self, turns: Turns, tools: Any, where: str) -> None:
         for number, turn in enumerate(turns, 1):
@@ -240,6 +292,11 @@ class Template:
                 if given and isinstance(given, str) and (given not in text or f"{{{given}" in text):
                     return f"{one.where}: {self.name} does not write arguments given as JSON text; give objects"
         return None
+
+
+@lru_cache(maxsize=16)
+def _words(source: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", source))
 
 
 def _probe_call(call: Mapping[str, Any], word: Any, what: str) -> dict[str, Any]:
