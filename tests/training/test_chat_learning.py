@@ -187,7 +187,7 @@ def test_inspect_shows_what_is_taught(base: Path, tmp_path: Path, capsys: pytest
     assert main(["inspect", "--model", str(only), "--task", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     tokenizer = AutoTokenizer.from_pretrained(only)
-    assert [one["read_as"] for one in found] == ["messages", "prompt, completion", "messages"]
+    assert [one["read_as"] for one in found] == ["messages", "prompt-completion", "messages"]
     first = found[0]
     assert first["text"] == tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
     assert [first["text"][begin:end] for begin, end in first["learnt"]] == ["0+=", "00+="]

@@ -8,6 +8,7 @@ message's text stands in what the template writes, which is asked with made-up w
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +22,14 @@ from jinja2 import TemplateSyntaxError
 from transformers.utils import chat_template_utils
 
 from seekr_cl.errors import ConfigError, DataError, nearest
-from seekr_cl.tasks.messages import WEIGHT, spoken
+from seekr_cl.tasks.keys import DataWarning
+from seekr_cl.tasks.messages import REASONING, WEIGHT, spoken
 from seekr_cl.tasks.templates import TemplateError, bounded
 
 TRAIN_ON = ("all", "last")
 DATE = "2024-07-26"
 """What a template's ``strftime_now`` says: the day that Llama 3's templates fall back to themselves."""
-_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", *REASONING)
 TAKEN = frozenset(
     (
         "messages",
@@ -107,6 +109,7 @@ class Template:
     def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._forms: dict[str, int] = {}
+        self._warned: set[str] = set()
         model = str(getattr(tokenizer, "name_or_path", "") or "")
         self.name = f"the chat template of {model}" if model else "the chat template"
         # A marker that a text must not be cut within: an added token, or what looks like one.
@@ -154,7 +157,10 @@ class Template:
             )
         known = [dict(tool) for tool in tools] if tools else None
         self._require_template(known, where)
-        plain = [{key: value for key, value in turn.items() if key != WEIGHT} for turn in messages]
+        words = _words(self.source(known))
+        plain = [
+            {_readable(key, turn, words): value for key, value in turn.items() if key != WEIGHT} for turn in messages
+        ]
         self._refuse_unknown_keys(plain, known, where)
         told = {**self._settings.template_kwargs, **(kwargs or {})}
         self._refuse_unread(told, where)
@@ -176,6 +182,7 @@ class Template:
                 missing.append(fault)
                 continue
             self._forms[shape] = number
+            self._warn_of_unwritten(one, text)
             return one, text
         # That a text is missing says more than that another form is refused.
         raise DataError((missing or refused)[0])
@@ -240,6 +247,23 @@ class Template:
                         f"remove it{nearest(str(key), [*_KEYS, WEIGHT])}"
                     )
 
+    def _warn_of_unwritten(self, one: Conversation, text: str) -> None:
+        """Says once of which keys that only some templates write nothing is shown or learnt."""
+        for key in (*REASONING, "name"):
+            # A tool's result is often written without the tool's name, which the call before it has.
+            holding = [n for n, turn in enumerate(one.turns, 1) if turn.get(key) and turn["role"] != "tool"]
+            if not holding or key in self._warned or str(one.turns[holding[-1] - 1][key]).strip() in text:
+                continue
+            # Most templates leave out what was thought before the latest question.
+            if key == "name" or holding[-1] == len(one.turns) or not self.reads(key):
+                self._warned.add(key)
+                warnings.warn(
+                    f"{one.where}: message {holding[-1]}: {self.name} does not write {key!r}, so it is neither shown "
+                    "nor learned",
+                    DataWarning,
+                    stacklevel=2,
+                )
+
     def _passed_over(self, one: Conversation) -> str | None:
         """What of a conversation the template does not write, as an error; ``None`` if it writes everything."""
         words: dict[str, str] = {}
@@ -292,6 +316,13 @@ class Template:
                 if given and isinstance(given, str) and (given not in text or f"{{{given}" in text):
                     return f"{one.where}: {self.name} does not write arguments given as JSON text; give objects"
         return None
+
+
+def _readable(key: str, turn: Mapping[str, Any], words: frozenset[str]) -> str:
+    """A key by the name that the template reads: what an assistant thought is called one thing or another."""
+    if key not in REASONING or key in words:
+        return key
+    return next((one for one in REASONING if one in words and one not in turn), key)
 
 
 @lru_cache(maxsize=16)
