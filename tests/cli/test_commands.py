@@ -141,6 +141,7 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     low, high = of_run["intervals"]["tasks"]["first"]
     assert low <= of_run["matrix"][-1]["scores"][0] <= high
     assert of_run["intervals"]["op"] is not None
+    assert of_run["broken_off"]["first"].keys() == {"answers", "references_longer"}
     # Killed after the first batch of the second task.
     environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:3"}
     again = [str(word) for word in words[:-1]] + ["1"]

@@ -35,7 +35,6 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
 from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
 
 
@@ -97,7 +96,7 @@ def _score_tasks(
     scored = score_into(
         output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
     )
-    scores, broken_off = scored.tasks, scored.broken_off
+    scores = scored.tasks
     table = Table("task", "metric", "score", "examples", "95% interval")
     for name, score in scores.items():
         low, high = score["interval"]
@@ -105,14 +104,7 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
         )
     out().print(table)
-    for name, score in scores.items():
-        if count := broken_off.get(name, {}).get("answers", 0):
-            warnings.warn(
-                f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
-                "and may be truncated",
-                DataWarning,
-                stacklevel=2,
-            )
+    scored.warn_of_broken_off()
 
 
 def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import is_regular, remove_file
 from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks.keys import DataWarning
 
 SCORES = "scores.json"
 PARTIAL = "partial.json"
@@ -55,6 +57,17 @@ class Scored:
     def to_json(self) -> dict[str, Any]:
         """As the files hold it."""
         return {"tasks": self.tasks, "broken_off": self.broken_off}
+
+    def warn_of_broken_off(self) -> None:
+        """Says of which tasks answers may have been broken off."""
+        for name, score in self.tasks.items():
+            if count := self.broken_off.get(name, {}).get("answers", 0):
+                warnings.warn(
+                    f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens "
+                    f"{score['max_new_tokens']} and may be broken off",
+                    DataWarning,
+                    stacklevel=3,
+                )
 
 
 def scoring_hash(task: Task) -> str:

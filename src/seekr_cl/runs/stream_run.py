@@ -58,12 +58,13 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
+    """What one stage gave: scores on the tasks, seconds of training, how it went, answers that were broken off."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
+    broken_off: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -198,7 +199,7 @@ class Run:
             training.append({"task": name} | done.training)
             seconds += done.seconds
             if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
+                self._write(matrix, seconds, memory.num_bytes, done, training)
                 if self.config.keep_models == "last" and former != self.model:
                     remove_made(Path(former))
         ranks.first(partial(give_away, Path(current)))
@@ -240,7 +241,7 @@ class Run:
         matrix: ScoreMatrix,
         model_hash: str,
         training: dict[str, Any] | None = None,
-    ) -> "_Stage":
+    ) -> _Stage:
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
@@ -257,6 +258,8 @@ class Run:
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
+            if ranks.is_first():
+                scored.warn_of_broken_off()
         ranks.first(partial(remove_file, place / PARTIAL, is_regular))
         content = reading.read_json(done)
         for probe in self.probes:
@@ -264,7 +267,8 @@ class Run:
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
         in_order = [scores[task.name] for task in self.tasks]
-        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
+        made = content.get("training", {}), content.get("broken_off", {})
+        return _Stage(in_order, content["seconds"], evaluation, *made)
 
     def _evaluate(
         self, name: str, folder: str, learnt: LearnResult | None, place: Place
@@ -296,7 +300,7 @@ class Run:
         matrix: ScoreMatrix,
         seconds: float,
         memory_bytes: int,
-        evaluation: dict[str, Any],
+        last: _Stage,
         training: list[dict[str, Any]],
     ) -> None:
         content = (
@@ -308,7 +312,8 @@ class Run:
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
                 "training": training,
-                "evaluation": evaluation,
+                "evaluation": last.evaluation,
+                "broken_off": last.broken_off,
                 "tests": {
                     task.name: {
                         "examples": len(task.test),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from seekr_cl.errors import ConfigError, ModelError, TooLongError, nearest
+from seekr_cl.errors import ConfigError, DataError, ModelError, TooLongError, nearest
 from seekr_cl.renamed import current_value
 from seekr_cl.tasks.chat_reading import AnswerReader, turn_ends
 from seekr_cl.tasks.chat_rendering import Rendered, Renderer
@@ -11,7 +11,7 @@ from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.tasks.collate import Encoded, Spans, collate
 from seekr_cl.tasks.examples import Example
 from seekr_cl.tasks.lossless import TextGuard
-from seekr_cl.tasks.messages import spoken
+from seekr_cl.tasks.messages import REASONING, spoken
 from seekr_cl.tasks.spans import tokenised
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "Shown", "collate"]
@@ -107,6 +107,7 @@ class Encoder:
         self._renderer = Renderer(tokenizer, self.chat)
         # A text that a chat template has rendered before may end with the end of a turn.
         self._ends = {tokenizer.eos_token_id, *turn_ends(tokenizer)}
+        self._end_texts = sorted(tokenizer.convert_ids_to_tokens(sorted(self._ends)))
         self.reader = AnswerReader(tokenizer, self._renderer)
 
     @property
@@ -261,6 +262,7 @@ class Encoder:
         """A whole conversation; what is too long loses its left, and what nothing is learnt of on the right."""
         ids, spans = tokenised(self._tokenizer, rendered.text, rendered.learnt)
         where = _where(example)
+        self._refuse_ends_within(example)
         for (first, last), (begin, end) in zip(spans, rendered.learnt, strict=True):
             self.texts.check_learnt(rendered.text[begin:end], ids[first:last], where)
         answers = [end - begin for begin, end in spans]
@@ -291,6 +293,19 @@ class Encoder:
         if learnt == ((start, len(ids)),):
             return Encoded(ids, start, cut)
         return Encoded(ids, start, cut, learnt)
+
+    def _refuse_ends_within(self, example: Example) -> None:
+        """Refuses answers that hold a token at which generation ends: what follows it could never be written."""
+        for number, turn in enumerate(example.messages or (), 1):
+            if turn["role"] != "assistant":
+                continue
+            for key, said in {"content": spoken(turn), **{key: turn[key] for key in REASONING if key in turn}}.items():
+                for end in self._end_texts:
+                    if end in said:
+                        raise DataError(
+                            f"{_where(example)}: message {number}: {key!r} holds {end!r}, at which an answer ends; "
+                            "remove it, the chat template writes its own"
+                        )
 
     def _separate_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
         body = self._ids(prompt)

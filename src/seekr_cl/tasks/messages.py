@@ -12,6 +12,9 @@ EMPTY = "fill it, remove the row, or set allow_empty=true to teach that nothing 
 WEIGHT = "weight"
 """OpenAI's key of an assistant's message: 0 shows it and does not teach it."""
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of an assistant's message that hold what it thought; templates read one of them."""
+
 
 def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[dict[str, Any], ...]:
     """Check the turns of a conversation.
@@ -106,7 +109,7 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
         checked["content"] = [_part(part, f"{where} content: part {n}") for n, part in enumerate(checked["content"], 1)]
     else:
         _text(checked["content"], where, "content")
-    for key in ("reasoning_content", "reasoning", "thinking"):
+    for key in REASONING:
         if key in checked:
             _text(checked[key], where, key)
     weight = checked.get(WEIGHT, 1)
