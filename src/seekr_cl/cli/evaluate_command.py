@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
-from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.evaluation import (
     Engine,
@@ -59,16 +59,16 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError(
             f"{given.model}: is an adapter, --engine vllm takes plain models; seekr export --merge it first"
         )
-    if given.engine == "vllm" and ranks.launched() > 1:
+    if given.engine == "vllm" and collectives.launched_world_size() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
-    device = ranks.join()
+    device = collectives.init_process_group()
     if not given.resume:
-        ranks.first(lambda: require_free(output))
+        collectives.on_main(lambda: require_free(output))
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
         if given.resume:
-            ranks.first(lambda: remove_unfinished_inside(output))
+            collectives.on_main(lambda: remove_unfinished_inside(output))
         if tasks:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
@@ -126,7 +126,7 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
     if base is not None:
         result = with_drift(result, base)
     content = {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result
-    ranks.first(partial(write_json, output / GENERAL, content))
+    collectives.on_main(partial(write_json, output / GENERAL, content))
     table = Table(
         "general ability", "shots", "examples", *(["base", "score", "drift"] if base else ["score"]), "± s.e."
     )
@@ -149,7 +149,7 @@ def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
     """The engine, what tells its model from others, and the model's context."""
     if given.engine == "transformers":
         model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
-        model_id = ranks.once(lambda: model_hash(model))
+        model_id = collectives.on_main_broadcast(lambda: model_hash(model))
         model.to(device)  # type: ignore[arg-type]
         engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
         return engine, model_id, context_length(model)

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.system.yaml_file import read_yaml
 
@@ -53,7 +53,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     # It would repeat on a page what the process itself says in one line; its loggers come with its modules.
     import_module("torch.distributed.launcher.api")
     _silence("torch.distributed.elastic")
-    os.environ[ranks.LAUNCHER] = "1"
+    os.environ[collectives.LAUNCHER] = "1"
     if content.get("use_cpu") is True:
         # With DeepSpeed accelerate does not pass it on, and DeepSpeed looks for a GPU by itself.
         os.environ |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
@@ -68,7 +68,7 @@ def launch(config: str, words: Sequence[str]) -> int:
         # Neither had a chance to say so itself.
         if failure.exitcode < 0:
             print(f"error: process {process} was ended by {_signal(-failure.exitcode)}; {_GO_ON}", file=sys.stderr)
-        elif failure.exitcode == ranks.LOST:
+        elif failure.exitcode == collectives.LOST:
             print(f"error: process {process} cannot reach the others any more; {_GO_ON}", file=sys.stderr)
         return _exit_code(failure.exitcode)
     except subprocess.CalledProcessError as failed:

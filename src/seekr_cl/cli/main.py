@@ -304,7 +304,7 @@ def _one_voice() -> Iterator[None]:
 def _may_speak(message: str) -> bool:
     if not _LAUNCHED:
         return True
-    from seekr_cl.ranks import report
+    from seekr_cl.distributed.collectives import report
 
     return report(message)
 
@@ -312,7 +312,7 @@ def _may_speak(message: str) -> bool:
 def _others_failed() -> bool:
     if not _LAUNCHED:
         return False
-    from seekr_cl.ranks import reported
+    from seekr_cl.distributed.collectives import reported
 
     return reported()
 
@@ -321,13 +321,13 @@ def _others_lost(error: RuntimeError) -> int | None:
     """The exit code if the other processes are gone without a message, for instance killed."""
     if not _LAUNCHED:
         return None
-    from seekr_cl import ranks
+    from seekr_cl.distributed import collectives
 
-    if not ranks.lost(error):
+    if not collectives.lost(error):
         return None
-    if ranks.LAUNCHER not in os.environ:
+    if collectives.LAUNCHER not in os.environ:
         print(f"error: process {_PROCESS}: another process is gone; continue with --resume", file=sys.stderr)
-    return ranks.LOST
+    return collectives.LOST
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from seekr_cl import ranks
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
@@ -17,6 +16,7 @@ from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.memory.config import MemoryConfig
 from seekr_cl.methods.config import MethodConfig, read_method
@@ -188,7 +188,7 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if ranks.launched() > 1 and not torch.cuda.is_available():
+        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
             # Without a GPU accelerate forms a group only of processes that ask for the CPU.
             self.use_cpu = True
         try:
@@ -199,9 +199,9 @@ class SeekrConfig(TrainingArguments):
         except Exception as error:  # of values that it was not made for it raises what it likes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"training settings: {line}") from error
-        ranks.require_all()
+        collectives.require_all_ranks()
         warn_of_training(self)
-        if not ranks.is_first():
+        if not collectives.is_main():
             self.progress = "none"
         self._made = True
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
@@ -107,10 +107,10 @@ def score_task(
         # Whoever was asked to stop tells the others here: they are waiting for its answers.
         raise_if_stop_requested()
         identity = _identity(engine, task, _prompts(task, encoder), place.model)
-        ranks.wait()
+        collectives.barrier()
         answers = merged(place.folder, task.slug, identity, len(task.test))
         # Nobody removes a journal that another still reads.
-        ranks.wait()
+        collectives.barrier()
     return score_answers(task, encoder, answers)
 
 

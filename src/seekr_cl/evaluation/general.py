@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 from seekr_cl.evaluation.generate import has_prompt
@@ -98,7 +98,7 @@ def evaluate_general(
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.
         manager = TaskManager(include_defaults=data is None)
         # Not shares of a benchmark: the harness draws shots as it goes, so a share's would be others.
-        for name in names[ranks.own() :: ranks.count()]:
+        for name in names[collectives.rank() :: collectives.world_size()]:
             shots = configs[name].shots
             try:
                 with _alone():
@@ -124,7 +124,7 @@ def evaluate_general(
             tasks[name] = _score(results, configs[name].metric) | {"shots": shots}
     finally:
         model.train(training)
-    found = {name: task for of_process in ranks.of_all(tasks) for name, task in of_process.items()}
+    found = {name: task for of_process in collectives.all_gather_object(tasks) for name, task in of_process.items()}
     tasks = {name: found[name] for name in names}
     return {
         "harness": f"lm-evaluation-harness {lm_eval.__version__}",

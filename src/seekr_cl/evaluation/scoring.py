@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
@@ -109,7 +109,7 @@ def score_tasks(
         score = score_task(engine, task, encoder, on_batch, place)
         scored.add(task, score)
         if place is not None:
-            ranks.first(partial(_write, place.folder, score, note))
+            collectives.on_main(partial(_write, place.folder, score, note))
         fault_point("run.task_evaluated")
         raise_if_stop_requested()
 
@@ -160,8 +160,8 @@ def score_into(
         "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},
         "evaluation": settings_of(engine, encoder) | dict(settings or {}),
     }
-    scored = Scored(**ranks.once(lambda: begun(output, identity)))
-    place = Place(output, model_id, ranks.own(), ranks.count())
+    scored = Scored(**collectives.on_main_broadcast(lambda: begun(output, identity)))
+    place = Place(output, model_id, collectives.rank(), collectives.world_size())
     score_tasks(
         engine,
         tasks,
@@ -178,7 +178,7 @@ def score_into(
         write_json(output / SCORES, content)
         remove_file(output / PARTIAL, is_regular)
 
-    ranks.first(finish)
+    collectives.on_main(finish)
     return scored
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
@@ -65,7 +65,7 @@ class DERpp(Method):
         if teacher is not None:
             return TaskResult(MemoryTask(name, samples, teacher=teacher))
         context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample = samples[place]
             with torch.no_grad():
                 logits_NV = answer_logits(

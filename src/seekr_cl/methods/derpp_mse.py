@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, forward, task_generator
@@ -161,7 +161,7 @@ class DERppMSE(Method):
         """Puts the logits that were drawn beside the samples; those that no step saw are asked for now."""
         drawn = self._all_drawn() if name == self.context.task else {}
         context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample = samples[place]
             first, position_A = first_position(sample), logit_positions(sample, _POSITIONS)
             # Which are missing is the same in all processes, but not at the same turn: a sharded model's passes are.
@@ -179,8 +179,10 @@ class DERppMSE(Method):
     def _all_drawn(self) -> dict[int, tuple[float, Tensor]]:
         """By place what has the highest number in any process, the same in all of them."""
         found: dict[int, tuple[float, Tensor]] = {}
-        numbers = ranks.of_all({str(place): number for place, (number, _) in self._drawn.items()})
-        tensors = ranks.tensors_of_all({str(place): logits_AV for place, (_, logits_AV) in self._drawn.items()})
+        numbers = collectives.all_gather_object({str(place): number for place, (number, _) in self._drawn.items()})
+        tensors = collectives.all_gather_tensors(
+            {str(place): logits_AV for place, (_, logits_AV) in self._drawn.items()}
+        )
         for own, logits in zip(numbers, tensors, strict=True):
             for place, number in own.items():
                 if int(place) not in found or number > found[int(place)][0]:

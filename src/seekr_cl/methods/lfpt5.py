@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.memory import MemoryTask, ReplaySample
@@ -125,7 +125,7 @@ class LFPT5(Method):
         if self.settings.consistency:
             divergence, positions = distil_logits(logits_BLV, batch["logits"], self._logits), batch["logits"]["real"]
             # Of the whole batch, whose mean the term becomes where several processes share it.
-            count = ranks.total(positions.sum() * (not batch.get("filler", False)))
+            count = collectives.all_reduce_sum(positions.sum() * (not batch.get("filler", False)))
             terms["consistency"] = LossTerm(divergence, self.settings.consistency * float(count), positions.sum())
         return terms | {"lm_old": self._lm_term(model, batch["lm"], batch["input_ids"].device)}
 

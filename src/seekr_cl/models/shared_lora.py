@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.query_adapters import QueryAdapterModel, query_tokens, whole_number
 
@@ -100,7 +100,7 @@ class SharedLoraModel(QueryAdapterModel):
         asked_BL = query_tokens(input_ids, attention_mask, query_mask)
         self._pooled_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
         alone = self.training and _reentrant(self.plain)
-        if alone and ranks.count() > 1:
+        if alone and collectives.world_size() > 1:
             raise ConfigError(
                 "gradient_checkpointing_kwargs: sapt uses its attention in every layer, whose gradients several "
                 "processes cannot average under reentrant checkpointing; set use_reentrant: false"

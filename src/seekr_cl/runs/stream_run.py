@@ -13,10 +13,10 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import try_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
@@ -176,14 +176,14 @@ class Run:
             learnt = None
             behind = begun is not None and begun.state["identity"]["generation"] < memory.generation
             # The memory went on without its model: the checkpoint that both came from gives it once more.
-            lost = behind and memory.generation == number and ranks.from_first(_is_missing(folder))
+            lost = behind and memory.generation == number and collectives.broadcast_object(_is_missing(folder))
             if behind and memory.generation <= number and not lost:
                 # Killed between committing and tidying up.
-                ranks.first(saves.clear)
+                collectives.on_main(saves.clear)
             if memory.generation < number or lost:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    ranks.first(partial(remove_made, folder))
+                    collectives.on_main(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
@@ -191,18 +191,18 @@ class Run:
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
             elif self.config.keep_models != "last":
-                ranks.first(partial(give_away, folder))
+                collectives.on_main(partial(give_away, folder))
             former, current = current, str(folder)
             made: Any = memory.tasks[-1].info.get("training", {})
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
             training.append({"task": name} | done.training)
             seconds += done.seconds
-            if ranks.is_first():
+            if collectives.is_main():
                 self._write(matrix, seconds, memory.num_bytes, done, training)
                 if self.config.keep_models == "last" and former != self.model:
                     remove_made(Path(former))
-        ranks.first(partial(give_away, Path(current)))
+        collectives.on_main(partial(give_away, Path(current)))
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
@@ -245,22 +245,22 @@ class Run:
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
-        if not ranks.from_first(done.exists()):
+        if not collectives.broadcast_object(done.exists()):
             scored, evaluation = self._evaluate(
-                name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
+                name, folder, learnt, Place(place, model_hash, collectives.rank(), collectives.world_size())
             )
             scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
             content |= {"broken_off": scored.broken_off}
             content |= {"training": training} if training else {}
-            ranks.first(partial(write_json, done, content))
+            collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
-            if ranks.is_first():
+            if collectives.is_main():
                 scored.warn_of_broken_off()
-        ranks.first(partial(remove_file, place / PARTIAL, is_regular))
+        collectives.on_main(partial(remove_file, place / PARTIAL, is_regular))
         content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
@@ -283,11 +283,11 @@ class Run:
         tasks = [*self.tasks, *self.probes]
         engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
         unfinished = place.folder / PARTIAL
-        scored = Scored(**ranks.from_first(read_scores(unfinished) if unfinished.exists() else {}))
+        scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 
             def answered(count: int) -> None:
-                advance(count * ranks.count())
+                advance(count * collectives.world_size())
                 raise_here_if_stop_requested()
 
             score_tasks(
@@ -356,7 +356,7 @@ class Run:
         }
 
     def _say(self, line: str) -> None:
-        if self.config.progress != "none" and ranks.is_first():
+        if self.config.progress != "none" and collectives.is_main():
             console().print(line, soft_wrap=True, markup=False)
 
 
@@ -398,5 +398,5 @@ def run(
     require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
-        ranks.first(lambda: one.start(resume))
+        collectives.on_main(lambda: one.start(resume))
         return one.execute()

@@ -28,9 +28,9 @@ class Stopped(BaseException):
 
 def stop_requested() -> int | None:
     """The signal that asked to stop, if one did; asked in any process of a training, all of them hear it."""
-    from seekr_cl import ranks  # the command line answers --help without waiting for torch
+    from seekr_cl.distributed import collectives  # the command line answers --help without waiting for torch
 
-    return ranks.highest(_requested or 0) or None
+    return collectives.all_reduce_max(_requested or 0) or None
 
 
 def raise_if_stop_requested() -> None:

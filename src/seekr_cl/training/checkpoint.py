@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.os_errors import describe
 from seekr_cl.system import reading
@@ -87,7 +87,7 @@ class Checkpoint:
 
     def own_pieces(self, part: str) -> dict[str, Tensor]:
         """What this process holds of the part's sharded tensors: rows of each, which may be none."""
-        name = _piece(part, ranks.own(), ranks.count())
+        name = _piece(part, collectives.rank(), collectives.world_size())
         return self._read(name) if name in self.parts else {}
 
     def whole(self, part: str) -> dict[str, Tensor]:
@@ -126,11 +126,11 @@ class Checkpoints:
 
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
-        numbers = ranks.from_first(self.numbers())
+        numbers = collectives.broadcast_object(self.numbers())
         # Cached: hashing a large model's state is slow.
         if self._found is None or self._found[0] != numbers:
-            found = self._search(numbers) if ranks.is_first() else None
-            name = ranks.from_first(found and found.path.name)
+            found = self._search(numbers) if collectives.is_main() else None
+            name = collectives.broadcast_object(found and found.path.name)
             self._found = numbers, found if found or not name else _read(self.place / name, content=False)
         return self._found[1]
 
@@ -166,8 +166,8 @@ class Checkpoints:
         Raises:
             OutputError: if it cannot be written; the checkpoints before it stay.
         """
-        numbers = ranks.from_first(self.numbers())
-        number = ranks.once(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
+        numbers = collectives.broadcast_object(self.numbers())
+        number = collectives.on_main_broadcast(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
         temporary = self._unfinished(number)
 
         def begin() -> None:
@@ -177,7 +177,10 @@ class Checkpoints:
 
         def write_own() -> list[dict[str, Any]]:
             with self._writing(number, temporary):
-                named = {_piece(part, ranks.own(), ranks.count()): own for part, own in (pieces or {}).items()}
+                named = {
+                    _piece(part, collectives.rank(), collectives.world_size()): own
+                    for part, own in (pieces or {}).items()
+                }
                 return _write_parts(temporary, named)
 
         def complete() -> None:
@@ -196,10 +199,10 @@ class Checkpoints:
                 fault_point("checkpoint.renamed")
                 sync_folder(self.place)
 
-        ranks.first(begin)
-        others = [record for records in ranks.each(write_own) for record in records] if pieces else []
-        ranks.first(complete)
-        for old in [*numbers, number][:-KEPT] if ranks.is_first() else []:
+        collectives.on_main(begin)
+        others = [record for records in collectives.on_each_rank(write_own) for record in records] if pieces else []
+        collectives.on_main(complete)
+        for old in [*numbers, number][:-KEPT] if collectives.is_main() else []:
             _remove(self.path(old))
             fault_point("checkpoint.removed")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.memory import ReplayMemory, model_hash
 from seekr_cl.memory.lineage import GENERATIONS
@@ -73,7 +73,7 @@ def learn(
     tasks = as_tasks(task)
     require_config(config)
     source = ModelSource(model, processing_class)
-    ranks.first(lambda: require_base(source, config))
+    collectives.on_main(lambda: require_base(source, config))
     if len(tasks) > 1 and not config.method.kind.multi_task:
         raise ConfigError(f"method: {config.method.name} learns one task at a time, {len(tasks)} were given")
     output = Path(output)
@@ -82,9 +82,9 @@ def learn(
     saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
-    ranks.first(lambda: refuse_overlap(place, output, saves.place))
+    collectives.on_main(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
-        ranks.first(lambda: _require_new(output, saves))
+        collectives.on_main(lambda: _require_new(output, saves))
     with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
         if begun is not None:
@@ -92,19 +92,19 @@ def learn(
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):
             store = memory if isinstance(memory, ReplayMemory) else open_memory(place)
-            ranks.first(partial(refuse_mount, output))
+            collectives.on_main(partial(refuse_mount, output))
             for folder in (place, place / GENERATIONS, output):
-                ranks.first(partial(refuse_unwritable, folder))
+                collectives.on_main(partial(refuse_unwritable, folder))
             if resume:
                 done = _finished(source, tasks, store, output, config, begun, str(saves.place))
                 if done is not None:
-                    ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+                    collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
                     return done
             former = before_lost_model(name_of(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
             state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
             learnt = _learn(state)
-            ranks.first(lambda: _complete(output, saves, config, checkpoints is None))
+            collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
 

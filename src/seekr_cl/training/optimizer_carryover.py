@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ModelError
 from seekr_cl.system.files import write_tensors
 
@@ -44,11 +44,11 @@ class OptimizerCarryover:
             for key, value in _state(optimizer).get(parameter, {}).items():
                 tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().clone()
             gradient = parameter.grad
-            if gradient is None and ranks.count() > 1:
+            if gradient is None and collectives.world_size() > 1:
                 # A process whose share of the samples was empty still takes part in the sum.
                 gradient = torch.zeros_like(parameter)
             if gradients and gradient is not None:
-                tensors[f"gradient/{name}"] = ranks.total(gradient.detach()) / steps
+                tensors[f"gradient/{name}"] = collectives.all_reduce_sum(gradient.detach()) / steps
         return cls(tensors)
 
     def check(self, path: Path, model: nn.Module, keys: frozenset[str] | None) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.rates import NoEffectWarning, record
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import try_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
@@ -56,10 +56,12 @@ def load(state: Learning) -> None:
     config = state.config
     optimizer_keys = try_settings(config)
     state.is_sharded_early = not state.source.loaded and _is_sharded_early(config)
-    empty = state.is_sharded_early and not ranks.is_first()
+    empty = state.is_sharded_early and not collectives.is_main()
     network, state.tokenizer = load_configured(state.source, config, empty)
     set_template(state.tokenizer, config.chat_template)
-    model_sha = ranks.once(partial(model_hash, network)) if state.is_sharded_early else model_hash(network)
+    model_sha = (
+        collectives.on_main_broadcast(partial(model_hash, network)) if state.is_sharded_early else model_hash(network)
+    )
     state.tokenizer_sha256, former_sha = accepted_hashes(state.tokenizer)
     state.identity = learning_identity(state.tasks, state.store, config, model_sha, state.tokenizer_sha256)
     if state.begun is not None:
@@ -75,9 +77,9 @@ def load(state: Learning) -> None:
         dtype=state.weights_dtype,
     )
     check_memory(state.store, network)
-    ranks.first(lambda: tidy(state.store.path))
+    collectives.on_main(lambda: tidy(state.store.path))
     if state.resume:
-        ranks.first(lambda: make_room(state.output))
+        collectives.on_main(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source.name)
     if config.carry_optimizer:
         check_carry(Path(state.source.name), state.network, optimizer_keys)
@@ -197,8 +199,8 @@ def write(state: Learning) -> LearnResult:
         if state.committed is None:
             _commit(state, ready, keep, new_tasks, model_sha)
 
-    ranks.first(write_both)
-    if not ranks.is_first():
+    collectives.on_main(write_both)
+    if not collectives.is_main():
         state.store.reload()
     training: Any = new_tasks[-1].info.get("training", {})
     model: PreTrainedModel | None = network

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.renamed import as_named_now
@@ -63,7 +63,7 @@ def task_identity(tasks: list[Task], config: SeekrConfig) -> dict[str, Any]:
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,
-            "processes": ranks.count(),
+            "processes": collectives.world_size(),
             "training": decisive(config),
         }
     )

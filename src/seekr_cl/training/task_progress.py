@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import plain, split
 from seekr_cl.errors import MemoryFormatError, OutputError, OutputWarning
 from seekr_cl.heads import HeadImportance
@@ -81,7 +81,7 @@ class TaskProgress:
         self._started, self._before = time.perf_counter(), 0.0
         self._last: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
         if begun is None:
-            ranks.first(saves.clear)
+            collectives.on_main(saves.clear)
             return
         state = begun.state
         self._before = state["seconds"]
@@ -194,7 +194,7 @@ def open_memory(place: Path) -> ReplayMemory:
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    ranks.first(lambda: _read(place))
+    collectives.on_main(lambda: _read(place))
     return ReplayMemory.open(place, create=True)
 
 

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
 from seekr_cl.config.rates import task_rate
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.memory import TaskSamples
 from seekr_cl.replay.batches import ScheduledBatches
@@ -49,7 +49,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
     encoded = state.learned
     order: dict[str, Any] = {
         "num_replay": len(replay),
-        "replay_batch_size": (settings.batch_size or config.per_device_train_batch_size) * ranks.count(),
+        "replay_batch_size": (settings.batch_size or config.per_device_train_batch_size) * collectives.world_size(),
         "seed": 0 if official else state.context.seed,
         "reshuffle": not official,
         "replay_weights": replay_weights(config, replay, encoded[0], state.context),
@@ -58,7 +58,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         epochs_of=[
             float(task.epochs or config.num_train_epochs) for task, part in zip(state.tasks, encoded) for _ in part
         ],
-        batch_size=config.per_device_train_batch_size * ranks.count(),
+        batch_size=config.per_device_train_batch_size * collectives.world_size(),
         cadence=settings,
         joint=settings.step == "joint",
         **order,
@@ -82,7 +82,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
     reshard(context.model)
-    share = (ranks.own(), ranks.count())
+    share = (collectives.rank(), collectives.world_size())
     trainer = SeekrTrainer(
         context.model,
         args,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from seekr_cl import ranks
 from seekr_cl.config.liger import check_liger
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import refused
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded
 from seekr_cl.distributed.engines import alone, average_next, dtypes_of, shard_on_cpu
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
@@ -150,7 +150,7 @@ class SeekrTrainer(ResumableTrainer):
                 parts.append(self._part(model, kind, part))
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
-        mean = loss if self.args.world_size == 1 else ranks.total(loss) / ranks.count()
+        mean = loss if self.args.world_size == 1 else collectives.all_reduce_sum(loss) / collectives.world_size()
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss is {float(mean)}")
         return loss
@@ -196,7 +196,7 @@ class SeekrTrainer(ResumableTrainer):
 
     def _leaves_gradient_alone(self, terms: dict[str, LossTerm]) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
-        if ranks.count() > 1 and not self.accelerator.sync_gradients:
+        if collectives.world_size() > 1 and not self.accelerator.sync_gradients:
             return False
         alone = len(terms) == 1 and all(term.weight for term in terms.values()) and self.accelerator.scaler is None
         return alone and all(parameter.grad is None for parameter in self._trained)
@@ -266,7 +266,7 @@ class SeekrTrainer(ResumableTrainer):
         counts = [samples if term.count is None else term.count for term in terms.values()]
         own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device="cpu") for count in counts])
         own *= not batch["filler"]
-        factors = ranks.count() * own / ranks.total(own).clamp(min=1)
+        factors = collectives.world_size() * own / collectives.all_reduce_sum(own).clamp(min=1)
         for term, factor in zip(terms.values(), factors.tolist()):
             term.value = term.value * (1.0 if term.of_weights else factor)
 
@@ -301,8 +301,8 @@ class SeekrTrainer(ResumableTrainer):
         """Adds the mean of every loss term since the last line, and each term's share of the gradient norm."""
         if "loss" in logs:
             sums = [one.double() for one in self._sums.values()]
-            summed = ranks.total(torch.stack(sums)) if sums else torch.empty(0)
-            means = (summed / ranks.count()).tolist()
+            summed = collectives.all_reduce_sum(torch.stack(sums)) if sums else torch.empty(0)
+            means = (summed / collectives.world_size()).tolist()
             logs |= {f"loss_{name}": mean / self._counts[name] for name, mean in zip(self._sums, means)}
             logs |= {f"share_{name}": share for name, share in self.shares.shares().items()}
             logs |= {f"weight_{name}": weight for name, weight in self.weights.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import keeps_shards, require_dtypes
 from seekr_cl.replay.forgetting_curve import Reviews
 from seekr_cl.training import deepspeed as zero
@@ -88,7 +88,7 @@ class ResumableTrainer(Trainer):
         }
         sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
         # Of what each process has summed up, process 0 keeps the sum, the others nothing.
-        sums = {name: ranks.total(one) for name, one in sums.items()}
+        sums = {name: collectives.all_reduce_sum(one) for name, one in sums.items()}
         parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
         state = json.dumps(dataclasses.asdict(self.state))
         self._save_state(content, parts, {TRAINER_STATE_NAME: state}, keeps_shards(self), pieces)
@@ -97,7 +97,7 @@ class ResumableTrainer(Trainer):
         """Its state's tensors, its JSON, and what can only be had in pieces, which is all of it under ZeRO."""
         if self.is_deepspeed_enabled:
             pieces, content = zero.take_optimizer(self)
-            return {}, ranks.of_all(content), {"optimizer": pieces}
+            return {}, collectives.all_gather_object(content), {"optimizer": pieces}
         return *take_optimizer(self.optimizer, self._network), {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -109,7 +109,7 @@ class ResumableTrainer(Trainer):
         saved = self._saved()
         content, whole, pieces = saved.state["trainer"], saved.tensors("optimizer"), saved.own_pieces("optimizer")
         if self.is_deepspeed_enabled:
-            zero.put_optimizer(self, pieces, content["optimizer"][ranks.own()])
+            zero.put_optimizer(self, pieces, content["optimizer"][collectives.rank()])
         else:
             put_optimizer(self.optimizer, self._network, whole, content["optimizer"], pieces)
         self.lr_scheduler.load_state_dict(content["scheduler"])  # type: ignore[union-attr]
@@ -141,7 +141,7 @@ class ResumableTrainer(Trainer):
         self._counts.update(content["counts"])
         device = self.args.device
         tensors = {
-            name: t.to(device) if ranks.is_first() else torch.zeros_like(t, device=device)
+            name: t.to(device) if collectives.is_main() else torch.zeros_like(t, device=device)
             for name, t in tensors.items()
         }
         self._sums = {name.removeprefix("sum/"): t for name, t in tensors.items() if name != "loss"}

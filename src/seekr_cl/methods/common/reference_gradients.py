@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, task_generator
 from seekr_cl.methods.common.gradients import mean_gradient
@@ -34,7 +34,7 @@ class ReferenceMethod(Method):
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; the batch's size is what fits into memory."""
         # The same in all processes, or they would round differently and drift apart.
-        self._batch_size = ranks.highest(len(batch["labels"]))
+        self._batch_size = collectives.all_reduce_max(len(batch["labels"]))
         return super().new_task_loss(model, batch)
 
     def draw(self, count: int, total: int, number: int = 0) -> list[int]:

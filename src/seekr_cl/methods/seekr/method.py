@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
 from seekr_cl.attention.features import (
     DistillOutputs,
@@ -35,6 +34,7 @@ from seekr_cl.attention.stored import (
     join_layers,
     stored_from,
 )
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
@@ -173,7 +173,7 @@ class Seekr(Method):
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
         self._before = {}
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             measured_R = self._measured_queries(scorer, samples[place], self._queries[place])
             rows = scorer.before(samples[place], measured_R, self._encode_former)
             if counts:
@@ -188,7 +188,7 @@ class Seekr(Method):
         teacher = kept_adapter(self.context, self.settings)
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample, query_R = samples[place], self._queries[place]
             own = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
             encode = own if teacher is None else None
@@ -224,8 +224,8 @@ class Seekr(Method):
             }
             for place, layers in self._before.items()
         }
-        count = sum(ranks.of_all(len(before)))
-        for place, layers in enumerate(ranks.collect(before, count)):
+        count = sum(collectives.all_gather_object(len(before)))
+        for place, layers in enumerate(collectives.gather_sharded(before, count)):
             tensors |= {f"before/{place}/{name}": tensor for name, tensor in layers.items()}
         for name in _SUMS:
             tensors[f"importance/{name}"] = getattr(self._importance, name)
@@ -242,7 +242,7 @@ class Seekr(Method):
         self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
         self._before = {
             place: {layer: rows(f"before/{place}/{layer}/") for layer in content["layers"]}
-            for place, counts in ranks.turns(content["before"])
+            for place, counts in collectives.shard_indices(content["before"])
             if counts
         }
         sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
