@@ -20,7 +20,7 @@ from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_log
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.seekr.method import Seekr
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
 

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.replay_config import ReplayConfig
 from seekr_cl.replay.schedule import build_schedule
 from seekr_cl.replay.selection.similarity import similarity_weights, wasserstein
 

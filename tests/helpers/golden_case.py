@@ -15,7 +15,7 @@ import torch
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr.method import Seekr
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.models.loading import load_model, pad_id
 from seekr_cl.tasks import Encoder, Example
 from seekr_cl.training import config_from

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.evaluation import ScoreMatrix, score_answers, write_predictions
-from seekr_cl.evaluation.scoring import scoring_hash
+from seekr_cl.evaluation.task_scoring import scoring_hash
 from seekr_cl.system.files import write_json
 from seekr_cl.tasks import Example, Task
 

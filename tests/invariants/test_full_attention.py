@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr.method import Seekr
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
 

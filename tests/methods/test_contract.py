@@ -9,7 +9,7 @@ from tinylm import config_for, constant_task, save_base, teach
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS, LossTerm, Method, Paper
 from seekr_cl.methods.replay import Replay
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 
 
 @pytest.mark.parametrize("hook", ["before_step", "after_step", "finished_model"])

@@ -24,7 +24,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr.method import Seekr
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch

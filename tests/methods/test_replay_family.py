@@ -16,7 +16,7 @@ from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.methods.base import Batch
 from seekr_cl.methods.common.generation import write
 from seekr_cl.planning.overheads import COSTS
-from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.replay_config import ReplayConfig
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_batches
 from seekr_cl.replay.selection import information
 from seekr_cl.tasks import Encoded, Encoder, Example, Task, collate

@@ -26,7 +26,7 @@ from seekr_cl.memory.samples import check_sample
 from seekr_cl.memory.signals import OutputSignal
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.seekr.method import Seekr
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training import learn

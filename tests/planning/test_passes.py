@@ -15,7 +15,7 @@ from seekr_cl.methods.base import Layout
 from seekr_cl.methods.lfpt5 import TRIES
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.seekr.scoring import Scorer
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.models.peft_adapters import put_adapter
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.passes import scoring_work, training_work

@@ -11,7 +11,7 @@ from seekr_cl.memory.sample_codec import pack
 from seekr_cl.memory.signals import ROWS
 from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
-from seekr_cl.planning.signals import choose_heads
+from seekr_cl.planning.signal_costs import choose_heads
 from seekr_cl.replay.batches import ScheduledBatches
 
 LETTERS = 20
@@ -122,7 +122,7 @@ def test_a_byte_budget_says_how_many_samples_it_leaves(base, tmp_path):
 
 def test_key_value_heads_in_use_on_average(base):
     """Of heads 0 to 3 with keys shared by two, two random heads use 2 - 2 * 1/6 key/value heads."""
-    from seekr_cl.methods.seekr.settings import SeekrSettings
+    from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 
     chosen = choose_heads(read_shape(base), SeekrSettings(layer_budget=1, head_budget=2))
     assert chosen.groups == pytest.approx(2 - 2 / 6)

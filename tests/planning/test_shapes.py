@@ -6,7 +6,7 @@ import pytest
 from transformers import GptOssConfig, LlamaConfig, MambaConfig, MixtralConfig, Qwen3Config
 
 from seekr_cl.errors import ModelError
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.official import official_cost
 from seekr_cl.training import config_from

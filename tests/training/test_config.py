@@ -14,7 +14,7 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig, config_from
 
 

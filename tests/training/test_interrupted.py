@@ -14,7 +14,7 @@ from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, save_base, weights
 
 from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, TrainingError
-from seekr_cl.evaluation import scoring
+from seekr_cl.evaluation import task_scoring as scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
 from seekr_cl.replay.batches import ScheduledBatches

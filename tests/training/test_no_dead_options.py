@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.models import source as model_source
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES

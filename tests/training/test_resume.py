@@ -12,7 +12,7 @@ from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, weights
 
 from seekr_cl.errors import ConfigError, OutputError, SeekrError
-from seekr_cl.evaluation import scoring
+from seekr_cl.evaluation import task_scoring as scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.runs import stream_run as run_module
 from seekr_cl.runs.stream_run import run

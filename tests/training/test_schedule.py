@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.replay_config import ReplayConfig
 from seekr_cl.replay.schedule import MicroBatch, build_schedule
 
 

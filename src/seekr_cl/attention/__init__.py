@@ -9,7 +9,7 @@ from seekr_cl.attention.stored.factors import FactorRows
 from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.tap import AttentionTap
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import TeacherRows
+from seekr_cl.attention.teacher_rows import TeacherRows
 
 __all__ = [
     "AttentionCall",

@@ -15,7 +15,7 @@ from seekr_cl.attention.call import AttentionCall
 from seekr_cl.attention.kernels import routing, state
 from seekr_cl.attention.rows import RowScores, add_to_mask_rows, student_scores
 from seekr_cl.attention.targets import RowTarget
-from seekr_cl.attention.teachers import Comparison
+from seekr_cl.attention.teacher_rows import Comparison
 
 
 def row_kl(call: AttentionCall, target: RowTarget, eps: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seekr_cl.attention.call import RowIndex
-from seekr_cl.attention.teachers import TeacherRows
+from seekr_cl.attention.teacher_rows import TeacherRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from seekr_cl.evaluation import (
     TransformersEngine,
     get_metric,
 )
-from seekr_cl.evaluation.engines import VllmEngine
+from seekr_cl.evaluation.answer_engines import VllmEngine
 from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
-from seekr_cl.evaluation.scoring import GENERAL, read_scores, score_into
+from seekr_cl.evaluation.task_scoring import GENERAL, read_scores, score_into
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model, require_free

@@ -7,7 +7,7 @@ from typing import Any
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
 from seekr_cl.renamed import RENAMED, rename_settings
-from seekr_cl.replay.config import KEEPING
+from seekr_cl.replay.replay_config import KEEPING
 from seekr_cl.system.yaml_file import expand, parse_yaml, read_yaml
 from seekr_cl.tasks.task import check_switch
 

@@ -18,13 +18,13 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, nearest
-from seekr_cl.memory.config import MemoryConfig
-from seekr_cl.methods.config import MethodConfig, read_method
+from seekr_cl.memory.memory_config import MemoryConfig
+from seekr_cl.methods.method_config import MethodConfig, read_method
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
 from seekr_cl.renamed import rename_settings
-from seekr_cl.replay.config import KEEPING, ReplayConfig, read_replay
+from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
 from seekr_cl.tasks.chat_template import DATE
 

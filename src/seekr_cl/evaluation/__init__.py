@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seekr_cl.evaluation.engines import Engine, TransformersEngine
+    from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
     from seekr_cl.evaluation.evaluate import (
         Place,
         TaskScore,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from seekr_cl.evaluation.statistics import bootstrap, paired_test
 
 _PLACES = {
-    **dict.fromkeys(("Engine", "TransformersEngine"), "engines"),
+    **dict.fromkeys(("Engine", "TransformersEngine"), "answer_engines"),
     **dict.fromkeys(("Place", "TaskScore", "answer_task", "evaluate_task", "read_tally"), "evaluate"),
     **dict.fromkeys(("score_answers", "score_task", "settings_of", "write_predictions"), "evaluate"),
     "generate_answers": "generate",

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
-from seekr_cl.evaluation.engines import TransformersEngine
+from seekr_cl.evaluation.answer_engines import TransformersEngine
 from seekr_cl.evaluation.metrics import get_metric
-from seekr_cl.evaluation.scoring import Scored, check_prompts, score_into, score_tasks
+from seekr_cl.evaluation.task_scoring import Scored, check_prompts, score_into, score_tasks
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import require_free

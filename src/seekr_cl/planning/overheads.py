@@ -28,7 +28,7 @@ from seekr_cl.methods.osft import OSFTSettings, decomposed
 from seekr_cl.methods.progressive_prompts import ProgressivePromptsSettings
 from seekr_cl.methods.rwalk import KINDS, RWalkSettings
 from seekr_cl.methods.sapt import SAPTSettings
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.methods.tree_lora import TreeLoraSettings
 from seekr_cl.models.query_adapters import ADAPTER
 

@@ -6,12 +6,12 @@ from typing import Any
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
-from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
+from seekr_cl.planning.signal_costs import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
 from seekr_cl.planning.workload import Steps, Workload, count_steps, steps_of_tasks
 
 FORMS = ("top_k", "factors", "dense")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from seekr_cl.replay.config import ReplayConfig
+from seekr_cl.replay.replay_config import ReplayConfig
 
 REVIEWS = (1, 2, 4, 7, 15, 30)
 """Days on which what was learnt is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv

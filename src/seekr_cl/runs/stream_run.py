@@ -26,7 +26,7 @@ from seekr_cl.evaluation import (
     settings_of,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
-from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
+from seekr_cl.evaluation.task_scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free

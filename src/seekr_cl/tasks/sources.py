@@ -14,9 +14,9 @@ from seekr_cl.system.paths import at_home
 from seekr_cl.tasks.columns import Columns
 from seekr_cl.tasks.examples import Example, example_of, reference_list
 from seekr_cl.tasks.formats import recognise
+from seekr_cl.tasks.in_memory import is_rows, splits_of
 from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
-from seekr_cl.tasks.rows import is_rows, splits_of
 from seekr_cl.tasks.tables import without_nulls
 
 SPLITS = ("train", "eval", "test")

@@ -6,7 +6,7 @@ from typing import Any
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError
 from seekr_cl.tasks import Task
-from seekr_cl.tasks.rows import is_rows
+from seekr_cl.tasks.in_memory import is_rows
 
 
 def as_tasks(given: Any) -> list[Task]:

@@ -24,7 +24,7 @@ from seekr_cl.attention.stored.dense import StoredDense
 from seekr_cl.attention.stored.factors import StoredFactors
 from seekr_cl.attention.stored.outputs import StoredOutputs
 from seekr_cl.attention.stored.top_k import StoredTopK
-from seekr_cl.attention.teachers import TeacherRows
+from seekr_cl.attention.teacher_rows import TeacherRows
 
 StoredRows = StoredDense | StoredTopK | StoredFactors
 FORMS: dict[str, type[StoredRows]] = {"dense": StoredDense, "top_k": StoredTopK, "factors": StoredFactors}

@@ -20,7 +20,7 @@ from seekr_cl.attention.stored.codec import (
     mass_or_ones,
     missing_mass,
 )
-from seekr_cl.attention.teachers import Comparison, compare_whole
+from seekr_cl.attention.teacher_rows import Comparison, compare_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.rows import RowScores, row_probabilities, row_scores
 from seekr_cl.attention.stored.codec import Stored, decode_vectors, encode_vectors, fits, narrow_index
-from seekr_cl.attention.teachers import Comparison, compare_whole
+from seekr_cl.attention.teacher_rows import Comparison, compare_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from seekr_cl.attention.stored.codec import (
     narrow_index,
     small_float,
 )
-from seekr_cl.attention.teachers import Comparison
+from seekr_cl.attention.teacher_rows import Comparison
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, re
 from seekr_cl.methods.common.teachers import StoredTeacher
 from seekr_cl.methods.seekr.projections import Projections
 from seekr_cl.methods.seekr.scoring import Scored, Scorer, mean_scores, measures_of_all
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 
 TARGETS: dict[str, tuple[type[DistillRows], str]] = {
     "attention": (DistillRows, "attention"),

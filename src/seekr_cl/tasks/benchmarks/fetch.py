@@ -16,7 +16,7 @@ from seekr_cl.tasks.benchmarks.archives import open_files
 from seekr_cl.tasks.benchmarks.checksums import MANIFEST, Manifest
 from seekr_cl.tasks.benchmarks.download import downloaded, file_sha256, is_url
 from seekr_cl.tasks.benchmarks.layouts import MissingTaskError, Rows, read_task
-from seekr_cl.tasks.benchmarks.registry import Benchmark
+from seekr_cl.tasks.benchmarks.protocols import Benchmark
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is done, how far, and how far there is to go if that is known."""

@@ -22,7 +22,7 @@ from seekr_cl.errors import DataError, nearest
 from seekr_cl.system import reading
 from seekr_cl.system.utf8 import decoded
 from seekr_cl.tasks.benchmarks.archives import Files
-from seekr_cl.tasks.benchmarks.registry import Benchmark
+from seekr_cl.tasks.benchmarks.protocols import Benchmark
 from seekr_cl.tasks.examples import example_from, kind_of
 
 _SPLITS = {"train": ("train",), "eval": ("eval", "dev", "validation"), "test": ("test",)}

@@ -8,7 +8,7 @@ from typing import Any
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.system.paths import beside
 from seekr_cl.tasks.benchmarks.checksums import Manifest
-from seekr_cl.tasks.benchmarks.registry import BENCHMARKS, Benchmark, Protocol
+from seekr_cl.tasks.benchmarks.protocols import BENCHMARKS, Benchmark, Protocol
 from seekr_cl.tasks.extraction import get_extraction
 
 

@@ -20,7 +20,7 @@ from seekr_cl.methods.base import Layout
 from seekr_cl.methods.common.logit_distillation import LogitSettings, pad_logits
 from seekr_cl.methods.derpp_mse import DERppMSESettings
 from seekr_cl.methods.seekr.method import TARGETS
-from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.planning.shape import LayerShape, ModelShape
 
 _TILE_TENSORS = 6

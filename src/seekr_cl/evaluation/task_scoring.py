@@ -12,7 +12,7 @@ from typing import Any
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, OutputError
-from seekr_cl.evaluation.engines import Engine, TransformersEngine
+from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.models.whole import require_known, token_rows
