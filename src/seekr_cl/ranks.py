@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
 
 LOST = 69
-"""Exit code of a process that cannot reach the others any more, while none of them has left word why."""
+"""Exit code of a process that cannot reach the others any more, while no rank reported an error."""
 LAUNCHER = "SEEKR_LAUNCHER"
 """Set in the environment of processes whose launcher says in their place why they are gone."""
 
@@ -206,7 +206,7 @@ def report(message: str) -> bool:
 
 
 def reported() -> bool:
-    """Whether another process has left word that it gives up."""
+    """Whether another rank reported an error."""
     board = _board()
     return board is not None and _appears(board, _failed())
 

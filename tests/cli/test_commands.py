@@ -26,7 +26,7 @@ def test_two_tasks_on_two_days(world, seekr, tmp_path):
     """The next task goes on with the model and memory that the first left, and the memory grows by a generation."""
     first = seekr(*world.learn(tmp_path))
     assert first.code == 0, first.err
-    assert "learnt first in 2 steps" in first.out
+    assert "learned first in 2 steps" in first.out
     assert "generation 1, 3 samples" in first.out
     second = seekr(
         *world.learn(tmp_path, model=tmp_path / "model", task=world.second, output=tmp_path / "model2"),

@@ -12,7 +12,7 @@ from generating import random_model
 from seekr_cl import ranks
 from seekr_cl.evaluation import Place, TransformersEngine, score_task
 from seekr_cl.evaluation.general import evaluate_general
-from seekr_cl.system.stop_requests import Stopped, graceful, stop_here_if_asked
+from seekr_cl.system.stop_requests import Stopped, graceful, raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, Example, Task
 
 BENCHMARKS = ("boolq", "piqa")
@@ -32,7 +32,7 @@ def main(data: Path, folder: Path) -> dict[str, object]:
         answered.append(count)
         if ranks.own() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        stop_here_if_asked()
+        raise_here_if_stop_requested()
 
     place = Place(folder, "m", ranks.own(), ranks.count())
     code = 0

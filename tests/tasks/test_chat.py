@@ -87,7 +87,7 @@ def test_a_turn_of_weight_0_is_shown_and_not_learnt(tmp_path):
 @pytest.mark.parametrize("weight", [0.5, True, "0", -1])
 def test_other_weights_are_refused(weight, tmp_path):
     messages = [*turns("a"), {"role": "assistant", "content": "b", "weight": weight}]
-    with pytest.raises(DataError, match=r"row 1: message 2: 'weight' must be 0 \(not learnt\) or 1"):
+    with pytest.raises(DataError, match=r"row 1: message 2: 'weight' must be 0 \(not learned\) or 1"):
         load(tmp_path, {"messages": messages})
 
 

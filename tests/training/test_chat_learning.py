@@ -17,7 +17,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.training import config_from
-from seekr_cl.training.learn import make_encoder
+from seekr_cl.training.fitting import make_encoder
 
 TEMPLATE = (
     "{{ mark or '' }}{% for m in messages %}{% if m.role == 'user' %}u:{% else %}a:{% endif %}{{ m.content }}+"
@@ -75,8 +75,8 @@ def test_methods_of_one_answer_learn_the_last(method: str, base: Path, tmp_path:
     teach(base, tmp_path, [conversations("q", 4), conversations("r", 4)], config)
     with pytest.raises(ConfigError, match=f"train_on: method {method} learns one answer per example"):
         config_for(method, tmp_path, train_on="all")
-    with pytest.raises(ConfigError, match="train_on: boundary: joint learns one answer"):
-        config_for("replay", tmp_path, train_on="all", boundary="joint")
+    with pytest.raises(ConfigError, match="train_on: prompt_boundary: merged learns one answer"):
+        config_for("replay", tmp_path, train_on="all", prompt_boundary="merged")
 
 
 def test_the_loss_is_the_mean_over_every_answers_tokens(base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from killed import Killed
 from tinylm import assert_same, config_for, constant_task, memory_tensors, reverse_task, weights
 
-from seekr_cl.errors import ConfigError, OutputError
+from seekr_cl.errors import ConfigError, OutputError, SeekrError
+from seekr_cl.evaluation import scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.runs import stream_run as run_module
 from seekr_cl.runs.stream_run import run
+from seekr_cl.training.checkpoint import Checkpoints
 
 NAMES = ["01-reverse", "02-no"]
 
@@ -55,7 +58,7 @@ KILLS: dict[str, tuple[Any, str, int, bool]] = {
     "in the middle of task 2": (run_module, "learn", 2, False),
     "after task 2 is committed": (run_module, "learn", 2, True),
     "between model and memory of task 2": (ReplayMemory, "commit", 2, False),
-    "in an evaluation": (run_module, "evaluate_task", 4, False),
+    "in an evaluation": (scoring, "score_task", 4, False),
     "writing a memory file of task 2": (os, "replace", 14, False),
 }
 
@@ -87,6 +90,41 @@ def test_killed_and_resumed(
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_a_model_that_is_gone_is_made_anew_from_its_checkpoint(
+    base: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, number: int, keep: str
+) -> None:
+    """The memory went on and the model that belongs to it is nowhere, as a failure between both once left it."""
+    folder, given = tmp_path / "run", settings(tmp_path, keep_models=keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "clear", nth_call(Checkpoints.clear, 2 * number))
+        with pytest.raises(Killed):
+            run(base, tasks(), folder, given)
+    assert ReplayMemory.open(folder / "memory").generation == number
+    shutil.rmtree(folder / "models" / NAMES[number - 1])
+    run(base, tasks(), folder, given, resume=True)
+    kept = NAMES if keep == "all" else NAMES[1:]
+    assert sorted(path.name for path in (folder / "models").iterdir()) == kept
+    for name in kept:
+        assert_same(weights(folder / "models" / name), weights(whole / "models" / name))
+    assert_same(memory_tensors(folder / "memory"), memory_tensors(whole / "memory"))
+    assert json.loads((folder / "scores.json").read_text())["matrix"] == outcome(whole)[2]["matrix"]
+
+
+def test_a_model_that_somebody_removed_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "learn", nth_call(run_module.learn, 2))
+        with pytest.raises(Killed):
+            run(base, tasks(), folder, settings(tmp_path))
+    shutil.rmtree(folder / "models" / NAMES[0])
+    before = memory_tensors(folder / "memory")
+    with pytest.raises(SeekrError, match=f"{NAMES[0]}: "):
+        run(base, tasks(), folder, settings(tmp_path), resume=True)
+    assert_same(memory_tensors(folder / "memory"), before)
+
+
 def test_resuming_a_finished_run_trains_nothing(
     base: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +134,7 @@ def test_resuming_a_finished_run_trains_nothing(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(run_module, "learn", never)
-    monkeypatch.setattr(run_module, "evaluate_task", never)
+    monkeypatch.setattr(scoring, "score_task", never)
     matrix = run(base, tasks(), whole, settings(tmp_path), resume=True)
     assert len(matrix.rows) == 2
     assert outcome(whole)[2] == before[2]

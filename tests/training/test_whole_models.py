@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,39 @@ def test_weights_under_a_wrapper_s_names(base: Path, tmp_path: Path, rename: Cal
     folder = altered(base, tmp_path / "model", lambda weights: {rename(name): one for name, one in weights.items()})
     with pytest.raises(ModelError, match=rf"names of its weights begin with '{prefix}'.* take '{prefix}' off"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("lm_head.weight"), r"lacks 1 of its weights \(lm_head\.weight\)"),
+        (
+            lambda weights: weights | {"model.norm.weight": torch.ones(3)},
+            r"1 of its weights \(model\.norm\.weight\) have other shapes than config\.json says",
+        ),
+    ],
+)
+def test_a_model_that_is_refused_is_one_line(
+    base: Path, tmp_path: Path, change: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' own table calls the same thing a newly initialized weight that may be trained."""
+    folder = altered(base, tmp_path / "model", change)
+    given = ["--model", str(folder), "--memory", str(tmp_path / "memory"), "--output", str(tmp_path / "out")]
+    assert main(["learn", *given, "--task", str(_task_file(tmp_path)), "use_cpu=true"]) == 2
+    assert re.fullmatch(rf"error: .*model: .*{said}.*\n", capsys.readouterr().err)
+
+
+def test_weights_that_nothing_asks_for_are_still_reported(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_model(altered(base, tmp_path / "model", lambda weights: weights | {"tower.weight": torch.ones(2)}))
+    assert caplog.text.count("tower.weight") == 1
+
+
+def _task_file(folder: Path) -> Path:
+    path = folder / "task.json"
+    path.write_text(json.dumps([{"prompt": "a=", "answer": "b"}] * 4), encoding="utf-8")
+    return path
 
 
 def test_what_is_rightly_missing(tmp_path: Path) -> None:
@@ -227,6 +261,7 @@ REFUSED: list[dict[str, Any]] = [
     {"seed": 10**30}, {"seed": (1 << 63) - 1}, {"num_train_epochs": 1e9}, {"dataloader_num_workers": 100_000},
     {"optim_target_modules": ["q_proj"]}, {"report_to": "wandb"}, {"lr_scheduler_kwargs": {"other": 1}},
     {"accelerator_config": {"other": 1}}, {"weight_decay": float("inf")}, {"num_train_epochs": 1e6},
+    {"warmup_steps": 1e30},
 ]  # fmt: skip
 
 

@@ -33,9 +33,9 @@ from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
 
 
 def evaluate_command(given: Any) -> None:
@@ -94,7 +94,7 @@ def _score_tasks(
         ],
     }
     scored = score_into(
-        output, engine, tasks, encoder, model_id, described, settings, lambda _done: stop_here_if_asked()
+        output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
     )
     scores = scored.tasks
     table = Table("task", "metric", "score", "examples", "95% interval")
@@ -117,7 +117,7 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
     data = Path(given.general) if given.general else None
     if data is not None and not data.is_dir():
-        raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
+        raise DataError(f"--general: {data} is not a folder; name one with <benchmark>/test.json, or none for the Hub")
     former = read_scores(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
     if former is not None:
         require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
@@ -206,7 +206,7 @@ def _length(asked: int | None, context: int | None) -> int:
         return context or DEFAULT_LENGTH
     if context is not None and asked > context:
         warnings.warn(
-            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+            f"--max-length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
         )
         return context
     return asked

@@ -18,7 +18,7 @@ from seekr_cl.system.yaml_file import read_yaml
 _ALONE = ("NO", "MULTI_CPU")
 """Kinds of config for which accelerate starts a single process, unless MPI does it."""
 
-_GO_ON = "what it had saved is there, go on with --resume"
+_GO_ON = "what it had saved is there, continue with --resume"
 _PATIENCE = 600
 """Seconds from a signal, or from the failure of one process, until torch kills those that are still there. Its own 30
 would do it in the middle of a long step, or while the state is saved."""
@@ -40,7 +40,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     content = read_yaml(Path(config), "compute_environment")
     processes = content.get("num_processes", 1)
     if type(processes) is not int or processes < 1:
-        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number from 1 on")
+        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number of at least 1")
     if processes != 1 and content.get("distributed_type") in _ALONE and not content.get("mpirun_config"):
         raise ConfigError(
             f"{config}: accelerate starts one process for distributed_type: {content['distributed_type']} and not "

@@ -40,6 +40,7 @@ _MOST: dict[str, float] = {
     "max_length": 1 << 30,
     "learning_rate": 1e6,
     "logging_steps": 1 << 40,
+    "warmup_steps": 1 << 40,
 }
 
 

@@ -80,7 +80,7 @@ def evaluate_general(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from seekr_cl.evaluation.harness import PromptLM, QuestionLM
+        from seekr_cl.evaluation.harness import PromptLM, QueryAdapterLM
     except ImportError as error:
         raise ConfigError(
             "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
@@ -92,7 +92,7 @@ def evaluate_general(
     model.eval()
     tasks = {}
     try:
-        kind = QuestionLM if getattr(model, "by_question", False) else PromptLM if has_prompt(model) else HFLM
+        kind = QueryAdapterLM if getattr(model, "query_conditioned", False) else PromptLM if has_prompt(model) else HFLM
         # Virtual tokens of prompts take their part of the context.
         wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context_length(model))
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.

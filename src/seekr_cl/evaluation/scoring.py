@@ -16,10 +16,11 @@ from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.models.whole import require_known, token_rows
+from seekr_cl.renamed import as_named_now
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import is_regular, remove_file
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.keys import DataWarning
 
@@ -63,7 +64,7 @@ class Scored:
             if count := self.broken_off.get(name, {}).get("answers", 0):
                 warnings.warn(
                     f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens "
-                    f"{score['max_new_tokens']} and may be broken off",
+                    f"{score['max_new_tokens']} and may be truncated",
                     DataWarning,
                     stacklevel=3,
                 )
@@ -71,7 +72,7 @@ class Scored:
 
 def scoring_hash(task: Task) -> str:
     """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
-    texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
+    texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
     content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -110,7 +111,7 @@ def score_tasks(
         if place is not None:
             ranks.first(partial(_write, place.folder, score, note))
         fault_point("run.task_evaluated")
-        stop_if_asked()
+        raise_if_stop_requested()
 
 
 def check_prompts(engine: Engine, tasks: Sequence[Task], encoder: Encoder) -> None:
@@ -197,7 +198,7 @@ def begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     content = read_scores(former)
     scores = content.get("tasks", {})
     tests = {name: {"metric": one["metric"], "sha256": one["sha256"]} for name, one in scores.items()}
-    settings = dict(content.get("evaluation", {}))
+    settings = dict(as_named_now(content.get("evaluation", {})))
     settings.pop("prompts_cut", None)
     now = identity["evaluation"]
     differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]

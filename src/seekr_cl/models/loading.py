@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from seekr_cl.distributed.dtensor import state_of
 from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
+from seekr_cl.models.load_report import LoadReport, held_back
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
 from seekr_cl.models.whole import (
     check_folder,
@@ -71,18 +72,20 @@ def load_model(
     transformers_logging.disable_progress_bar()
     # It is looked at before it is trained, and DeepSpeed cuts it up only then.
     unset_hf_deepspeed_config()
+    report = LoadReport()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         # What transformers would leave out in all processes but one is for this library to say.
-        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"), held_back() as report:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: cannot be loaded as a causal language model ({first_line})") from error
+        reason = report.reason() or (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: cannot be loaded as a causal language model ({reason})") from error
     model, info = loaded
     require_weights(name, model, info)
+    report.show()
     require_rows(name, model, tokenizer)
     write_as_loaded(model)
     model.processor_files = processor_files(name, model.config)

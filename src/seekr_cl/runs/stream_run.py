@@ -29,8 +29,9 @@ from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
-from seekr_cl.models.loading import load_model, require_free
+from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
+from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
@@ -38,12 +39,14 @@ from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if_stop_requested
 from seekr_cl.tasks import Task
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
-from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
+from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.learn import learn
+from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method
 from seekr_cl.training.task_progress import open_memory
@@ -126,7 +129,7 @@ class Run:
             write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(reading.read_json(ledger))
+            former = as_named_now(dict(reading.read_json(ledger)))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -159,7 +162,7 @@ class Run:
             tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
         )
         matrix.extra = {probe.name: [] for probe in self.probes}
-        matrix.joint = self.config.method.kind.joint
+        matrix.joint = self.config.method.kind.multi_task
         current = self.model
         base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
@@ -171,19 +174,22 @@ class Run:
             begun = saves.newest()
             memory = open_memory(self.output / "memory")
             learnt = None
-            if begun is not None and begun.state["identity"]["generation"] < memory.generation:
+            behind = begun is not None and begun.state["identity"]["generation"] < memory.generation
+            # The memory went on without its model: the checkpoint that both came from gives it once more.
+            lost = behind and memory.generation == number and ranks.from_first(_is_missing(folder))
+            if behind and memory.generation <= number and not lost:
                 # Killed between committing and tidying up.
                 ranks.first(saves.clear)
-            if memory.generation < number:
+            if memory.generation < number or lost:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
                     ranks.first(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
-                stop_if_asked()
+                raise_if_stop_requested()
                 if learnt.cut:
-                    self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+                    self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
             elif self.config.keep_models != "last":
                 ranks.first(partial(give_away, folder))
             former, current = current, str(folder)
@@ -207,9 +213,7 @@ class Run:
             The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
         try_settings(self.config)
-        model, tokenizer = load_model(
-            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-        )
+        model, tokenizer = load_configured(self.model, self.config)
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
@@ -226,14 +230,14 @@ class Run:
         return hashes
 
     def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
+        return [list(self.tasks)] if self.config.method.kind.multi_task else [[task] for task in self.tasks]
 
     def _stage(
         self,
         number: int,
         name: str,
         folder: str,
-        learnt: Learnt | None,
+        learnt: LearnResult | None,
         matrix: ScoreMatrix,
         model_hash: str,
         training: dict[str, Any] | None = None,
@@ -266,13 +270,13 @@ class Run:
         made = content.get("training", {}), content.get("broken_off", {})
         return _Stage(in_order, content["seconds"], evaluation, *made)
 
-    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Place) -> tuple[Scored, dict[str, Any]]:
+    def _evaluate(
+        self, name: str, folder: str, learnt: LearnResult | None, place: Place
+    ) -> tuple[Scored, dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
-            model, tokenizer = load_model(
-                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-            )
+            model, tokenizer = load_configured(folder, self.config)
         set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
@@ -284,7 +288,7 @@ class Run:
 
             def answered(count: int) -> None:
                 advance(count * ranks.count())
-                stop_here_if_asked()
+                raise_here_if_stop_requested()
 
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
@@ -354,6 +358,10 @@ class Run:
     def _say(self, line: str) -> None:
         if self.config.progress != "none" and ranks.is_first():
             console().print(line, soft_wrap=True, markup=False)
+
+
+def _is_missing(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @named()

@@ -171,7 +171,7 @@ def _acquire(path: Path, create: bool) -> int:
                 raise error from None
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, "is no regular file")
+                raise OSError(errno.EINVAL, "is not a regular file")
             _flock(handle)
             text = os.pread(handle, 4096, 0)
             if not _is_at(handle, path):

@@ -113,7 +113,7 @@ class Renderer:
                 begin, end, text = self._span(one, number, text, learnt[-1][1] if learnt else 0)
                 learnt.append((begin, end))
         if not learnt:
-            raise DataError(f"{where}: the last message has weight 0, so nothing is learnt; set train_on: all")
+            raise DataError(f"{where}: the last message has weight 0, so nothing is learned; set train_on: all")
         return Rendered(text, tuple(learnt))
 
     def _prompt(self, one: Conversation, number: int) -> str:

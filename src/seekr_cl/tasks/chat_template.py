@@ -148,7 +148,7 @@ class Template:
         """A conversation in the first form whose every message stands in the rendering, and that rendering.
 
         Raises:
-            DataError: There is no template, it refuses the messages, or passes over one in every form.
+            DataError: There is not a template, it refuses the messages, or passes over one in every form.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(

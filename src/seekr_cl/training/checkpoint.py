@@ -39,16 +39,17 @@ from seekr_cl.system.modes import file_mode, folder_mode, make_private
 from seekr_cl.system.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
 
 FORMAT = "seekr-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 KEPT = 2
 """The newest, and one before it in case the disk damages the newest."""
 
 _NAME = re.compile(r"\d{6,12}")
 _PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
+_PARTS = r"carried|carry|importance|kept|method|next_state|optimizer|rng|trainer|weights|task-\d+|teacher-\d+"
 _CONTENT = re.compile(
-    r"(state|trainer_state)\.json|(carried|carry|kept|method|optimizer|rng|trainer|weights|task-\d+|teacher-\d+)"
-    r"(\.\d{5}-of-\d{5})?\.safetensors|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
+    rf"(state|trainer_state)\.json|({_PARTS})(\.\d{{5}}-of-\d{{5}})?\.safetensors"
+    r"|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
 )
 """What can be in one, for those whose manifest is damaged."""
 _OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
@@ -126,7 +127,7 @@ class Checkpoints:
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
         numbers = ranks.from_first(self.numbers())
-        # Hashing a large model's state takes a while; who asks twice shall not wait twice.
+        # Cached: hashing a large model's state is slow.
         if self._found is None or self._found[0] != numbers:
             found = self._search(numbers) if ranks.is_first() else None
             name = ranks.from_first(found and found.path.name)
@@ -212,7 +213,8 @@ class Checkpoints:
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and continue with "
+                "--resume"
             ) from error
         except BaseException:
             self._discard(temporary)
@@ -293,6 +295,7 @@ def _write_parts(folder: Path, parts: dict[str, dict[str, Tensor]]) -> list[dict
     for part, tensors in parts.items():
         if tensors:
             path = folder / f"{part}.safetensors"
+            assert _CONTENT.fullmatch(path.name), f"add {part} to _PARTS: a half-removed checkpoint goes by that list"
             _write_part(path, tensors)
             records.append(file_record(path))
             fault_point("checkpoint.part")
@@ -330,7 +333,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
-        raise _DamageError(f"{STATE} is no mapping")
+        raise _DamageError(f"{STATE} is not a mapping")
     return Checkpoint(path, state, parts)
 
 

@@ -120,7 +120,9 @@ def tests_encoder(
     if not virtual or context is None:
         return encoder
     length = min(encoder.max_length, context - virtual)
-    return Encoder(tokenizer, length, encoder.boundary, config.max_prompt_length, config.max_answer_length, config.chat)
+    return Encoder(
+        tokenizer, length, encoder.prompt_boundary, config.max_prompt_length, config.max_answer_length, config.chat
+    )
 
 
 def _virtual(model: PreTrainedModel, config: SeekrConfig, number: int) -> int:

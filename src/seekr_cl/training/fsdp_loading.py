@@ -17,7 +17,6 @@ from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed.engines import by_fsdp2, dtypes_of, require_dtypes
 from seekr_cl.errors import ModelError
-from seekr_cl.training.trainer import looks_at_weights
 
 
 def is_asked() -> bool:
@@ -31,7 +30,7 @@ def hindrance(config: SeekrConfig) -> str | None:
     method = config.method.kind
     if config.quantization is not None:
         return f"quantization: {config.quantization}"
-    if method.frozen_copy or (looks_at_weights(method) and not method.knows_shards):
+    if method.frozen_copy or method.weight_access == "whole":
         return f"method {method.name}"
     return "fsdp_offload_params" if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") else None
 

@@ -91,12 +91,12 @@ class Projections:
             self._velocity[layer][seen_K] = MOMENTUM * self._velocity[layer][seen_K] + mean_KDD
             maps.matrix_KDD[seen_K] -= self.rate * self._velocity[layer][seen_K]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Maps and momenta by name."""
         found = {f"map/{layer}": maps.matrix_KDD for layer, maps in self.maps.items()}
         return found | {f"velocity/{layer}": velocity for layer, velocity in self._velocity.items()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what ``state`` gave."""
-        for name, place in self.state().items():
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what ``state_dict`` gave."""
+        for name, place in self.state_dict().items():
             place.copy_(tensors[name])

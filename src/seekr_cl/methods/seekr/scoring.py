@@ -86,7 +86,7 @@ class Scorer:
         Args:
             sample: one of the kept samples.
             query_R: where its rows are wanted, in the padded sequence.
-            former: what ``before`` gave for it; None where this pass only keeps others company, see ``ranks.turns``.
+            former: what ``before`` gave for it; None on ranks that only join the collective, see ``ranks.turns``.
             encode: what to keep of the rows; ``None`` keeps nothing.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
