@@ -245,7 +245,7 @@ def test_an_optimizer_s_state_of_another_kind(base: Path, tmp_path: Path) -> Non
         good | {f"gradient/{name.split('/')[1]}": torch.zeros(2)},
     ):
         save_file(change, path)
-        with pytest.raises(ModelError, match=r"seekr_carry\.safetensors: .*(keeps|none of this model's)"):
+        with pytest.raises(ModelError, match=r"seekr_carry\.safetensors: .*(keeps|does not belong to this model)"):
             carried(base, tmp_path)
         assert not (tmp_path / "m2.checkpoints").exists()
     save_file(good, path)
@@ -297,3 +297,42 @@ def test_trying_settings_draws_nothing(base: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.mark.parametrize("how", ["trained", "saved beside"])
+def test_an_adapter_with_a_grown_vocabulary_says_the_way_out(base: Path, tmp_path: Path, how: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    rows = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows + 2)
+    more = {"modules_to_save": ["embed_tokens", "lm_head"]} if how == "trained" else {}
+    grown = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **more))
+    grown.save_pretrained(tmp_path / "a", save_embedding_layers=how != "trained")
+    with pytest.raises(
+        ModelError, match=rf"{rows + 2} rows, the base model {rows}: .*resize_token_embeddings\({rows + 2}"
+    ):
+        load_model(tmp_path / "a")
+
+
+def test_a_vision_models_processor_is_written_with_it(base: Path, tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    folder, tokenizer = tmp_path / "model", AutoTokenizer.from_pretrained(base)
+    size = len(tokenizer) + 8
+    text = {"vocab_size": size, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["full_attention"]}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4,
+        image_token_index=size - 1, boi_token_index=size - 2, eoi_token_index=size - 3,
+    )  # fmt: skip
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = '{"image_processor_type": "Gemma3ImageProcessor"}'
+    (folder / "preprocessor_config.json").write_text(processor)
+    save_model(tmp_path / "out", *load_model(folder))
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == processor
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
+        "Gemma3ForConditionalGeneration"
+    ]

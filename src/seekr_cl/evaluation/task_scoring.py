@@ -64,7 +64,7 @@ class Scored:
             if count := self.broken_off.get(name, {}).get("answers", 0):
                 warnings.warn(
                     f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens "
-                    f"{score['max_new_tokens']} and may be broken off",
+                    f"{score['max_new_tokens']} and may be truncated",
                     DataWarning,
                     stacklevel=3,
                 )

@@ -17,7 +17,14 @@ from seekr_cl.errors import ModelError, OutputError
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.load_report import LoadReport, held_back
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
-from seekr_cl.models.whole import check_folder, require_rows, require_weights, require_written, write_as_loaded
+from seekr_cl.models.whole import (
+    check_folder,
+    processor_files,
+    require_rows,
+    require_weights,
+    require_written,
+    write_as_loaded,
+)
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import file_above, sync_folder
@@ -81,6 +88,7 @@ def load_model(
     report.show()
     require_rows(name, model, tokenizer)
     write_as_loaded(model)
+    model.processor_files = processor_files(name, model.config)
     keep_as_loaded(model, quantization)
     return model, tokenizer
 
@@ -195,6 +203,9 @@ def save_model(
             model.save_pretrained(temporary, state_dict=tensors)
             require_written(temporary, model, tensors, str(path))
         _save_tokenizer(tokenizer, temporary)
+        if not hasattr(model, "peft_config"):
+            for name, content in getattr(model, "processor_files", {}).items():
+                (temporary / name).write_text(content, encoding="utf-8")
         if extra is not None:
             extra(temporary)
         if provisional:

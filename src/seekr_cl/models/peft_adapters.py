@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, nearest
 from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
+from seekr_cl.models.whole import require_same_rows
 from seekr_cl.system import reading
 from seekr_cl.system.files import plain_name, write_json
 from seekr_cl.system.removal import remove_file
@@ -254,6 +255,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             if not (place / WEIGHTS).is_file():
                 raise ModelError(f"{place}: holds no {WEIGHTS}; restore it from a copy")
             _check_layers(model, place)
+            require_same_rows(model, place / WEIGHTS)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             # PEFT loads a prompt only as one that is not trained.

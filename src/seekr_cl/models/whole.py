@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import cached_file
 
 from seekr_cl.errors import DataError, ModelError, OutputError
 from seekr_cl.system import reading
@@ -22,6 +23,7 @@ MOST_LAYERS = 10_000
 _LARGEST_FILE = 1 << 30
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _SHOWN = 3
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 def check_folder(folder: Path) -> None:
@@ -220,3 +222,42 @@ def require_known(ids: Iterable[int], rows: int, where: str) -> None:
             f"{where}: holds token {highest}, the model has {rows} rows; call model.resize_token_embeddings("
             f"{highest + 1}) and save it, or take the token out of the text"
         )
+
+
+def require_same_rows(model: Any, file: Path) -> None:
+    """Refuses an adapter whose vocabulary has grown beyond the base model's.
+
+    Args:
+        model: the base.
+        file: the adapter's weights.
+
+    Raises:
+        ModelError: naming both sizes and the way out.
+    """
+    rows = token_rows(model)
+    with safe_open(file, "pt") as held:
+        for key in held.keys():  # noqa: SIM118 - safe_open is no mapping
+            if ("embed_tokens" in key or "lm_head" in key) and key.endswith("weight") and "lora_" not in key:
+                own = int(held.get_slice(key).get_shape()[0])
+                if own != rows:
+                    raise ModelError(
+                        f"{file}: {key} has {own} rows, the base model {rows}: the adapter was trained with another "
+                        f"vocabulary; call base.resize_token_embeddings({own}), put the adapter on, merge and save it "
+                        "with its tokenizer, and name that folder"
+                    )
+
+
+def processor_files(name: str, config: Any) -> dict[str, str]:
+    """The files of a vision or audio model's processor, which no tokenizer writes again.
+
+    Args:
+        name: the model's folder or Hub name.
+        config: the model's.
+
+    Returns:
+        Their content by name; nothing for a model of text alone.
+    """
+    if not any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
+        return {}
+    found = {one: cached_file(name, one, _raise_exceptions_for_missing_entries=False) for one in _PROCESSOR}
+    return {one: Path(place).read_text(encoding="utf-8") for one, place in found.items() if place}
