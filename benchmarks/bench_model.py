@@ -58,7 +58,7 @@ def remember(model: PreTrainedModel, sample: ReplaySample, **settings: Any) -> M
     try:
         method.before_task([sample])
         move(model)
-        return method.after_task("task", [sample])
+        return method.after_task("task", [sample]).task
     finally:
         method.close()
 
@@ -77,7 +77,7 @@ def replay_step(method: Method, task: MemoryTask) -> Callable[[], None]:
     model = method.context.model
 
     def step() -> None:
-        terms = method.replay_terms(model, batches[0]["replay"])
+        terms = method.replay_loss(model, batches[0]["replay"])
         torch.stack([term.weight * term.value for term in terms.values()]).sum().backward()
         model.zero_grad(set_to_none=True)
 
@@ -89,7 +89,7 @@ def materialising_step(model: PreTrainedModel, task: MemoryTask, rows: dict[int,
     maps, sample = Maps(set(task.heads)), task.samples[0]
     dense = MemoryTask("dense", [replace(sample, signals={"logits": sample.logits})])
     method = make_method(DERpp, model)
-    extras = method.replay_extras([(dense, sample)], len(sample.ids_L))
+    extras = method.collate_replay([(dense, sample)], len(sample.ids_L))
     labels = sample.ids_L[None].clone()
     labels[0, : sample.completion_start] = -100
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from seekr_cl.methods.common.attention_targets import row_targets
 from timing import machine
 from torch import Tensor
 
@@ -29,11 +30,10 @@ from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySamp
 from seekr_cl.memory import sample_codec as records
 from seekr_cl.methods import Layout
 from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_logits, pad_logits, take_logits
-from seekr_cl.methods.common.teachers import row_targets
 from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
-from seekr_cl.training.learn import make_encoder
+from seekr_cl.training.fitting import make_encoder
 from seekr_cl.training.sample_selection import as_sample
 
 SHARED = Path(os.environ.get("SEEKR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -139,7 +139,7 @@ def remembered(pair: Pair, form: Form) -> MemoryTask:
             first = max(0, sample.completion_start - 1)
             logits: LogitSignal = take_logits(logits_NV[first:], sample, settings, form.dtype)
             rows = AttentionSignal(query_R, join_layers([record.rows[layer] for layer in sorted(record.rows)]))
-            kept.append(replace(sample, signals={"logits": logits, "attention": rows}))
+            kept.append(replace(sample, logits=logits, attention=rows))
     return MemoryTask("task", kept, heads)
 
 
@@ -203,8 +203,7 @@ def llama2_bytes() -> dict[str, float]:
     attention = AttentionSignal(
         torch.arange(QUERIES), StoredTopK.encode(rows_MRL, DEFAULT.top_k, DEFAULT.dtype, DEFAULT.rows)
     )
-    signals = {"logits": logits, "attention": attention}
-    sample = ReplaySample("", "", torch.zeros(length, dtype=torch.long), length - answer, signals)
+    sample = ReplaySample("", "", torch.zeros(length, dtype=torch.long), length - answer, logits, attention)
     ours = sample_bytes(MemoryTask("task", [sample]))
     official = length * vocabulary * 4 + heads * QUERIES * length * 2
     return {"ours": ours, "official": official, "ratio": official / ours}

@@ -61,3 +61,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set SEEKR_SHARED to the folder with the real data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M-Instruct, where ``recipes/smollm2.py`` has put it."""
+    folder = Path(os.environ.get("SEEKR_SMOLLM2", Path(__file__).resolve().parents[1] / ".venv" / "smollm2"))
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"{folder} is absent; make it with recipes/smollm2.py, or set SEEKR_SMOLLM2 to a folder with it")
+    return folder

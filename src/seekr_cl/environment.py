@@ -14,12 +14,12 @@ def environment_number(name: str, default: int) -> int:
     """A launcher's variable; ``default`` where it is not set or empty.
 
     Raises:
-        ConfigError: if it is no whole number of 0 or above.
+        ConfigError: if it is not a whole number of 0 or above.
     """
     text = os.environ.get(name)
     if not text:
         return default
     number = whole_number(text)
     if number is None:
-        raise ConfigError(f"{name}: {text!r} in the environment is no whole number; unset it, or use --launch")
+        raise ConfigError(f"{name}: {text!r} in the environment is not a whole number; unset it, or use --launch")
     return number

@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend.
+"""Errors a user can cause and fix.
 
 Every message is one line that names the file, row or key and says what to do. The command line prints it
 without a traceback and exits with code 2.
@@ -33,7 +33,7 @@ class ModelError(SeekrError):
 
 
 class TrainingError(SeekrError):
-    """Training that cannot go on, such as a loss that is no number; what was there before stays."""
+    """Training that cannot go on, such as a NaN or infinite loss; what was there before stays."""
 
 
 class OutputError(SeekrError):

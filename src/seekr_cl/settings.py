@@ -134,7 +134,8 @@ def build(
         # A method from outside may have a plain dataclass.
         hints = _hints(kind)
         return kind(**{key: check_value(value, hints[key], f"{where}.{key}") for key, value in values.items()})
-    made = kind(**values)
+    # A default that has no effect beside what the user set is left out.
+    made = kind(**(defaults or {})).replaced(**given)
     made.check_needs(given)
     return made
 
@@ -198,7 +199,7 @@ def _check_range(value: float, limits: list[Any], where: str) -> None:
     elif too_high:
         wanted = f"must be {'at most' if isinstance(high, Le) else 'below'} {most}"
     elif isinstance(low, Ge) and least == 0:
-        wanted = "is negative"
+        wanted = "is negative" if hint else "is negative; it must be at least 0"
     else:
         wanted = f"must be {'at least' if isinstance(low, Ge) else 'above'} {least}"
     raise ConfigError(f"{where}: {value} {wanted}{hint}")

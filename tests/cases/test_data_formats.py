@@ -126,7 +126,7 @@ def test_a_key_twice_is_refused_at_any_depth(text, tmp_path):
         path = tmp_path / f"data.{suffix}"
         path.write_text(text)
         row = 2 if text.startswith("[") else 1
-        with pytest.raises(DataError, match=rf"row {row}: key '(content|references|k)' stands twice"):
+        with pytest.raises(DataError, match=rf"row {row}: key '(content|references|k)' appears twice"):
             Task.load(path)
 
 
@@ -144,8 +144,8 @@ def test_columns_are_mapped_by_name_and_by_template(tmp_path):
         ({"prompt": "qestion", "completion": "a"}, DataError, "did you mean 'question'?"),
         ({"prompt": "x {qestion}", "completion": "a"}, DataError, "did you mean 'question'?"),
         ({"promt": "question", "completion": "a"}, ConfigError, "did you mean 'prompt'?"),
-        ({"prompt": "{question", "completion": "a"}, ConfigError, "no template"),
-        ({"prompt": "{question.x!r}", "completion": "a"}, ConfigError, "no template"),
+        ({"prompt": "{question", "completion": "a"}, ConfigError, "is not a template"),
+        ({"prompt": "{question.x!r}", "completion": "a"}, ConfigError, "is not a template"),
         ({"prompt": "{f}", "completion": "a"}, DataError, "a number (0.1)"),
         ({"prompt": "{none}", "completion": "a"}, DataError, "null"),
         (["prompt"], ConfigError, "must map"),

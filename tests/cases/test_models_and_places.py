@@ -167,7 +167,7 @@ def test_lora_leaves_routers_out_and_can_be_loaded(family, tmp_path):
 def test_a_router_that_is_named_is_refused():
     from seekr_cl.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"target_modules: .*router is no plain linear layer"):
+    with pytest.raises(ConfigError, match=r"target_modules: .*router is not a plain linear layer"):
         put_adapter(router_model("phimoe"), {"peft_type": "LORA", "target_modules": ["router"]}, "x", 0)
 
 
@@ -178,7 +178,7 @@ def test_a_launchers_variable_that_is_no_number_is_one_line(name, value):
         env=os.environ | {name: value, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 2
-    assert ran.stderr.startswith(f"error: {name}: '{value}' in the environment is no whole number")
+    assert ran.stderr.startswith(f"error: {name}: '{value}' in the environment is not a whole number")
     assert len(ran.stderr.splitlines()) == 1
 
 

@@ -32,7 +32,7 @@ REFUSED = {
     ("csv-bad-quotes-mended", "data2.csv"): "line 2",
     ("csv-bad-quotes-mended", "data3.csv"): "line 2",
     ("record-keys-dropped", "data2.jsonl"): "'system'",
-    ("record-keys-dropped", "data4.jsonl"): "'content' stands twice",
+    ("record-keys-dropped", "data4.jsonl"): "key 'content' appears twice",
     ("messages-that-mislead", "data2.json"): "JSON in a string",
     ("messages-that-mislead", "data3.json"): "column-wise",
     ("empty-answers", "data.jsonl"): "allow_empty=true",

@@ -78,7 +78,7 @@ def test_balanced_falls_back_to_lengths(model):
     chosen = CHOICES["balanced"](candidates(model, pairs, 8, said=said))
     # Every fourth answer is long; a quarter of the strata holds them.
     assert sum(len(pairs[index][1]) > 15 for index in chosen) == 2
-    assert "40 different completions are no classes: balanced over 8 completion lengths" in said[0]
+    assert "40 different completions are not classes: balanced over 8 completion lengths" in said[0]
 
 
 def test_herding_keeps_the_mean(model):

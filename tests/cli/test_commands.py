@@ -26,7 +26,7 @@ def test_two_tasks_on_two_days(world, seekr, tmp_path):
     """The next task goes on with the model and memory that the first left, and the memory grows by a generation."""
     first = seekr(*world.learn(tmp_path))
     assert first.code == 0, first.err
-    assert "learnt first in 2 steps" in first.out
+    assert "learned first in 2 steps" in first.out
     assert "generation 1, 3 samples" in first.out
     second = seekr(
         *world.learn(tmp_path, model=tmp_path / "model", task=world.second, output=tmp_path / "model2"),
@@ -141,6 +141,7 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     low, high = of_run["intervals"]["tasks"]["first"]
     assert low <= of_run["matrix"][-1]["scores"][0] <= high
     assert of_run["intervals"]["op"] is not None
+    assert of_run["broken_off"]["first"].keys() == {"answers", "references_longer"}
     # Killed after the first batch of the second task.
     environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:3"}
     again = [str(word) for word in words[:-1]] + ["1"]

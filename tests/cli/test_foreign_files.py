@@ -257,7 +257,7 @@ def test_an_evaluation_killed_and_resumed(world, seekr, killed, tmp_path):
     mine = tmp_path / "other"
     mine.mkdir()
     (mine / "first.answers-0-1.jsonl").write_text("mine\n")
-    refused(seekr(*command[:-1], mine, "--resume"), "first.answers-0-1.jsonl: is no journal")
+    refused(seekr(*command[:-1], mine, "--resume"), "first.answers-0-1.jsonl: is not a journal")
     assert (mine / "first.answers-0-1.jsonl").read_text() == "mine\n"
 
 

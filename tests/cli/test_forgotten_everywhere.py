@@ -109,7 +109,10 @@ def test_folders_that_are_none_of_ours_are_refused_first(world, seekr, interrupt
     write(tmp_path / "documents/secret.jsonl", json.dumps({"prompt": TEXT, "prediction": "", "score": 1}))
     said(seekr("memory", "export", interrupted / "memory", tmp_path / "x.tar"))
     before = holding(tmp_path)
-    for place, words in ((tmp_path / "documents", "no folder of seekr run"), (tmp_path / "x.tar", "is a file; import")):
+    for place, words in (
+        (tmp_path / "documents", "not a folder of seekr run"),
+        (tmp_path / "x.tar", "is a file; import"),
+    ):
         done = seekr("memory", "forget", interrupted / "memory", "--task", "secret", "--everywhere", interrupted, place)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert words in done.err

@@ -24,7 +24,7 @@ TWO = {
     "main_process_port": 0,
 }
 OF_THIS_MACHINE = ("use_cpu", "num_processes", "main_process_port")
-SAVED = "stopped, and the state is saved; go on with the same command and --resume"
+SAVED = "stopped, and the state is saved; continue with the same command and --resume"
 BROKEN_DISK = """
 import io, os
 
@@ -173,7 +173,9 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert 0 < step_of(run) < 60
     third = Launched(words, run, "--resume").at("second: step")
     os.kill(third.processes()["1"], signal.SIGKILL)
-    assert third.end(137) == ["error: process 1 was ended by SIGKILL; what it had saved is there, go on with --resume"]
+    assert third.end(137) == [
+        "error: process 1 was ended by SIGKILL; what it had saved is there, continue with --resume"
+    ]
     assert Launched(words, run, "--resume").end(0) == []
     ours, theirs = fingerprint(folder), fingerprint(whole.parent)
     assert "run/models/02-second/model.safetensors" in ours

@@ -36,7 +36,7 @@ def test_stopped_and_resumed(world: World, seekr, tmp_path: Path, signum: int, c
     process.send_signal(signum)
     _, err = process.communicate(timeout=900)
     assert process.returncode == code, err
-    assert err.splitlines()[-1] == "stopped, and the state is saved; go on with the same command and --resume"
+    assert err.splitlines()[-1] == "stopped, and the state is saved; continue with the same command and --resume"
     assert not (tmp_path / "model").exists()
     assert list((tmp_path / "model.checkpoints").iterdir())
     done = seekr(*words, "--resume")
@@ -48,7 +48,7 @@ def test_stopped_and_resumed(world: World, seekr, tmp_path: Path, signum: int, c
 def test_a_second_interrupt_does_not_wait(world: World, tmp_path: Path) -> None:
     stream = world.stream_with(tmp_path, num_train_epochs=400, logging_steps=1, progress="lines")
     process = begun(["run", stream, "--output", tmp_path / "run"], tmp_path)
-    # The first is only a wish; held still, the process cannot have granted it before the second arrives.
+    # The first is only a request; held still, the process cannot have granted it before the second arrives.
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
@@ -63,4 +63,4 @@ def test_a_second_interrupt_does_not_wait(world: World, tmp_path: Path) -> None:
 def test_help_says_so(seekr) -> None:
     for command in ("learn", "run"):
         text = " ".join(seekr(command, "--help").out.split())
-        assert "exit code 143 or 130; go on with --resume" in text
+        assert "exit code 143 or 130; continue with --resume" in text

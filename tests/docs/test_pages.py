@@ -48,6 +48,17 @@ def test_no_module_imports_the_package_it_lies_in():
     assert upward == []
 
 
+def test_help_names_every_method():
+    from seekr_cl.cli.main import build_parser
+    from seekr_cl.methods import METHODS
+
+    learn = next(action for action in build_parser()._actions if action.dest == "command").choices["learn"]
+    text = next(action.help for action in learn._actions if action.dest == "method")
+    assert text.removeprefix("one of ").removesuffix(" (see seekr methods)").split(", ") == [
+        name for name, method in METHODS.items() if method.__module__.startswith("seekr_cl.")
+    ]
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys, seekr_cl.cli.main as m; m.build_parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -56,3 +67,21 @@ def test_help_does_not_wait_for_torch():
 def test_shared_data_stays_outside():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert not [name for name in tracked if "stories260K" in name or name.endswith((".npz", ".bin"))]
+
+
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+OTHERS_FILES = {"re_eval.py"}
+"""Files of other projects that the pages name."""
+
+
+def test_pages_name_files_that_exist():
+    places = [ROOT / name for name in ("src", "tests", "benchmarks", "recipes", "examples")]
+    known = {f"/{path.relative_to(ROOT)}" for place in places for path in place.rglob("*.py")}
+    named = [(page.name, name) for page in PAGES for name in re.findall(r"`([\w/]+\.py)\b", page.read_text())]
+    gone = [one for one in named if not any(path.endswith(f"/{one[1]}") for path in known)]
+    assert [one for one in gone if one[1] not in OTHERS_FILES] == []
+
+
+def test_pages_link_to_what_exists():
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []

@@ -25,7 +25,7 @@ def test_a_seekr_step_can_be_read(counting: Any, tmp_path: Path) -> None:
     ran = counting.replay_step("seekr", tmp_path)
     names = {name for _, name, _ in counting.functions_of(ran)}
     # What happens in the data loader, before, in, and after the forward pass.
-    assert {"Seekr.replay_extras", "Seekr.replay_terms", "RowKL.backward", "Method.after_step"} <= names
+    assert {"Seekr.collate_replay", "Seekr.replay_loss", "RowKL.backward", "Seekr.after_step"} <= names
     found = counting.count(ran)
     assert found.files <= FILES, found
     assert found.lines <= LINES, found

@@ -17,7 +17,7 @@ from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift
 from seekr_cl.evaluation.general_tasks import LOCAL
-from seekr_cl.evaluation.harness import PromptLM, QuestionLM
+from seekr_cl.evaluation.harness import PromptLM, QueryAdapterLM
 from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
 
@@ -108,7 +108,7 @@ def test_a_question_is_the_context_alone(base_folder, tmp_path, name):
     teach(base_folder, tmp_path, tasks, config_for({"name": name} | settings, tmp_path, learning_rate=0.05))
     model, tokenizer = load_model(str(tmp_path / "m2"), "float32")
     model.eval()
-    lm = QuestionLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=40)
+    lm = QueryAdapterLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=40)
     texts = [
         ("ab=", "fedcba"),
         ("uvw?", "no"),
@@ -125,7 +125,7 @@ def test_a_question_is_the_context_alone(base_folder, tmp_path, name):
         question = torch.tensor([[1] * (len(ids) - len(continuation) + 1) + [0] * (len(continuation) - 1)])
         for values, asked in ((alone, question), (whole, torch.ones_like(question))):
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids]), question_mask=asked).logits[0, -len(continuation) :]
+                logits = model(input_ids=torch.tensor([ids]), query_mask=asked).logits[0, -len(continuation) :]
             values.append(float(logits.log_softmax(-1).gather(1, torch.tensor(continuation)[:, None]).sum()))
     assert found == pytest.approx(alone, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(alone, whole)) > 1e-3, "what follows chose nothing"

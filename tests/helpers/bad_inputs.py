@@ -53,7 +53,7 @@ CASES = [
     ),
     data("a record that is none", [GOOD, "text"], "row 2", "must be an object"),
     data("not UTF-8", b'[{"prompt": "\xe4", "answer": "a"}]', "line 1", "0xe4", "save the file as UTF-8"),
-    data("broken JSON", '[{"prompt": "a",\n "answer": }]', "line 2", "broken JSON", "mend it"),
+    data("invalid JSON", '[{"prompt": "a",\n "answer": }]', "line 2", "invalid JSON", "fix it"),
     data(
         "completion above the context",
         [GOOD, {"prompt": "a", "answer": "b" * 60}],
@@ -144,7 +144,7 @@ CASES = [
     ),
     Case("a base without --general", ("--base", "add --general"), evaluated("--task", "@first", "--base", "@base")),
     Case("a limit without --general", ("--limit", "add --general"), evaluated("--task", "@first", "--limit", "3")),
-    Case("general data nowhere", ("nowhere", "no folder"), evaluated("--general", "nowhere")),
+    Case("general data nowhere", ("nowhere", "not a folder"), evaluated("--general", "nowhere")),
     Case("comparing no run", ("scores.json", "seekr run"), lambda w, f: ["compare", w.first]),
     Case("comparing a run with itself", ("named twice",), lambda w, f: ["compare", w.run, w.run]),
     Case("two ways to print", ("choose one",), lambda w, f: ["compare", w.run, "--json", "--markdown"]),
@@ -152,7 +152,7 @@ CASES = [
     Case("plan without a config", ("nowhere", "no such file", "config.json"), planned("nowhere")),
     Case("plan of an unknown type", ("lama", "unknown to transformers", "'llama'"), planned({"model_type": "lama"})),
     Case("plan of no config", ("config.json", "no 'model_type'"), planned([1])),
-    Case("plan of broken JSON", ("config.json", "not readable as JSON"), planned("{")),
+    Case("plan of invalid JSON", ("config.json", "not readable as JSON"), planned("{")),
     Case("plan of an encoder-decoder", ("no causal language model",), planned({"model_type": "t5"})),
     Case("plan of no tasks", ("--tasks", "at least 1"), planned({"model_type": "llama"}, "--tasks", "0")),
     Case("plan of an answer alone", ("leaves no prompt",), planned(SMALL, "--tokens=9", "--answer-tokens=9")),
@@ -161,7 +161,7 @@ CASES = [
     Case("plan of no size", ("memory.max_bytes", "not a size", "2GB"), planned(SMALL, "memory.max_bytes=lots")),
     # Launching
     Case("launch without a config", ("nowhere.yaml", "check the path"), launched("nowhere.yaml")),
-    Case("launch by broken YAML", ("two.yaml line 2", "broken YAML"), launched("a: [1\n")),
+    Case("launch by invalid YAML", ("two.yaml line 2", "invalid YAML"), launched("a: [1\n")),
     Case("launch by a list", ("two.yaml", "must be a mapping", "compute_environment"), launched(["num_processes"])),
     Case(
         "launch by an unknown key",

@@ -22,7 +22,7 @@ CASES = [
     setting("method.head_buget=3", "method", "unknown key 'head_buget'", "did you mean 'head_budget'"),
     setting("replay.ration=0.1", "replay", "unknown key 'ration'", "did you mean 'ratio'"),
     setting("learning_rate=fast", "learning_rate", "'fast' is not a float"),
-    setting("seed=1.5", "seed", "1.5 is not a int"),
+    setting("seed=1.5", "seed", "1.5 is not an int"),
     setting("method.lambda2=strong", "method.lambda2", "'strong'", "'auto'"),
     setting("replay.ratio=1.5", "replay.ratio", "1.5", "between 0 and 1"),
     setting("replay=7", "replay", "7 is not a mapping"),
@@ -38,7 +38,7 @@ CASES = [
     config_file(
         "unknown key of a file", {"learning_rat": 1}, "unknown key 'learning_rat'", "did you mean 'learning_rate'"
     ),
-    config_file("broken YAML", "a: 1\nb: [", "line 2", "mend it"),
+    config_file("invalid YAML", "a: 1\nb: [", "line 2", "fix it"),
     config_file("key twice", "seed: 1\nseed: 2", "line 2", "key 'seed' twice"),
     # Memories
     learn(

@@ -99,7 +99,7 @@ class Case:
     def samples(self) -> dict[str, list[ReplaySample]]:
         self.model(self.student)
         prompt, answer = self.meta["collator"]["max_prompt_len"], self.meta["collator"]["max_ans_len"]
-        encoder = Encoder(self._tokenizer, prompt + answer, "joint", prompt, answer)
+        encoder = Encoder(self._tokenizer, prompt + answer, "merged", prompt, answer)
         texts = json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
         given = {name: [Example(row["prompt"], row["answer"]) for row in texts[name]] for name in self.tasks}
         return {name: [as_sample(e, encoder.encode(e), encoder) for e in rows] for name, rows in given.items()}
@@ -128,10 +128,10 @@ class Case:
         try:
             method.before_task(self.samples[task])
             model.load_state_dict(self.model(self.after(task)).state_dict())
-            kept = method.after_task(task, self.samples[task])
+            done = method.after_task(task, self.samples[task])
         finally:
             method.close()
-        return SimpleNamespace(memory=kept, importance=method.importance, model=model)
+        return SimpleNamespace(memory=done.task, importance=done.importance, model=model)
 
     def stream(self, mode: str, manual: bool = False, **changes) -> list[SimpleNamespace]:
         """All tasks one after another, importance accumulating; heads selected under the golden budgets."""

@@ -13,12 +13,17 @@ from seekr_cl.tasks import Example, Task
 EVALUATION = {
     "engine": "transformers", "version": "5", "dtype": "float32", "device": "cpu", "batch_size": 8,
     "same_for_any_batch_size": True, "decoding": {"strategy": "greedy", "stop": ["</s>"]}, "max_length": 64,
-    "boundary": "exact",
+    "prompt_boundary": "separate",
 }  # fmt: skip
 
 
 class _Plain:
     """Renders as the encoder does, without a tokenizer."""
+
+    class texts:  # noqa: N801
+        """Every text is read as it is."""
+
+        as_read, length = staticmethod(str), staticmethod(len)
 
     def render(self, example: Example) -> tuple[str, str]:
         return example.prompt, example.completion

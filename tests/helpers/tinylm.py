@@ -15,7 +15,7 @@ from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import get_method
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import Learnt, SeekrConfig, config_from, learn
+from seekr_cl.training import LearnResult, SeekrConfig, config_from, learn
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 :=+-?.,äß中文"
 LAYERS, HEADS = 2, 4
@@ -90,7 +90,7 @@ def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:
     return config_from(defaults | {"method": method} | settings, str(folder / "trainer"))
 
 
-def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> list[Learnt]:
+def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> list[LearnResult]:
     """``learn`` once for each task; models go to ``folder/m1``, ``m2`` ..., the memory to ``folder/memory``."""
     done = []
     for number, task in enumerate(tasks, start=1):

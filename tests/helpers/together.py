@@ -9,10 +9,10 @@ from pathlib import Path
 import lm_eval
 from generating import random_model
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.evaluation import Place, TransformersEngine, score_task
 from seekr_cl.evaluation.general import evaluate_general
-from seekr_cl.system.stop_requests import Stopped, graceful, stop_here_if_asked
+from seekr_cl.system.stop_requests import Stopped, graceful, raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, Example, Task
 
 BENCHMARKS = ("boolq", "piqa")
@@ -20,7 +20,7 @@ TASK = Task("t", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in range(
 
 
 def main(data: Path, folder: Path) -> dict[str, object]:
-    ranks.join()
+    collectives.init_process_group()
     model, tokenizer = random_model("llama")
     asked = []
     evaluate = lm_eval.simple_evaluate
@@ -30,11 +30,11 @@ def main(data: Path, folder: Path) -> dict[str, object]:
 
     def signal_the_second(count: int) -> None:
         answered.append(count)
-        if ranks.own() == 1:
+        if collectives.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        stop_here_if_asked()
+        raise_here_if_stop_requested()
 
-    place = Place(folder, "m", ranks.own(), ranks.count())
+    place = Place(folder, "m", collectives.rank(), collectives.world_size())
     code = 0
     try:
         with graceful():

@@ -89,7 +89,7 @@ def test_the_attention_term_is_the_full_divergence(taught: Path, side: str, redu
         everything = MicroBatch(replay=tuple(range(5)))
         batch = ScheduledBatches([everything], [], memory.samples, method, layout)[0]["replay"]
         assert (batch["attention_mask"] == 0).any(), "samples of one length would not test the padding"
-        terms = method.replay_terms(student, batch)
+        terms = method.replay_loss(student, batch)
         terms["attention"].value.backward(retain_graph=True)
         # The leaf of the attention term injects where the graph of the logits passes; zero times these drives it.
         student.zero_grad()
@@ -114,7 +114,7 @@ def test_the_logit_term_is_the_divergence_of_the_answers(taught: Path) -> None:
     method = Seekr(SeekrSettings(**ALL), Context(student, layout, None, seed=0, warn=lambda _: None))
     try:
         batch = ScheduledBatches([MicroBatch(replay=(0, 1, 2, 3, 4))], [], memory.samples, method, layout)[0]["replay"]
-        value = method.replay_terms(student, batch)["logits"].value
+        value = method.replay_loss(student, batch)["logits"].value
     finally:
         method.close()
     rows = []

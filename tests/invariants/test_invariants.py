@@ -5,7 +5,6 @@ invariant is two sets of settings under which two tasks learnt one after the oth
 memory, bit for bit or, where the order of additions differs, within ``atol`` after plain gradient descent.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from seekr_cl.methods import METHODS, get_method
+from seekr_cl.models import source as model_source
 from seekr_cl.models.loading import load_model
 from seekr_cl.training import learn
 
@@ -140,7 +140,7 @@ CASES = [
 
 
 def test_every_method_has_a_row() -> None:
-    assert set(ROWS) == {name for name, method in METHODS.items() if not method.joint}
+    assert set(ROWS) == {name for name, method in METHODS.items() if not method.multi_task}
 
 
 def test_the_kernel_is_sdpa_and_the_padding_right_unless_said_otherwise(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -153,8 +153,7 @@ def test_the_kernel_is_sdpa_and_the_padding_right_unless_said_otherwise(bases: d
 
 def attend_with(patch: pytest.MonkeyPatch, kernel: str) -> None:
     """Models are loaded with that attention kernel."""
-    learn_module = sys.modules["seekr_cl.training.learn"]
-    load = learn_module.load_model
+    load = model_source.load_model
 
     def loaded(*args: Any) -> Any:
         model, tokenizer = load(*args)
@@ -162,7 +161,7 @@ def attend_with(patch: pytest.MonkeyPatch, kernel: str) -> None:
         assert model.config._attn_implementation == kernel
         return model, tokenizer
 
-    patch.setattr(learn_module, "load_model", loaded)
+    patch.setattr(model_source, "load_model", loaded)
 
 
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -19,7 +19,6 @@ from tinylm import assert_same, config_for, differs, memory_tensors, weights
 from cases import CASES, LORA, SEEKR, settings_of, tolerance_of, words_of
 from seekr_cl.methods import get_method
 from seekr_cl.training.fsdp_loading import hindrance
-from seekr_cl.training.trainer import looks_at_weights
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -37,7 +36,7 @@ SHARDED = [
     for name in CASES
     if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "seekr-projected")
     or name in ("derpp-prompt", "replay-by-updates")
-    or (name in ROWS and (get_method(name).knows_shards or not looks_at_weights(get_method(name))))
+    or (name in ROWS and get_method(name).weight_access != "whole")
 ]
 
 

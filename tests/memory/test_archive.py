@@ -115,7 +115,7 @@ def test_names_that_are_paths(packed: Path, name: str) -> None:
     found = members(packed)
     found[-1][0].name = name
     repack(packed, found)
-    refused(packed, "not a plain file name|is no plain file")
+    refused(packed, "not a plain file name|is not a plain file")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -124,7 +124,7 @@ def test_members_that_are_no_files(packed: Path, kind: bytes) -> None:
     info, _ = found[-1]
     info.type, info.linkname, info.size = kind, "/etc/passwd", 0
     repack(packed, [*found[:-1], (info, b"")])
-    refused(packed, "is no plain file; refused")
+    refused(packed, "is not a plain file; refused")
 
 
 def test_members_in_excess_missing_or_twice(packed: Path) -> None:

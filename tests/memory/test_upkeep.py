@@ -102,7 +102,7 @@ def test_a_task_learnt_on_two_lines_is_not_guessed(folder: Path) -> None:
         upkeep.rollback(folder, "first")
         commit(ReplayMemory.open(folder), make_task("again", 7), model=model)
     upkeep.rollback(folder, "first")
-    with pytest.raises(ConfigError, match=r"'again' was learnt in 0002-2, 0002-3; name one"):
+    with pytest.raises(ConfigError, match=r"'again' was learned in 0002-2, 0002-3; name one"):
         upkeep.rollback(folder, "again")
 
 

@@ -88,12 +88,11 @@ def test_the_second_draw_is_another_one_and_leaves_none_out(base: Path, tmp_path
     model = AutoModelForCausalLM.from_pretrained(base)
     context = Context(model, Layout(0), None, 3, print, "float32", char_tokenizer())
     method = get_method("derpp_mse")(get_method("derpp_mse").Settings(), context)
-    method.check_replay(tasks)
-    method.old_samples(tasks)
+    method.replay_source(tasks)
     pairs = [(tasks[0], sample) for sample in tasks[0].samples]
     seen = []
     for first in range(0, 12, 3):
-        second = method.replay_extras(pairs[first : first + 3], 16)["second"]
+        second = method.collate_replay(pairs[first : first + 3], 16)["second"]
         seen += [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(second["input_ids"], second["attention_mask"])]
     own = [tuple(sample.ids_L.tolist()) for _, sample in pairs]
     assert sorted(seen) == sorted(own)

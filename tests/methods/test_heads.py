@@ -118,7 +118,7 @@ def terms(student: Any, picked: list[Any], reduction: str) -> tuple[float, dict[
         batch = ScheduledBatches([MicroBatch(replay=tuple(range(len(picked))))], [], picked, method, LAYOUT)[0][
             "replay"
         ]
-        value = float(method.replay_terms(student, batch)["attention"].value.detach())
+        value = float(method.replay_loss(student, batch)["attention"].value.detach())
         return value, method.tap.action.targets
     finally:
         method.close()

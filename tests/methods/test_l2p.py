@@ -157,7 +157,7 @@ def test_it_cannot_be_merged_nor_taken_by_another_method(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--merge", str(run / "m2"), str(tmp_path / "plain")]) == 2
-    assert "chooses adapters by the question" in " ".join(capsys.readouterr().err.split())
+    assert "chooses adapters by the query" in " ".join(capsys.readouterr().err.split())
     for method in ("seqft", "progressive_prompts"):
         memory, config = before_second(run, tmp_path / method), config_for(method, tmp_path)
         with pytest.raises(ConfigError, match=r"--model: .*(method l2p|merge it first)"):

@@ -12,7 +12,7 @@ from seekr_cl.methods import METHODS, get_method
 from seekr_cl.methods.base import Paper
 from seekr_cl.training import learn
 
-SINGLE = [name for name, method in METHODS.items() if not method.joint]
+SINGLE = [name for name, method in METHODS.items() if not method.multi_task]
 LEARNING: dict[str, Any] = {"learning_rate": 0.01, "num_train_epochs": 6, "measure_every": 4}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.methods import METHODS, get_method
-from seekr_cl.training import SeekrConfig, learn
+from seekr_cl.training import SeekrConfig, learn, phases
 
 LEARNING: dict[str, Any] = {"learning_rate": 0.01, "num_train_epochs": 6, "measure_every": 4, "checkpoint_every": 1}
 SHORT = LEARNING | {"num_train_epochs": 2}
-SINGLE = [name for name, method in METHODS.items() if not method.joint]
+SINGLE = [name for name, method in METHODS.items() if not method.multi_task]
 CHANGES = [(name, key, change) for name, row in ROWS.items() for key, change in row.changes.items()]
 ELSEWHERE = ("seekr", "derpp", "replay")
 """Methods whose settings ``tests/training/test_no_dead_options.py`` and ``test_config.py`` go through."""
@@ -117,7 +116,7 @@ def test_it_goes_on_where_it_stopped(
     given = (whole / "m1", tasks()[1], memory, tmp_path / "m2", configured(name, tmp_path))
     with monkeypatch.context() as patch:
         if place != "in a step":
-            patch.setattr(sys.modules["seekr_cl.training.learn"], "save_model", _interrupted)
+            patch.setattr(phases, "save_model", _interrupted)
         with pytest.raises(KilledError):
             learn(*given, [Stop()] if place == "in a step" else [])
     learn(*given, resume=True)

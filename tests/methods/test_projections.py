@@ -113,13 +113,13 @@ def test_one_step_is_that_of_the_formula(learnt: Path, base: Path, start: str, r
     settings = SeekrSettings(**{key: value for key, value in BFP.items() if key != "name"}, projection=start)
     method = Seekr(settings, Context(student, layout, None, 3, pytest.fail))
     try:
-        method.check_replay(tasks)
+        method.replay_source(tasks)
         reference = Reference(learnt, maps_of(method, tasks))
         # Of the second batch's samples all are of the first task: the second's matrices do not move there.
         for turn in ((0, 1, 3, 4), (1, 2), (0, 3, 5)):
             batch = ScheduledBatches([MicroBatch(replay=turn)], [], picked, method, layout)[0]["replay"]
             student.zero_grad()
-            terms = method.replay_terms(student, batch)
+            terms = method.replay_loss(student, batch)
             value = terms["attention"].value
             (value + 0 * terms["replay"].value).backward()
             twin.zero_grad()
@@ -133,7 +133,7 @@ def test_one_step_is_that_of_the_formula(learnt: Path, base: Path, start: str, r
                 if wanted is not None and name.startswith("model.layers"):
                     torch.testing.assert_close(weight.grad.double(), wanted, rtol=1e-3, atol=1e-5)
             before = maps_of(method, tasks)
-            method.own_step()
+            method.after_step(method.context.model)
             reference.step(twin, chosen, tasks)
             after = maps_of(method, tasks)
             for place, matrix in after.items():
@@ -152,15 +152,15 @@ def test_accumulated_batches_are_one(learnt: Path, base: Path) -> None:
         settings = SeekrSettings(target="hidden", projection="random")
         method = Seekr(settings, Context(copy.deepcopy(student), layout, None, 3, pytest.fail))
         try:
-            method.check_replay(memory.tasks)
+            method.replay_source(memory.tasks)
             # The first is measured before it is trained on; it counts once all the same.
             for turn in turns:
                 picked = [memory.samples[number] for number in turn]
                 schedule = [MicroBatch(replay=tuple(range(len(turn))))]
                 batch = ScheduledBatches(schedule, [], picked, method, layout)[0]["replay"]
                 for _ in range(2 if turn == (0, 1) else 1):
-                    method.replay_terms(method.context.model, batch)
-            method.own_step()
+                    method.replay_loss(method.context.model, batch)
+            method.after_step(method.context.model)
             found.append({str(place): one for place, one in maps_of(method, list(memory.tasks)).items()})
         finally:
             method.close()

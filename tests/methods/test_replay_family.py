@@ -15,6 +15,7 @@ from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample, TaskSamples
 from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.methods.base import Batch
 from seekr_cl.methods.common.generation import write
+from seekr_cl.planning.overheads import COSTS
 from seekr_cl.replay.config import ReplayConfig
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_batches
 from seekr_cl.replay.selection import information
@@ -63,8 +64,8 @@ def test_icarl_teaches_new_labels_and_what_the_model_before_said(base: Path, lab
     method = get_method("icarl")(settings, context)
     one, two = sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedc")
     batch = batch_of(one, two)
-    assert set(method.task_terms(context.model, batch)) == {"task"}  # nothing old, nothing to distil
-    method.check_replay([MemoryTask("old", [one])])
+    assert set(method.new_task_loss(context.model, batch)) == {"task"}  # nothing old, nothing to distil
+    method.replay_source([MemoryTask("old", [one])])
     before: Any = AutoModelForCausalLM.from_pretrained(base).eval()
     with torch.no_grad():
         context.model.lm_head.weight.mul_(1.3)
@@ -83,8 +84,8 @@ def test_icarl_teaches_new_labels_and_what_the_model_before_said(base: Path, lab
         "distil_old": (sum(divergences) / len(divergences), 2.0),
     }
     for terms, names in (
-        (method.task_terms(context.model, batch), ("task", "distil_new")),
-        (method.replay_terms(context.model, batch), ("replay", "distil_old")[not labelled :]),
+        (method.new_task_loss(context.model, batch), ("task", "distil_new")),
+        (method.replay_loss(context.model, batch), ("replay", "distil_old")[not labelled :]),
     ):
         assert tuple(terms) == names
         for name, term in terms.items():
@@ -92,8 +93,8 @@ def test_icarl_teaches_new_labels_and_what_the_model_before_said(base: Path, lab
             assert term.weight == right[name][1]
     # Without distillation there is nothing but the labels to replay.
     plain = get_method("icarl")(get_method("icarl").Settings(distillation=0.0), context)
-    plain.check_replay([MemoryTask("old", [one])])
-    assert tuple(plain.replay_terms(context.model, batch)) == ("replay",)
+    plain.replay_source([MemoryTask("old", [one])])
+    assert tuple(plain.replay_loss(context.model, batch)) == ("replay",)
 
 
 def features(folder: Path, task: Task) -> Tensor:
@@ -232,7 +233,7 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     context = context_of(base, task="rev")
     method = get_method("lfpt5")(get_method("lfpt5").Settings(prefix="{task}:", separator="=="), context)
     one, two = sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedc")
-    terms = method.task_terms(context.model, batch_of(one, two))
+    terms = method.new_task_loss(context.model, batch_of(one, two))
     # The official code weighs all but the consistency by 1 - 0.01.
     weights_of = {name: term.weight for name, term in terms.items()}
     assert weights_of == pytest.approx({"task": 0.99, "lm": 0.2475})
@@ -252,8 +253,8 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     assert float(terms["lm"].value.detach()) == pytest.approx(written("rev"), rel=1e-5)
     # Replayed under the old task's name; the earlier model is this one, so that its outputs agree.
     taught = [method._with_outputs(sample) for sample in (one, two)]
-    extras = method.replay_extras([(MemoryTask("old", taught), sample) for sample in taught], 12)
-    terms = method.replay_terms(context.model, batch_of(*taught) | extras)
+    extras = method.collate_replay([(MemoryTask("old", taught), sample) for sample in taught], 12)
+    terms = method.replay_loss(context.model, batch_of(*taught) | extras)
     weights_of = {name: term.weight for name, term in terms.items()}
     # "ba" and "fedc" with their ends: eight positions, over which the official code sums.
     assert weights_of == pytest.approx({"replay": 0.99, "consistency": 0.08, "lm_old": 0.2475})
@@ -272,8 +273,8 @@ def test_lfpt5s_consistency_is_a_sum_over_positions(base: Path) -> None:
     with torch.no_grad():
         context.model.lm_head.weight.mul_(1.3)
     batch = batch_of(*taught)
-    extras = method.replay_extras([(MemoryTask("old", taught), one) for one in taught], batch["input_ids"].shape[1])
-    term = method.replay_terms(context.model, batch | extras)["consistency"]
+    extras = method.collate_replay([(MemoryTask("old", taught), one) for one in taught], batch["input_ids"].shape[1])
+    term = method.replay_loss(context.model, batch | extras)["consistency"]
     now, total = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval(), 0.0
     with torch.no_grad():
         now.lm_head.weight.mul_(1.3)
@@ -308,15 +309,15 @@ def test_lfpt5_keeps_no_sample_and_writes_its_own(fluent: Path) -> None:
     assert list(known) == ["yes"]
 
     def write(seed: int) -> list[ReplaySample]:
-        context = context_of(fluent / "m1", carried=({}, memory.method_state.content), examples=[None] * 40)
+        context = context_of(fluent / "m1", previous_state=({}, memory.method_state.content), examples=[None] * 40)
         context.seed = seed
-        found = get_method("lfpt5")(get_method("lfpt5").Settings(), context).old_samples(list(memory.tasks))
+        found = get_method("lfpt5")(get_method("lfpt5").Settings(), context).replay_source(list(memory.tasks))
         assert [task.name for task in found] == ["yes"]
         return list(found[0].samples)
 
     written = write(5)
     assert len(written) == 8  # 0.2 of 40
-    assert get_method("lfpt5").num_replayed(get_method("lfpt5").Settings(), [0], 40) == 8
+    assert COSTS["lfpt5"].replayed(get_method("lfpt5").Settings(), [0], 40) == 8
     assert [s.completion for s in written].count("yes") >= 7
     assert len({sample.prompt for sample in written}) > 2
     for sample in written:
@@ -330,9 +331,9 @@ def test_lfpt5_keeps_no_sample_and_writes_its_own(fluent: Path) -> None:
 
 def test_lfpt5_says_what_it_cannot_write(base: Path) -> None:
     said: list[str] = []
-    context = context_of(base, carried=({}, {"tasks": {"yes": 12}}), examples=[None] * 20, warn=said.append)
+    context = context_of(base, previous_state=({}, {"tasks": {"yes": 12}}), examples=[None] * 20, warn=said.append)
     method = get_method("lfpt5")(get_method("lfpt5").Settings(), context)
-    assert method.old_samples([MemoryTask("other", [])]) == []
+    assert method.replay_source([MemoryTask("other", [])]) == []
     assert said == [
         "lfpt5 did not learn other, so it cannot write samples of them",
         "lfpt5: 0 of 4 pseudo-samples of 'yes' could be read",
@@ -346,17 +347,17 @@ def test_on_policy_replay_replays_the_models_own_best_answers(fluent: Path) -> N
                (("uvw", "no"), ("xyz", "yes"), ("wvu", "yes"), ("zyx", "maybe"))]  # fmt: skip
     old = [MemoryTask("old", samples, info={"metric": "exact_match"})]
     method = get_method("onpolicy_replay")(get_method("onpolicy_replay").Settings(), context)
-    (found,) = method.old_samples(old)
+    (found,) = method.replay_source(old)
     assert [(s.prompt, s.completion) for s in found.samples] == [("xyz?", "yes"), ("wvu?", "yes")]
-    assert method.num_replayed(method.settings, [4, 0, 1], 9) == 2 + 0 + 1
+    assert COSTS["onpolicy_replay"].replayed(method.settings, [4, 0, 1], 9) == 2 + 0 + 1
     everything = get_method("onpolicy_replay").Settings(keep=1.0, temperature=0.0)
-    (found,) = get_method("onpolicy_replay")(everything, context).old_samples(old)
+    (found,) = get_method("onpolicy_replay")(everything, context).replay_source(old)
     assert [s.completion for s in found.samples] == ["yes"] * 4
     for sample in found.samples:
         assert sample.ids_L.tolist() == sample_of(context, sample.prompt, "yes").ids_L.tolist()
     # By confidence: the two whose tokens have the highest mean log-probability, worked out one by one.
     sure = get_method("onpolicy_replay").Settings(scorer="confidence", temperature=0.0)
-    (best,) = get_method("onpolicy_replay")(sure, context).old_samples(old)
+    (best,) = get_method("onpolicy_replay")(sure, context).replay_source(old)
     losses = {s.prompt: token_losses(context.model, s.ids_L.tolist(), s.completion_start) for s in found.samples}
     surest = sorted(losses, key=lambda prompt: sum(losses[prompt]) / len(losses[prompt]))[:2]
     assert {s.prompt for s in best.samples} == set(surest)
@@ -367,7 +368,7 @@ def test_on_policy_replay_falls_back_on_references_aloud(base: Path) -> None:
     context = context_of(base, warn=said.append)
     old = MemoryTask("old", [sample_of(context, "uvw?", "no")], info={"metric": "exact_match"})
     method = get_method("onpolicy_replay")(get_method("onpolicy_replay").Settings(temperature=0.0), context)
-    assert method.old_samples([old]) == [old]
+    assert method.replay_source([old]) == [old]
     assert said == ["task 'old': the model ends none of its answers; the references are replayed"]
 
 
@@ -375,9 +376,9 @@ def test_what_was_written_survives_a_checkpoint(fluent: Path) -> None:
     context = context_of(fluent / "m1")
     old = [MemoryTask("old", [sample_of(context, "uvw?", "yes"), sample_of(context, "xyz?", "yes")])]
     method = get_method("onpolicy_replay")(get_method("onpolicy_replay").Settings(keep=1.0), context)
-    method.old_samples(old)
-    tensors, content = method.state()
+    method.replay_source(old)
+    tensors, content = method.state_dict()
     other = get_method("onpolicy_replay")(get_method("onpolicy_replay").Settings(), context)
-    other.load_state(tensors, content)
-    back: list[Tensor] = [sample.ids_L for sample in other.old_samples([])[0].samples]
-    assert [ids.tolist() for ids in back] == [s.ids_L.tolist() for s in method.old_samples([])[0].samples]
+    other.load_state_dict(tensors, content)
+    back: list[Tensor] = [sample.ids_L for sample in other.replay_source([])[0].samples]
+    assert [ids.tolist() for ids in back] == [s.ids_L.tolist() for s in method.replay_source([])[0].samples]

@@ -121,7 +121,8 @@ def test_a_step_follows_the_gradient_through_the_mixed_adapters_and_the_attentio
             now = start.weights(question)
             divergences.append(sum(row[i] * (row[i] / now[i]).log() for i in range(len(row)) if row[i] > 0))
     loss, divergence = torch.cat(losses).mean(), torch.stack(divergences).mean()
-    (loss + REFLECTION * divergence).backward()
+    # ``over_tasks: sum`` is SAPT's default: a batch of both old tasks weighs as much as a batch of each.
+    (loss + len(kept) * REFLECTION * divergence).backward()
     assert logs[0]["loss_task"] == pytest.approx(loss.item(), rel=1e-5)
     assert logs[0]["loss_reflection"] == pytest.approx(divergence.item(), rel=1e-4)
     after = moved.attention | {f"new/{name}": tensor for name, tensor in moved.adapters[2].items()}
@@ -187,7 +188,7 @@ def test_the_reflection_keeps_old_questions_with_their_adapters(run: Path, tmp_p
 
 def test_it_cannot_be_merged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--merge", str(run / "m2"), str(tmp_path / "plain")]) == 2
-    assert "method sapt chooses adapters by the question" in " ".join(capsys.readouterr().err.split())
+    assert "method sapt chooses adapters by the query" in " ".join(capsys.readouterr().err.split())
 
 
 def test_general_samples_are_told_to_have_no_adapter(base: Path, tmp_path: Path) -> None:

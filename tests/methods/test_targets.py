@@ -105,7 +105,7 @@ def test_value_and_gradient_are_those_of_the_formula(
     method = Seekr(SeekrSettings(target=target, lambda2=1.0), Context(student, layout, None, 0, pytest.fail))
     try:
         batch = ScheduledBatches([MicroBatch(replay=(0, 1, 2))], [], picked, method, layout)[0]["replay"]
-        terms = method.replay_terms(student, batch)
+        terms = method.replay_loss(student, batch)
         value = terms["attention"].value
         # The logits are part of every loss; through them the backward pass reaches the layers.
         (value + 0 * terms["replay"].value).backward()

@@ -58,14 +58,14 @@ def test_a_batch_asks_each_sample_of_its_own_tasks_adapter(taught: Path) -> None
     context = Context(model, Layout(0, "left", 4), None, 0, warnings_are_errors)
     kind = get_method("seekr")
     method: Any = kind(kind.Settings(teacher="adapter", query_budget=4), context)
-    method.check_replay(tasks)
+    method.replay_source(tasks)
     picked = [(tasks[place], tasks[place].samples[0]) for place in (1, 0, 1)]
     length = context.layout.length([len(one.ids_L) for _, one in picked])
     ids = torch.zeros((3, length), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, (_, one) in enumerate(picked):
         ids[row, length - len(one.ids_L) :], mask[row, length - len(one.ids_L) :] = one.ids_L, 1
-    batch = {"input_ids": ids, "attention_mask": mask} | method.replay_extras(picked, length)
+    batch = {"input_ids": ids, "attention_mask": mask} | method.collate_replay(picked, length)
     answer = method.teacher.answer(batch)
     answers = {int(row): (one, place) for one in answer.logits for place, row in enumerate(one["row_G"])}
     assert len(answers) == 3

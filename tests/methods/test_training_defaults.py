@@ -10,13 +10,13 @@ import pytest
 from tinylm import constant_task, teach, weights
 
 from seekr_cl.cli.main import main
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import METHODS
 from seekr_cl.report.comparison import compare
 from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 TASKS = [constant_task("yes", "yes", 8), constant_task("no", "no", 8)]
 
@@ -39,7 +39,7 @@ def said(folder: Path, **settings: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make(folder, **settings)
-    return [str(one.message) for one in caught if issubclass(one.category, InertWarning)]
+    return [str(one.message) for one in caught if issubclass(one.category, NoEffectWarning)]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -134,7 +134,7 @@ def test_an_adapter_folder_goes_on_at_an_adapters_rate(base: Path, tmp_path: Pat
     # AdamW's first steps are as large as the rate.
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-4
     slow = make(tmp_path, method="seqft", learning_rate=1e-5)
-    with pytest.warns(InertWarning, match="20 times less than an adapter needs"):
+    with pytest.warns(NoEffectWarning, match="20 times less than an adapter needs"):
         learn(tmp_path / "m1", TASKS[1], tmp_path / "none", tmp_path / "m3", slow)
 
 

@@ -118,7 +118,7 @@ def test_every_task_is_looked_at_before_one_is_looked_at_often(base: Path, run: 
     state = ReplayMemory.open(run / "memory").method_state
     model = seekr_cl.load_model(run / "m3")[0]
     settings = TreeLoraSettings(**{key: value for key, value in SETTINGS.items() if key != "name"})
-    context = Context(model, Layout(0), None, 0, print, carried=(state.tensors, state.content))
+    context = Context(model, Layout(0), None, 0, print, previous_state=(state.tensors, state.content))
     method = TreeLora(settings, context)
     seen = [list(method._chosen)]
     for _ in range(8):
@@ -129,7 +129,7 @@ def test_every_task_is_looked_at_before_one_is_looked_at_often(base: Path, run: 
     radius = torch.sqrt(math.log(2 * 9 * 10) / (2 * method._count_KN[:, 0]))
     assert seen[-1][0] == int((mean[:, 0] - radius).argmin())
     other = TreeLora(settings, context)
-    other.load_state(*method.state())
+    other.load_state_dict(*method.state_dict())
     assert other._chosen == seen[-1]
     for one in (method, other):
         one.after_step(model)

@@ -1,4 +1,4 @@
-"""The "joint" boundary against the batches the official collator made (keys: golden/README.md)."""
+"""The "merged" boundary against the batches the official collator made (keys: golden/README.md)."""
 
 import glob
 import json
@@ -31,7 +31,7 @@ def build(folder, collator):
     prompt, answer = collator["max_prompt_len"], collator["max_ans_len"]
     tokenizer = AutoTokenizer.from_pretrained(folder / "m0")
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Encoder(tokenizer, prompt + answer, "joint", prompt, answer), pad
+    return Encoder(tokenizer, prompt + answer, "merged", prompt, answer), pad
 
 
 def test_training_batches(case):

@@ -1,4 +1,4 @@
-"""Every golden replay step through ``Seekr.replay_terms``: losses, gradient norms, gradients."""
+"""Every golden replay step through ``Seekr.replay_loss``: losses, gradient norms, gradients."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def check_step(case, method, memory, student, row):
         if f"{prefix}/{field}" in case.names:
             assert (batch[field].numpy() == case.arrays[f"{prefix}/{field}"]).all(), name
     student.zero_grad()
-    terms = method.replay_terms(student, batch)
+    terms = method.replay_loss(student, batch)
     per_layer = {str(layer): float(value.detach()) for layer, value in method.tap.action.losses().items()}
     total = sum(term.weight * term.value for term in terms.values())
     total.backward()

@@ -6,16 +6,19 @@ from typing import Any
 import pytest
 import torch
 from counted import EPOCHS, EXAMPLES, LORA, TOKENS, counted_positions, learnt, planned
+from rich.console import Console
 from safetensors.torch import load_file
 from tinylm import config_for
 from torch import nn
 
 from seekr_cl.memory import ReplayMemory, ReplaySample
 from seekr_cl.memory.sample_codec import pack
-from seekr_cl.methods import get_method
+from seekr_cl.methods import METHODS, get_method
 from seekr_cl.methods.base import Method
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.planning import read_shape
+from seekr_cl.planning.overheads import COSTS
+from seekr_cl.planning.show import show_plan
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "seqft": ({}, {}),
@@ -65,9 +68,8 @@ def own_bytes(method: Method) -> tuple[int, int]:
     """What the method object holds on the device, what it has put on the model among it; and in RAM."""
     weights: Any = [*method.context.model.parameters(), *method.context.model.buffers()]
     mine = {key: value for key, value in vars(method).items() if key not in ("context", "old", "_seen", *IN_RAM)}
-    if hasattr(method, "teachers"):
-        mine["teachers"] = dict(method.teachers._held)
-    carried = held(list(method.context.carried[0].values()) if method.context.carried else [], set(), {})
+    mine["adapters"] = dict(getattr(getattr(method, "teacher", None), "_held", {}))
+    carried = held(list(method.context.previous_state[0].values()) if method.context.previous_state else [], set(), {})
     ram = held([getattr(method, name, None) for name in IN_RAM], set(), carried)
     return sum(held(mine, {one.data_ptr() for one in weights}, {}).values()), sum(ram.values())
 
@@ -140,7 +142,7 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
     config = config_for({"name": "lfpt5", "pseudo_ratio": 0.5}, tmp_path, replay={"samples": 3, "every": 1})
     made = planned(base, config).overhead
     kind, sizes = config.method.kind, []
-    old = kind.old_samples
+    old = kind.replay_source
 
     def watched(self, tasks):
         given = old(self, tasks)
@@ -148,8 +150,26 @@ def test_written_samples_outputs_are_in_ram(base, tmp_path, monkeypatch):
         sizes.append([size(sample) - size(replace(sample, signals={})) for sample in samples])
         return given
 
-    monkeypatch.setattr(kind, "old_samples", watched)
+    monkeypatch.setattr(kind, "replay_source", watched)
     learnt(base, tmp_path, config)
     # Three real samples of each old task, all of one length, and room for half as many texts as new examples.
     assert len(set(sizes[-1][:3])) == 1
     assert made.ram == (6 + round(0.5 * EXAMPLES[-1])) * sizes[-1][0]
+
+
+def test_a_method_that_nobody_has_counted_needs_nothing_aloud(base, tmp_path):
+    """One from outside; one that is built on another counts as that."""
+    for parent, known in ((Method, False), (get_method("ewc"), True)):
+        kind = type("Outside", (parent,), {"name": "outside", "paper": get_method("ewc").paper})
+        plan = planned(base, replace(config_for("ewc", tmp_path, num_train_epochs=EPOCHS), method=kind))
+        assert (plan.overhead.carried > 0) == known
+        said = [note for note in plan.notes if "outside" in note and "counts as nothing" in note]
+        assert bool(said) != known
+        assert plan.to_json()["notes"] == said
+        console = Console(record=True, width=200)
+        show_plan(plan, console)
+        assert ("what outside itself takes is not known" in console.export_text()) != known
+
+
+def test_every_method_of_the_library_is_counted():
+    assert set(COSTS) == set(METHODS)

@@ -98,7 +98,7 @@ def test_learning_rates_and_steps_are_shown(runs, tmp_path):
         ({}, "scores.json", {"evaluation__engine": "vllm"}, "different evaluation engine (transformers against vllm)"),
         ({}, "scores.json", {"evaluation__dtype": "bfloat16"}, "dtype (float32 against bfloat16)"),
         ({}, "scores.json", {"evaluation__decoding": {"strategy": "beam"}}, "different decoding"),
-        ({"stages": 2}, "", {}, "has learnt 2 of 3 tasks"),
+        ({"stages": 2}, "", {}, "has learned 2 of 3 tasks"),
         ({"method": "seqft", "seed": 0}, "", {}, "several runs with seed 0"),
     ],
 )  # fmt: skip
@@ -174,7 +174,7 @@ def test_folders_that_hold_no_run(runs, tmp_path):
         (lambda run: (run / "run.json").write_text("[]"), r"run\.json: not a file of this library"),
         (lambda run: change(run / "run.json", tasks=[]), "do not fit each other"),
         (lambda run: change(run / "scores.json", seconds="x"), "do not fit each other"),
-        (lambda run: change(run / "scores.json", matrix=[], base=None), "no task is learnt yet"),
+        (lambda run: change(run / "scores.json", matrix=[], base=None), "no task has been learned yet"),
     ):
         run = make_run(tmp_path / "broken", "seqft", 0, 0.5)
         break_it(run)

@@ -325,8 +325,8 @@ HOSTILE = {
     "drive": (lambda path: bad_zip(path, "C:x.json"), "leads out"),
     "link": (lambda path: bad_zip(path, external_attr=0o120777 << 16), "is a link"),
     "tar slip": (lambda path: bad_tar(path, "a/../../x.json"), "leads out"),
-    "tar link": (lambda path: bad_tar(path, kind=tarfile.SYMTYPE), "no plain file"),
-    "tar device": (lambda path: bad_tar(path, kind=tarfile.CHRTYPE), "no plain file"),
+    "tar link": (lambda path: bad_tar(path, kind=tarfile.SYMTYPE), "not a plain file"),
+    "tar device": (lambda path: bad_tar(path, kind=tarfile.CHRTYPE), "not a plain file"),
     "zip bomb": (lambda path: bomb(path, "zip"), "would unpack"),
     "tar bomb": (lambda path: bomb(path, "tar"), "would unpack"),
     "web page": (lambda path: path.write_text("<!DOCTYPE html><title>Sign in</title>"), "a web page"),
@@ -359,7 +359,7 @@ def test_a_damaged_member_is_named(trace_zip, tmp_path):
 
 
 BAD_ROWS = {
-    "json": ("[{", r"broken JSON"),
+    "json": ("[{", r"invalid JSON"),
     "kind": ('"text"', r"must be a list of rows"),
     "row": (
         '[{"prompt": "p", "answr": "a"}]',

@@ -114,7 +114,7 @@ def test_what_deviates_is_said(data):
         data, epochs={"FOMC": 2}, metrics={"FOMC": "f1"}, extract="whole", max_new_tokens={"Py150": 9},
         only=["FOMC", "Py150"],
     )  # fmt: skip
-    found = what(one, {"boundary": "exact", "max_length": 99}, {"train": 8})
+    found = what(one, {"prompt_boundary": "separate", "max_length": 99}, {"train": 8})
     assert found == {
         "tasks": (list(BENCHMARKS["trace"].orders["1"]), ["FOMC", "Py150"]),
         "metric of FOMC": ("first_character", "f1"),
@@ -124,7 +124,7 @@ def test_what_deviates_is_said(data):
         "max_new_tokens of Py150": (512, 9),
         "rows": ("all", {"train": 8}),
         "data": ("fetched, rows and checksums checked", "not fetched, nothing checked"),
-        "boundary": ("joint", "exact"),
+        "prompt_boundary": ("merged", "separate"),
         "max_length": (1536, 99),
         "empty answers": found["empty answers"],
     }
@@ -222,8 +222,8 @@ def test_a_stream_with_a_benchmark(data):
     assert spec.load_tasks()[0].extract == "trace"
     # The stream's own settings win over the paper's.
     assert spec.settings == {
-        "model": "m", "max_length": 64, "max_prompt_length": 1024, "max_answer_length": 512, "boundary": "joint",
-        "long_completions": "refuse",
+        "model": "m", "max_length": 64, "max_prompt_length": 1024, "max_answer_length": 512,
+        "prompt_boundary": "merged", "long_completions": "refuse",
     }  # fmt: skip
     path.write_text("benchmark: {name: trace, data: data}\ntasks: [a]")
     with pytest.raises(ConfigError, match="both 'benchmark' and 'tasks'"):

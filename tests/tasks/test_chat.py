@@ -1,6 +1,8 @@
 """Conversations: which turns are learnt, what is refused by name, and what a record or a setting tells the template."""
 
 import json
+import re
+import warnings
 
 import pytest
 from chat_models import byte_tokenizer, rendered
@@ -8,6 +10,7 @@ from chat_models import byte_tokenizer, rendered
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.chat_template import ChatSettings
+from seekr_cl.tasks.keys import DataWarning
 
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
@@ -84,7 +87,7 @@ def test_a_turn_of_weight_0_is_shown_and_not_learnt(tmp_path):
 @pytest.mark.parametrize("weight", [0.5, True, "0", -1])
 def test_other_weights_are_refused(weight, tmp_path):
     messages = [*turns("a"), {"role": "assistant", "content": "b", "weight": weight}]
-    with pytest.raises(DataError, match=r"row 1: message 2: 'weight' must be 0 \(not learnt\) or 1"):
+    with pytest.raises(DataError, match=r"row 1: message 2: 'weight' must be 0 \(not learned\) or 1"):
         load(tmp_path, {"messages": messages})
 
 
@@ -156,6 +159,83 @@ def test_what_the_template_is_told_comes_from_the_settings_and_over_them_from_th
     assert shown.text[slice(*shown.learnt[0])] == "b<|end|>"
     own = example(turns("a", "b"), template_kwargs={"enable_thinking": True})
     assert off.render(own)[0] == prompt
+
+
+@pytest.mark.parametrize("key", ["enable_thinkng", "reasoning_effort"])
+def test_an_option_that_the_template_does_not_read_is_refused(key):
+    close = "did you mean 'enable_thinking'" if key == "enable_thinkng" else ""
+    for one, more in (
+        (encoder(RICH, template_kwargs={key: False}), {}),
+        (encoder(RICH), {"template_kwargs": {key: False}}),
+    ):
+        with pytest.raises(DataError, match=f"^f row 2: chat_template_kwargs: '{key}' would be ignored.*{close}"):
+            one.encode(example(turns("a", "b"), **more))
+
+
+@pytest.mark.parametrize("key", ["tokenize", "add_generation_prompt", "continue_final_message", "messages"])
+def test_an_option_that_the_library_sets_is_refused(key):
+    with pytest.raises(DataError, match=f"^f row 2: chat_template_kwargs: '{key}' is set by the library"):
+        encoder(RICH).encode(example(turns("a", "b"), template_kwargs={key: True}))
+    with pytest.raises(ConfigError, match=f"chat_template_kwargs: '{key}' is set by the library"):
+        ChatSettings(template_kwargs={key: True})
+
+
+def test_named_templates_go_by_their_purpose():
+    one = encoder(RICH)
+    tokenizer, schema = one._tokenizer, ({"type": "function", "function": {"name": "weather"}},)
+    tokenizer.chat_template = {"rag": RICH, "tool_use": RICH}
+    with pytest.raises(
+        DataError, match=r"f row 2: .* variants \(rag, tool_use\) and none is named 'default'; set chat_t"
+    ):
+        Encoder(tokenizer, 1000).encode(example(turns("a", "b")))
+    assert Encoder(tokenizer, 1000).show(example(turns("a", "b"), tools=schema)).text.startswith("<|tools|>")
+    tokenizer.chat_template = {"default": PLAIN, "tool_use": RICH}
+    told = {"template_kwargs": {"enable_thinking": False}}  # one of them reads it
+    assert Encoder(tokenizer, 1000).show(example(turns("a", "b"), **told)).text == rendered(PLAIN, turns("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("{{ raise_exception('No, thanks') }}", r"refuses the messages \(No, thanks\); change them as it says"),
+        ("{{ 'a' | nofilter }}", r"is broken \(No filter named 'nofilter'.*set chat_template"),
+        ("{% for m in messages %}", "is broken .*set chat_template"),
+        ("{{ 'a' + 1 }}", r"cannot write the messages \(TypeError: .*set chat_template"),
+        ("{{ messages[0].author.name }}", r"cannot write the messages \(UndefinedError: .*leave out"),
+    ],
+)
+def test_who_is_at_fault_is_said(fault, said):
+    with pytest.raises(DataError, match=f"^f row 2: the chat template {said}"):
+        encoder(fault + PLAIN).encode(example(turns("a", "b")))
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_goes_by_the_name_that_the_template_reads(key):
+    messages = [*turns("a"), {"role": "assistant", "content": "b", key: "because"}]
+    assert learnt(RICH, messages) == ["<think>because</think>b<|end|>"]
+    assert learnt(RICH.replace("reasoning_content", "thinking"), messages) == ["<think>because</think>b<|end|>"]
+
+
+@pytest.mark.parametrize(("key", "place"), [("reasoning_content", 1), ("name", 0)])
+def test_what_a_template_does_not_write_is_said_once(key, place):
+    messages = turns("a", "b")
+    messages[place][key] = "Somewhat"
+    one = encoder(PLAIN)
+    with pytest.warns(DataWarning, match=f"^f row 2: message {place + 1}: the chat .* does not write '{key}'"):
+        one.encode(example(messages))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.encode(example([*messages, *messages]))
+
+
+@pytest.mark.parametrize("end", ["<|end|>", "<eos>"])
+@pytest.mark.parametrize("key", ["content", "reasoning_content"])
+def test_an_answer_that_holds_its_end_is_refused(end, key):
+    messages = turns("a <eos> <|end|>", "b", "c", "d")
+    assert learnt(RICH, messages) == ["b<|end|>", "<think></think>d<|end|>"]
+    messages[3][key] = f"x{end}y"
+    with pytest.raises(DataError, match=f"f row 2: message 4: '{key}' holds '{re.escape(end)}', at which an answer en"):
+        encoder(RICH).encode(example(messages))
 
 
 def test_parts_are_one_text_where_the_template_reads_texts_and_stay_parts_where_it_reads_parts():

@@ -28,7 +28,7 @@ def test_exact_border_survives_a_merge_across_it(tokenizer):
 
 def test_joint_border_moves_with_the_merge(make_tokenizer):
     tokenizer = make_tokenizer()
-    encoded = Encoder(tokenizer, 32, "joint").encode(Example("A:", "B"))
+    encoded = Encoder(tokenizer, 32, "merged").encode(Example("A:", "B"))
     merged = ids(tokenizer, ":B")
     assert len(merged) == 1
     assert encoded == Encoded([0, *ids(tokenizer, "A"), *merged, 1], 2, 0)
@@ -72,14 +72,14 @@ def test_limit_on_the_prompt(tokenizer):
     assert encoded.input_ids[3] == ids(tokenizer, "h")[0]
 
 
-@pytest.mark.parametrize("boundary", ["exact", "joint"])
+@pytest.mark.parametrize("boundary", ["separate", "merged"])
 def test_prompt_for_generation(make_tokenizer, boundary):
     tokenizer = make_tokenizer(front=True, back=True)
     encoder = Encoder(tokenizer, 10, boundary)
     assert encoder.encode_prompt(Example("abc", "ignored")) == [0, *ids(tokenizer, "abc")]
     long = encoder.encode_prompt(Example("abcdefghijklm", ""), reserve=4)
     assert len(long) == 6
-    assert long == ([0, *ids(tokenizer, "ijklm")] if boundary == "exact" else ids(tokenizer, "hijklm"))
+    assert long == ([0, *ids(tokenizer, "ijklm")] if boundary == "separate" else ids(tokenizer, "hijklm"))
     with pytest.raises(ConfigError, match="max_new_tokens"):
         encoder.encode_prompt(Example("a", ""), reserve=10)
 
@@ -120,10 +120,10 @@ def test_bad_settings(make_tokenizer):
     for bad in ({"max_length": 0}, {"max_length": 8.0}, {"max_length": 8, "max_prompt_length": True}):
         with pytest.raises(ConfigError, match="whole number"):
             Encoder(tokenizer, **bad)
-    with pytest.raises(ConfigError, match="did you mean 'exact'"):
-        Encoder(tokenizer, 8, "exakt")
+    with pytest.raises(ConfigError, match="did you mean 'merged'"):
+        Encoder(tokenizer, 8, "mergd")
     with pytest.raises(ConfigError, match="= 12 is above max_length 8"):
-        Encoder(tokenizer, 8, "joint", max_prompt_length=8, max_answer_length=4)
+        Encoder(tokenizer, 8, "merged", max_prompt_length=8, max_answer_length=4)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"set tokenizer\.eos_token"):
         Encoder(tokenizer, 8)
@@ -132,10 +132,10 @@ def test_bad_settings(make_tokenizer):
 @pytest.mark.parametrize(("room", "bos", "eos"), [(7, 1, 1), (6, 0, 1), (5, 0, 0)])
 def test_joint_drops_bos_then_eos_as_room_runs_out(make_tokenizer, room, bos, eos):
     tokenizer = make_tokenizer()
-    encoded = Encoder(tokenizer, room, "joint").encode(Example("abc", "xy"))
+    encoded = Encoder(tokenizer, room, "merged").encode(Example("abc", "xy"))
     assert encoded.input_ids == [0] * bos + ids(tokenizer, "abcxy") + [1] * eos
     assert len(encoded.input_ids) - encoded.completion_start == 3
-    over = Encoder(tokenizer, 4, "joint").encode(Example("abc", "vwxyz"))
+    over = Encoder(tokenizer, 4, "merged").encode(Example("abc", "vwxyz"))
     assert over == Encoded(ids(tokenizer, "wxyz"), 0, 4)
 
 

@@ -93,7 +93,7 @@ def test_the_optimizer_is_carried_over(base: Path, taught: Path, tmp_path: Path)
         ({"base_model_name_or_path": "x"}, "is set by the library"),
         ({"init_lora_weights": "pissa"}, "changes the base model"),
         ({"r": 4, "loftq_config": 3, "init_lora_weights": "loftq"}, "changes the base model"),
-        ({"peft_type": "p_tuning", "num_virtual_tokens": 3}, "could not go on with it"),
+        ({"peft_type": "p_tuning", "num_virtual_tokens": 3}, "could not continue it"),
         (3, "neither a PEFT type"),
     ],
 )

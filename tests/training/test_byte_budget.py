@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tinylm import config_for, constant_task, memory_tensors, reverse_task, teach
 
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.budget import task_bytes
-from seekr_cl.training.learn import InertWarning
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -60,7 +60,7 @@ def test_a_budget_below_one_sample_a_task_costs_no_training(base: Path, tmp_path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         teach(base, tmp_path, tasks, config)
-    said = [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)]
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, NoEffectWarning)]
     before, after = "is about too small for one sample of each of 2 tasks", "one sample of each of 2 tasks takes"
     assert [word for line in said for word in (before, after) if word in line] == [before, after]
     assert [len(task.samples) for task in ReplayMemory.open(tmp_path / "memory").tasks] == [1, 1]

@@ -17,7 +17,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.training import config_from
-from seekr_cl.training.learn import make_encoder
+from seekr_cl.training.fitting import make_encoder
 
 TEMPLATE = (
     "{{ mark or '' }}{% for m in messages %}{% if m.role == 'user' %}u:{% else %}a:{% endif %}{{ m.content }}+"
@@ -75,8 +75,8 @@ def test_methods_of_one_answer_learn_the_last(method: str, base: Path, tmp_path:
     teach(base, tmp_path, [conversations("q", 4), conversations("r", 4)], config)
     with pytest.raises(ConfigError, match=f"train_on: method {method} learns one answer per example"):
         config_for(method, tmp_path, train_on="all")
-    with pytest.raises(ConfigError, match="train_on: boundary: joint learns one answer"):
-        config_for("replay", tmp_path, train_on="all", boundary="joint")
+    with pytest.raises(ConfigError, match="train_on: prompt_boundary: merged learns one answer"):
+        config_for("replay", tmp_path, train_on="all", prompt_boundary="merged")
 
 
 def test_the_loss_is_the_mean_over_every_answers_tokens(base: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_inspect_shows_what_is_taught(base: Path, tmp_path: Path, capsys: pytest
     assert main(["inspect", "--model", str(only), "--task", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     tokenizer = AutoTokenizer.from_pretrained(only)
-    assert [one["read_as"] for one in found] == ["messages", "prompt, completion", "messages"]
+    assert [one["read_as"] for one in found] == ["messages", "prompt-completion", "messages"]
     first = found[0]
     assert first["text"] == tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
     assert [first["text"][begin:end] for begin, end in first["learnt"]] == ["0+=", "00+="]

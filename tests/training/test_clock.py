@@ -11,11 +11,11 @@ from killed import KillAt, Killed
 from tinylm import assert_same, config_for, constant_task, differs, reverse_task, teach, weights
 from transformers import TrainerCallback
 
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.errors import ConfigError
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 BY_UPDATES: dict[str, Any] = {"samples": 5, "batch_size": 2, "cadence": "forgetting_curve", "clock": "updates"}
 DAYS = (1, 2, 4, 7, 15, 30, 60, 90, 120)
@@ -116,7 +116,7 @@ def test_killed_and_resumed_is_never_killed(first: Path, base: Path, tmp_path: P
     assert reviews[0] == reviews[1]
     assert reviews[0][5] < reviews[0][-1], "no review came after the checkpoint that was gone on from"
     never = config_for("replay", tmp_path, replay=BY_UPDATES | {"day_steps": 100}, num_train_epochs=5)
-    with pytest.warns(InertWarning, match="replay never comes"):
+    with pytest.warns(NoEffectWarning, match="replay never comes"):
         learn(source, task, tmp_path / "none", tmp_path / "m3", never)
     assert differs(weights(tmp_path / "m1"), weights(tmp_path / "m3"))
 

@@ -73,7 +73,7 @@ WRONG: dict[str, Any] = {
     "dtype": 32,
     "trust_remote_code": "yes", "peft": 3, "quantization": 4,
     "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
-    "long_completions": True, "boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
+    "long_completions": True, "prompt_boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
     "train_on": True, "chat_template": 3, "chat_template_kwargs": "thinking", "template_date": 2024,
     "strip_thinking": "no",
@@ -128,7 +128,7 @@ OUT_OF_RANGE = [
     ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.logits_tail", "cut"),
     ("method.attention_signal", "rows"), ("method.target", "logits"),
     ("method.projection", "linear"), ("method.projection_rate", 0),
-    ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("boundary", "rough"),
+    ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("prompt_boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),
     ("dtype", "float8"), ("keep_models", "best"), ("progress", "loud"), ("long_completions", "cut"),
     ("checkpoint_every", -1),
@@ -183,7 +183,9 @@ def test_the_official_preset_is_the_official_code_whatever_the_defaults_become()
         gradient_leak=True, attention_signal="dense",
     )  # fmt: skip
     assert config.replay == ReplayConfig(ratio=0.01, cadence="official", choice="first", step="separate")
-    assert (config.order, config.padding_side, config.pad_multiple, config.boundary) == ("official", "left", 8, "joint")
+    assert (config.order, config.padding_side, config.pad_multiple, config.prompt_boundary) == (
+        "official", "left", 8, "merged",
+    )  # fmt: skip
     assert (config.loss_average, config.carry_optimizer, config.lr_scheduler_type) == (
         "micro_batches",
         True,
@@ -194,8 +196,8 @@ def test_the_official_preset_is_the_official_code_whatever_the_defaults_become()
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_the_user_sets_wins_over_the_preset(preset: str) -> None:
     mine = {
-        "boundary": "exact", "padding_side": "right", "pad_multiple": 3, "order": "shuffled", "loss_average": "tokens",
-        "carry_optimizer": False, "signal_dtype": "bfloat16", "lr_scheduler_type": "linear",
+        "prompt_boundary": "separate", "padding_side": "right", "pad_multiple": 3, "order": "shuffled",
+        "loss_average": "tokens", "carry_optimizer": False, "signal_dtype": "bfloat16", "lr_scheduler_type": "linear",
     }  # fmt: skip
     method = {"measure": "valid", "attention_eps": 0.0, "lambda2": 3.0, "head_budget": None, "gradient_leak": False}
     config = make(preset=preset, method=method, replay={"choice": "random", "cadence": "volume", "every": 3}, **mine)

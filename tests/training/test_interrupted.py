@@ -17,6 +17,7 @@ from seekr_cl.errors import ConfigError, DataError, OutputError, SeekrError, Tra
 from seekr_cl.evaluation import scoring
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods.base import Method
+from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system import stop_requests as stopping
 from seekr_cl.system.locks import hold, lock_path
@@ -24,8 +25,6 @@ from seekr_cl.system.stop_requests import Stopped
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import learn
 from seekr_cl.training.checkpoint import Checkpoints, CheckpointWarning
-
-learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 def config(folder: Path, **more: Any) -> Any:
@@ -50,14 +49,14 @@ def interrupted(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step:
 
 def ask_after(patch: pytest.MonkeyPatch, step: int) -> None:
     calls = iter(range(1, 10_000))
-    terms = Method.task_terms
+    terms = Method.new_task_loss
 
     def watched(self: Any, *args: Any) -> Any:
         if next(calls) == step:
-            patch.setattr(stopping, "_wish", 15)
+            patch.setattr(stopping, "_requested", 15)
         return terms(self, *args)
 
-    patch.setattr(Method, "task_terms", watched)
+    patch.setattr(Method, "new_task_loss", watched)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +87,8 @@ def test_an_interrupted_learning_is_not_begun_again_by_accident(
 def test_skipped_batches_are_not_computed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(base, tmp_path, monkeypatch)
     seen: list[int] = []
-    fetch = learn_module.ScheduledBatches.__getitem__
-    monkeypatch.setattr(
-        learn_module.ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1]
-    )
+    fetch = ScheduledBatches.__getitem__
+    monkeypatch.setattr(ScheduledBatches, "__getitem__", lambda self, i: (seen.append(i), fetch(self, i))[1])
     attempt(base, tmp_path)
     assert seen == list(range(4, 6))
 
@@ -154,7 +151,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(
 def test_no_number_stops_before_anything_is_replaced(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    terms, calls = Method.task_terms, iter(range(1, 100))
+    terms, calls = Method.new_task_loss, iter(range(1, 100))
 
     def broken(self: Any, *args: Any) -> Any:
         found = terms(self, *args)
@@ -164,7 +161,7 @@ def test_no_number_stops_before_anything_is_replaced(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Method, "task_terms", broken)
+        patch.setattr(Method, "new_task_loss", broken)
         with pytest.raises(TrainingError, match=rf"step 4: the {where}.* is nan; nothing was replaced"):
             attempt(base, tmp_path, resume=False)
     assert not (tmp_path / "m1").exists()
@@ -255,14 +252,14 @@ def test_an_evaluation_goes_on_at_the_task_it_had_reached(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: list[str] = []
-    score = scoring.score_task
+    evaluate = scoring.score_task
 
     def watched(engine: Any, task: Task, *rest: Any) -> Any:
         if len(scored) == 3:
             scored.append("killed")
             raise Killed
         scored.append(task.name)
-        return score(engine, task, *rest)
+        return evaluate(engine, task, *rest)
 
     monkeypatch.setattr(scoring, "score_task", watched)
     tasks = [reverse_task(), constant_task("no", "no")]

@@ -19,11 +19,11 @@ from tinylm import (
     weights,
 )
 
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.errors import ConfigError, MemoryFormatError, ModelError, OutputError, SeekrError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
-from seekr_cl.training.learn import InertWarning
 
 METHODS = ["replay", "derpp", "seekr"]
 
@@ -116,7 +116,7 @@ def warned(base: Path, folder: Path, config: Any, tasks: list[Any] | None = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         teach(base, folder, tasks or two_tasks(), config)
-    return "\n".join(str(warning.message) for warning in caught if issubclass(warning.category, InertWarning))
+    return "\n".join(str(warning.message) for warning in caught if issubclass(warning.category, NoEffectWarning))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -154,7 +154,7 @@ def test_a_memory_of_another_method(base: Path, tmp_path: Path) -> None:
         learn(place / "m1", tasks[1], place / "memory", place / "m2", config_for("derpp", tmp_path))
     assert not (place / "m2").exists()
     place = tmp_path / "derpp"
-    with pytest.warns(InertWarning, match="3 of 3 samples in the memory have no attention rows"):
+    with pytest.warns(NoEffectWarning, match="3 of 3 samples in the memory have no attention rows"):
         learnt = learn(place / "m1", tasks[1], place / "memory", place / "m2", config_for("seekr", tmp_path))
     assert any(line.get("loss_logits", 0) > 0 for line in learnt.log)
     replay = config_for("replay", tmp_path)

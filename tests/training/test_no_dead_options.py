@@ -5,7 +5,6 @@ error, the screen, how the model is loaded) and on top of which settings. Two ru
 """
 
 import dataclasses
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ import pytest
 from tinylm import config_for, constant_task, differs, memory_tensors, reverse_task, teach, weights
 from transformers import TrainingArguments
 
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.models import source as model_source
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.learn import InertWarning
-
-learn_module = sys.modules["seekr_cl.training.learn"]  # the package's own ``learn`` is the function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +116,7 @@ OWN_ROWS = {
     "max_prompt_length": Row(3, "memory"),
     "max_answer_length": Row(2, "error"),
     "long_completions": Row("skip", "error", {"max_length": 11, "max_answer_length": 4}),
-    "boundary": Row("joint", "memory", {"max_length": 9}),
+    "prompt_boundary": Row("merged", "memory", {"max_length": 9}),
     # These are of conversations; what they do is in test_chat_learning.py.
     "train_on": Row("last", "chat"),
     "chat_template": Row("FILE", "chat"),
@@ -164,7 +162,7 @@ def observe(
     shapes: list[tuple[int, ...]] = []
     loaded: list[tuple[Any, ...]] = []
     saved: list[str] = []
-    fetch, load, save = ScheduledBatches.__getitem__, learn_module.load_model, Checkpoints.save
+    fetch, load, save = ScheduledBatches.__getitem__, model_source.load_model, Checkpoints.save
 
     def watched_fetch(self: ScheduledBatches, index: int) -> dict[str, Any]:
         parts = fetch(self, index)
@@ -187,7 +185,7 @@ def observe(
     with warnings.catch_warnings(record=True) as caught, monkeypatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(ScheduledBatches, "__getitem__", watched_fetch)
-        patch.setattr(learn_module, "load_model", watched_load)
+        patch.setattr(model_source, "load_model", watched_load)
         patch.setattr(Checkpoints, "save", watched_save)
         try:
             done = teach(base, folder, tasks(), config_for(settings.pop("method"), folder, **settings))
@@ -199,7 +197,7 @@ def observe(
         "weights": {key: value.float() for key, value in weights(folder / "m2").items()},
         "memory": memory,
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
-        "warning": [str(warning.message) for warning in caught if issubclass(warning.category, InertWarning)],
+        "warning": [str(warning.message) for warning in caught if issubclass(warning.category, NoEffectWarning)],
         "screen": capsys.readouterr().err,
         "modes": sorted((path.name, path.stat().st_mode) for path in (folder / "memory").iterdir()),
     }

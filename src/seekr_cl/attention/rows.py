@@ -189,7 +189,7 @@ def add_bias(mask: object, bias: Tensor, window: int | None) -> Tensor:
         length = bias.shape[-1]
         mask = causal_rows(torch.arange(length, device=bias.device), length, window)[None, None]
     if not isinstance(mask, Tensor) or mask.dim() != 4:
-        raise ModelError("a position bias cannot be read beside this implementation's mask; use 'sdpa' or 'eager'")
+        raise ModelError("a position bias cannot be read with this implementation's mask; use 'sdpa' or 'eager'")
     return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
 
 

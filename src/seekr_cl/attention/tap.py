@@ -265,7 +265,7 @@ def read_call(
     kind = type(module).__name__
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
-        raise ModelError(f"{kind} does not know its layer's number, so its attention cannot be told from another's")
+        raise ModelError(f"{kind} does not know its layer index, so its attention cannot be attributed to a layer")
     if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ModelError(f"{kind} (layer {layer}) attends in both directions; only causal attention can be distilled")
     if key.shape[2] != query.shape[2]:

@@ -34,10 +34,10 @@ def learn_command(given: Any) -> None:
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
-        out().print(f"{learnt.cut} prompts were too long and lost their left (max_length)")
+        out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
     out().print(
-        f"learnt {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
+        f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
         f"memory in {given.memory}: generation {memory.generation}, {len(memory.samples)} samples, "
         f"{size(memory.num_bytes)}",
@@ -190,6 +190,6 @@ def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
 
 
 def _model_source(folder: Path, model: str) -> str:
-    """A model's folder, resolved like a task's; what is no folder is a name on the Hub."""
+    """A model's folder, resolved like a task's; what is not a folder is a name on the Hub."""
     place = beside(folder, model, "model")
     return str(place) if place.exists() else model

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
-from seekr_cl import ranks
 from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.evaluation import (
     Engine,
@@ -33,10 +33,9 @@ from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.tasks.keys import DataWarning
-from seekr_cl.training.fitting import DEFAULT_LENGTH, InertWarning
+from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
 
 
 def evaluate_command(given: Any) -> None:
@@ -60,16 +59,16 @@ def evaluate_command(given: Any) -> None:
         raise ConfigError(
             f"{given.model}: is an adapter, --engine vllm takes plain models; seekr export --merge it first"
         )
-    if given.engine == "vllm" and ranks.launched() > 1:
+    if given.engine == "vllm" and collectives.launched_world_size() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
-    device = ranks.join()
+    device = collectives.init_process_group()
     if not given.resume:
-        ranks.first(lambda: require_free(output))
+        collectives.on_main(lambda: require_free(output))
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
     with hold(output, "evaluation"):
         if given.resume:
-            ranks.first(lambda: remove_unfinished_inside(output))
+            collectives.on_main(lambda: remove_unfinished_inside(output))
         if tasks:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
@@ -95,9 +94,9 @@ def _score_tasks(
         ],
     }
     scored = score_into(
-        output, engine, tasks, encoder, model_id, described, settings, lambda _done: stop_here_if_asked()
+        output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
     )
-    scores, broken_off = scored.tasks, scored.broken_off
+    scores = scored.tasks
     table = Table("task", "metric", "score", "examples", "95% interval")
     for name, score in scores.items():
         low, high = score["interval"]
@@ -105,14 +104,7 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
         )
     out().print(table)
-    for name, score in scores.items():
-        if count := broken_off.get(name, {}).get("answers", 0):
-            warnings.warn(
-                f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens {score['max_new_tokens']} "
-                "and may be broken off",
-                DataWarning,
-                stacklevel=2,
-            )
+    scored.warn_of_broken_off()
 
 
 def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
@@ -125,7 +117,7 @@ def _chat(given: Any, streams: dict[str, StreamSpec]) -> Asked:
 def _score_general(given: Any, output: Path, device: torch.device) -> None:
     data = Path(given.general) if given.general else None
     if data is not None and not data.is_dir():
-        raise DataError(f"--general: {data} is no folder; name one with <benchmark>/test.json, or nothing for the Hub")
+        raise DataError(f"--general: {data} is not a folder; name one with <benchmark>/test.json, or none for the Hub")
     former = read_scores(Path(given.base) / GENERAL) if given.base and (Path(given.base) / GENERAL).is_file() else None
     if former is not None:
         require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
@@ -134,7 +126,7 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
     if base is not None:
         result = with_drift(result, base)
     content = {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result
-    ranks.first(partial(write_json, output / GENERAL, content))
+    collectives.on_main(partial(write_json, output / GENERAL, content))
     table = Table(
         "general ability", "shots", "examples", *(["base", "score", "drift"] if base else ["score"]), "± s.e."
     )
@@ -157,7 +149,7 @@ def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
     """The engine, what tells its model from others, and the model's context."""
     if given.engine == "transformers":
         model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
-        model_id = ranks.once(lambda: model_hash(model))
+        model_id = collectives.on_main_broadcast(lambda: model_hash(model))
         model.to(device)  # type: ignore[arg-type]
         engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
         return engine, model_id, context_length(model)
@@ -214,7 +206,7 @@ def _length(asked: int | None, context: int | None) -> int:
         return context or DEFAULT_LENGTH
     if context is not None and asked > context:
         warnings.warn(
-            f"--max-length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+            f"--max-length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
         )
         return context
     return asked

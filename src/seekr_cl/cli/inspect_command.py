@@ -42,7 +42,7 @@ def inspect(given: Any, config: SeekrConfig, console: Console) -> None:
     tokenizer = load_tokenizer(given.model, config.trust_remote_code)
     set_template(tokenizer, config.chat_template)
     length = min(config.max_length or DEFAULT_LENGTH, _context(given.model, config) or sys.maxsize)
-    boundary = config.boundary or "exact"
+    boundary = config.prompt_boundary or "separate"
     encoder = Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
     task = Task.load(given.task, columns=given.columns, allow_empty=given.allow_empty)
     shown = (_described(encoder, example) for example in task.train[: given.examples])

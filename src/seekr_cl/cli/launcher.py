@@ -11,14 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.system.yaml_file import read_yaml
 
 _ALONE = ("NO", "MULTI_CPU")
 """Kinds of config for which accelerate starts a single process, unless MPI does it."""
 
-_GO_ON = "what it had saved is there, go on with --resume"
+_GO_ON = "what it had saved is there, continue with --resume"
 _PATIENCE = 600
 """Seconds from a signal, or from the failure of one process, until torch kills those that are still there. Its own 30
 would do it in the middle of a long step, or while the state is saved."""
@@ -40,7 +40,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     content = read_yaml(Path(config), "compute_environment")
     processes = content.get("num_processes", 1)
     if type(processes) is not int or processes < 1:
-        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number from 1 on")
+        raise ConfigError(f"{config}: num_processes: '{processes}' must be a whole number of at least 1")
     if processes != 1 and content.get("distributed_type") in _ALONE and not content.get("mpirun_config"):
         raise ConfigError(
             f"{config}: accelerate starts one process for distributed_type: {content['distributed_type']} and not "
@@ -53,7 +53,7 @@ def launch(config: str, words: Sequence[str]) -> int:
     # It would repeat on a page what the process itself says in one line; its loggers come with its modules.
     import_module("torch.distributed.launcher.api")
     _silence("torch.distributed.elastic")
-    os.environ[ranks.LAUNCHER] = "1"
+    os.environ[collectives.LAUNCHER] = "1"
     if content.get("use_cpu") is True:
         # With DeepSpeed accelerate does not pass it on, and DeepSpeed looks for a GPU by itself.
         os.environ |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
@@ -68,7 +68,7 @@ def launch(config: str, words: Sequence[str]) -> int:
         # Neither had a chance to say so itself.
         if failure.exitcode < 0:
             print(f"error: process {process} was ended by {_signal(-failure.exitcode)}; {_GO_ON}", file=sys.stderr)
-        elif failure.exitcode == ranks.LOST:
+        elif failure.exitcode == collectives.LOST:
             print(f"error: process {process} cannot reach the others any more; {_GO_ON}", file=sys.stderr)
         return _exit_code(failure.exitcode)
     except subprocess.CalledProcessError as failed:

@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
-# What is no number is refused in ``main``, in one line.
+# What is not a number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
-_SHOWN = ("InertWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
+_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; go on with "
     "--resume. A second Ctrl-C stops at once."
@@ -42,9 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     learn = commands.add_parser("learn", help="learn one task: model and memory in, model and memory out")
     learn.add_argument("--model", required=True, help="model folder or Hub name")
     learn.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
-    learn.add_argument("--memory", required=True, help="memory folder; made if it is missing")
-    learn.add_argument("--output", required=True, help="folder for the new model; must not hold anything")
-    learn.add_argument("--resume", action="store_true", help="go on where an interrupted learning was saved")
+    learn.add_argument("--memory", required=True, help="memory folder; created if missing")
+    learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
+    learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
     _config_options(learn)
 
@@ -79,11 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
     evaluate.add_argument("--batch-size", type=int, default=16)
-    evaluate.add_argument("--max-length", type=int, help="longest prompt and answer together, in tokens")
+    evaluate.add_argument("--max-length", type=int, help="maximum tokens of prompt and answer together")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
     evaluate.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
-    evaluate.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation in --output")
+    evaluate.add_argument("--resume", action="store_true", help="resume an interrupted evaluation in --output")
     evaluate.add_argument(
         "--general", nargs="?", const="", metavar="FOLDER",
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
@@ -97,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "strip_thinking=false chat_template=FILE template_date=YYYY-MM-DD"
     )
 
-    score = commands.add_parser("score", help="score answers from a file, whoever made them")
+    score = commands.add_parser("score", help="score answers from a file, from any source")
     score.add_argument(
         "predictions",
         metavar="PREDICTIONS.jsonl",
@@ -110,13 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
-    export.add_argument("output", metavar="OUTPUT", help="folder for the model; must not hold anything")
+    export.add_argument("output", metavar="OUTPUT", help="folder for the model; must be empty or missing")
     export.add_argument("--merge", action="store_true", required=True, help="add the adapter to the base's weights")
     export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
 
     compare = commands.add_parser("compare", help="one table and plot over runs, methods and seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run")
-    compare.add_argument("--output", help="folder for comparison.png, .json, .md and .html; must not hold anything")
+    compare.add_argument("--output", help="folder for comparison.png, .json, .md and .html; must be empty or missing")
     compare.add_argument("--json", action="store_true", help="print numbers for a program")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
@@ -127,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
     _take_overrides(demo)
 
-    inspect = commands.add_parser("inspect", help="what is taught: each example's text, its learned tokens, its cuts")
+    inspect = commands.add_parser("inspect", help="what is learned: each example's text, learned tokens, truncation")
     inspect.add_argument("--model", required=True, help="model folder or Hub name; a tokenizer is enough")
     inspect.add_argument("--task", required=True, help="file, folder with train/eval/test files, or hub:owner/name")
     inspect.add_argument("-n", type=int, default=3, dest="examples", metavar="N", help="examples to show (default 3)")
@@ -140,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark = commands.add_parser("benchmark", help="benchmarks by name: list them, fetch their data")
     _benchmark_commands(benchmark.add_subparsers(dest="benchmark_command", required=True, metavar="WHAT"))
 
-    memory = commands.add_parser("memory", help="look into a memory and look after it")
+    memory = commands.add_parser("memory", help="inspect and maintain a memory")
     _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
     return parser
 
@@ -190,7 +191,7 @@ def _memory_commands(commands: Any) -> None:
 def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:
     if config_file:
         parser.add_argument("--config", help="YAML file with settings")
-    parser.add_argument("--method", help="seqft, multitask, replay, derpp or seekr")
+    parser.add_argument("--method", help=f"one of {', '.join(METHOD_NAMES)} (see seekr methods)")
     _take_overrides(parser)
 
 
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 commands.COMMANDS[given.command](given)
     except Stopped as stopped:
         if not _PROCESS:
-            print("stopped, and the state is saved; go on with the same command and --resume", file=sys.stderr)
+            print("stopped, and the state is saved; continue with the same command and --resume", file=sys.stderr)
         return stopped.code
     except SeekrError as error:
         if _may_speak(str(error)):
@@ -291,7 +292,7 @@ def _launch(config: str, words: Sequence[str]) -> int:
 
 @contextmanager
 def _one_voice() -> Iterator[None]:
-    """The first of several processes of a training speaks for all."""
+    """Only rank 0 prints."""
     if not _PROCESS:
         yield
         return
@@ -303,7 +304,7 @@ def _one_voice() -> Iterator[None]:
 def _may_speak(message: str) -> bool:
     if not _LAUNCHED:
         return True
-    from seekr_cl.ranks import report
+    from seekr_cl.distributed.collectives import report
 
     return report(message)
 
@@ -311,22 +312,22 @@ def _may_speak(message: str) -> bool:
 def _others_failed() -> bool:
     if not _LAUNCHED:
         return False
-    from seekr_cl.ranks import reported
+    from seekr_cl.distributed.collectives import reported
 
     return reported()
 
 
 def _others_lost(error: RuntimeError) -> int | None:
-    """The exit code if the others are gone without a word, killed for instance."""
+    """The exit code if the other processes are gone without a message, for instance killed."""
     if not _LAUNCHED:
         return None
-    from seekr_cl import ranks
+    from seekr_cl.distributed import collectives
 
-    if not ranks.lost(error):
+    if not collectives.lost(error):
         return None
-    if ranks.LAUNCHER not in os.environ:
-        print(f"error: process {_PROCESS}: another process is gone; go on with --resume", file=sys.stderr)
-    return ranks.LOST
+    if collectives.LAUNCHER not in os.environ:
+        print(f"error: process {_PROCESS}: another process is gone; continue with --resume", file=sys.stderr)
+    return collectives.LOST
 
 
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:

@@ -38,7 +38,7 @@ def show(given: Any) -> None:
     _say(f"model {memory.model_sha256}, tokenizer {memory.tokenizer_sha256}")
     state = current.method_state
     if state is not None:
-        _say(f"carried on beside samples: the state of {state['method']}, {size(state['bytes'])}")
+        _say(f"carried to the next task besides samples: the state of {state['method']}, {size(state['bytes'])}")
     table = Table("task", "samples", "of", "tokens", "answer positions", "heads", "layers", "queries", "bytes")
     for task, record in zip(memory.tasks, current.tasks):
         totals = task.totals
@@ -88,7 +88,7 @@ def rollback(given: Any) -> None:
     _say(f"{given.folder}: generation {one.label}, after task '{last_task(one)}', is current again")
     where = f"was written to {folder}" if folder else "lies where it was written"
     _say(f"it belongs to the model after that task: sha256 {one.content['model_sha256']}, which {where}")
-    _say("learning goes on from that model; the generations after it stay until 'seekr memory gc'")
+    _say("continue learning from that model; the generations after it stay until 'seekr memory gc'")
 
 
 def forget(given: Any) -> None:
@@ -129,7 +129,7 @@ def _forget(given: Any, what: str, wanted: traces.Wanted, folders: list[Path]) -
         f"{what}: {done.samples} samples with texts and signals removed from generations "
         f"{', '.join(done.generations)}; {size(done.freed)} deleted"
     )
-    _say("what cannot be undone here: models keep what they have learnt from it;")
+    _say("what cannot be undone here: models keep what they have learned from it;")
     if done.importance:
         _say("head importance is a sum over tasks that holds this one's statistics and cannot be taken apart;")
     if done.method_state:

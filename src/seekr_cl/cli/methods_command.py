@@ -27,7 +27,7 @@ def needs(method: type[Method]) -> dict[str, bool]:
         "memory": method.keeps and not method.generates,
         "adapters": method.adapters,
         "earlier_model": method.frozen_copy,
-        "all_tasks": method.joint,
+        "all_tasks": method.multi_task,
     }
 
 

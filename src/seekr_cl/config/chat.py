@@ -39,15 +39,15 @@ def chat_settings(config: Any, method: Any) -> ChatSettings:
     """How conversations are rendered and which turns are learnt.
 
     Args:
-        config: with ``train_on``, ``boundary`` and the fields of ``Asked``.
+        config: with ``train_on``, ``prompt_boundary`` and the fields of ``Asked``.
         method: the method's class.
 
     Raises:
         ConfigError: for a value that cannot be honoured.
     """
-    one_answer = method.last_turn_only or config.boundary == "joint"
+    one_answer = method.last_turn_only or config.prompt_boundary == "merged"
     if one_answer and config.train_on == "all":
-        who = f"method {method.name}" if method.last_turn_only else "boundary: joint"
+        who = f"method {method.name}" if method.last_turn_only else "prompt_boundary: merged"
         raise ConfigError(f"train_on: {who} learns one answer per example; set train_on: last, or remove it")
     asked = Asked(**{one.name: getattr(config, one.name) for one in fields(Asked)})
     return asked.chat(config.train_on or ("last" if one_answer else "all"))

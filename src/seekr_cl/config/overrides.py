@@ -6,6 +6,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import get_method
+from seekr_cl.renamed import RENAMED, rename_settings
 from seekr_cl.replay.config import KEEPING
 from seekr_cl.system.yaml_file import expand, parse_yaml, read_yaml
 from seekr_cl.tasks.task import check_switch
@@ -32,7 +33,7 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
     Raises:
         ConfigError: for a pair without ``=`` or a value that is not YAML.
     """
-    merged = dict(settings)
+    merged = rename_settings(settings)
     if isinstance(merged.get("method"), str):
         merged["method"] = {"name": merged["method"]}
     if method is not None:
@@ -61,6 +62,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str], metho
             place[part] = dict(inner) if isinstance(inner, Mapping) else {}
             place = place[part]
         place[last] = value
+        if key in RENAMED:
+            merged.pop(RENAMED[key][0], None)
+            merged = rename_settings(merged)
     return merged
 
 

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "official": {
-        "boundary": "joint",
+        "prompt_boundary": "merged",
         "padding_side": "left",
         "pad_multiple": 8,
         "order": "official",

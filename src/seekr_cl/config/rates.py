@@ -29,7 +29,7 @@ _LIBRARY = {
 }
 
 
-class InertWarning(UserWarning):
+class NoEffectWarning(UserWarning):
     """Something that was asked for will have no effect, or not the one that is expected."""
 
 
@@ -109,7 +109,7 @@ def warn_of_training(config: Any) -> None:
             f"{method.name}: optim is {_name(config.optim)}, its paper's is {defaults.paper_optim}, so a step does not "
             f"go along the method's gradient as there; for the paper's set optim: {defaults.paper_optim} and a "
             "learning_rate found for it, to keep AdamW set optim",
-            InertWarning,
+            NoEffectWarning,
             stacklevel=4,
         )
 
@@ -128,7 +128,7 @@ def _warn_if_far(rate: float, needed: list[float], what: str, optim: Any) -> Non
     off = f"{times:.0f} times {'less' if rate < low else 'more'} than {what} needs ({wanted})"
     warnings.warn(
         f"learning_rate: {rate:g} is {off}; it may {effect}. Remove the setting, or set learning_rate: {near:g}",
-        InertWarning,
+        NoEffectWarning,
         stacklevel=5,
     )
 
@@ -159,4 +159,4 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
     }
 
 
-__all__ = ["InertWarning", "TrainingDefaults", "adapter_rate", "record", "settle", "task_rate", "warn_of_training"]
+__all__ = ["NoEffectWarning", "TrainingDefaults", "adapter_rate", "record", "settle", "task_rate", "warn_of_training"]

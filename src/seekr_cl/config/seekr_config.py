@@ -3,13 +3,12 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
-from seekr_cl import ranks
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
@@ -17,18 +16,20 @@ from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.memory.config import MemoryConfig
 from seekr_cl.methods.config import MethodConfig, read_method
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
+from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
 from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
-    "boundary": "exact",
+    "prompt_boundary": "separate",
     "padding_side": "right",
     "pad_multiple": 1,
     "order": "shuffled",
@@ -68,11 +69,12 @@ class SeekrConfig(TrainingArguments):
             trained.
         max_length: tokens of an example; default 1024 or the model's context if that is shorter.
         max_prompt_length: tokens of a prompt.
-        max_answer_length: tokens of an answer; longer ones are refused (``joint`` cuts them).
+        max_answer_length: tokens of an answer; longer ones are refused (``merged`` truncates them).
         long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
-        boundary: ``exact`` tokenises prompt and completion apart; ``joint`` as the official code.
+        prompt_boundary: ``separate`` tokenizes prompt and completion separately; ``merged`` as one text, as the
+            official code does. ``boundary: exact`` and ``joint`` are the old names, removed in the next release.
         train_on: which assistant turns of a conversation are learnt: ``all`` or only the ``last``; default all, but the
-            last where the method or ``boundary: joint`` knows one answer per example.
+            last where the method or ``prompt_boundary: merged`` knows one answer per example.
         chat_template: a file with a chat template that takes the place of the tokenizer's own.
         chat_template_kwargs: what the chat template is told, such as ``enable_thinking: false``; a record's own
             ``chat_template_kwargs`` come on top.
@@ -119,7 +121,7 @@ class SeekrConfig(TrainingArguments):
     max_prompt_length: Annotated[int | None, Ge(1)] = None
     max_answer_length: Annotated[int | None, Ge(1)] = None
     long_completions: Literal["refuse", "skip"] = "refuse"
-    boundary: Literal["exact", "joint"] | None = None
+    prompt_boundary: Literal["separate", "merged"] | None = None
     train_on: Literal["all", "last"] | None = None
     chat_template: str | None = None
     chat_template_kwargs: Any = field(default_factory=dict)
@@ -136,8 +138,13 @@ class SeekrConfig(TrainingArguments):
     keep_models: Literal["all", "last"] = "all"
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
 
-    def __post_init__(self) -> None:
+    boundary: InitVar[Any] = None
+
+    def __post_init__(self, boundary: Any) -> None:
         self._made = False
+        if boundary is not None:
+            given = rename_settings({"boundary": boundary, "prompt_boundary": self.prompt_boundary})
+            self.prompt_boundary = given["prompt_boundary"]
         hints = typing.get_type_hints(type(self), include_extras=True)
         if isinstance(self.learning_rate, DefaultRate):
             # Of the config that this is a copy of, with another method perhaps.
@@ -171,14 +178,17 @@ class SeekrConfig(TrainingArguments):
         self.liger_kernel_config = liger_settings(self.use_liger_kernel, self.liger_kernel_config, self.use_cpu)
         if self.general is None and self.general_samples is not None:
             raise ConfigError("general_samples: would be ignored; name the data with general, or remove it")
-        if self.measure_every == 0 and self.method.kind.steers(self.method.settings):
-            raise ConfigError("measure_every: 0 switches the measurement off that method.lambda2: auto needs")
+        if self.measure_every == 0 and self.method.steers:
+            raise ConfigError(
+                f"measure_every: 0 switches the measurement off that method {self.method.name} steers a loss term by "
+                "(method.lambda2: auto); raise it, or set that weight"
+            )
         # The library's own bar and its own saving take the place of the Trainer's.
         self.disable_tqdm = True
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if ranks.launched() > 1 and not torch.cuda.is_available():
+        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
             # Without a GPU accelerate forms a group only of processes that ask for the CPU.
             self.use_cpu = True
         try:
@@ -189,9 +199,9 @@ class SeekrConfig(TrainingArguments):
         except Exception as error:  # of values that it was not made for it raises what it likes
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(f"training settings: {line}") from error
-        ranks.require_all()
+        collectives.require_all_ranks()
         warn_of_training(self)
-        if not ranks.is_first():
+        if not collectives.is_main():
             self.progress = "none"
         self._made = True
 
@@ -234,7 +244,7 @@ def _refuse_unused(
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "peft", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, "boundary", "peft", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 
@@ -253,7 +263,7 @@ def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "con
     fields = {f.name: f for f in dataclasses.fields(SeekrConfig) if f.init}
     hints = typing.get_type_hints(SeekrConfig, include_extras=True)
     values = {}
-    for key, value in settings.items():
+    for key, value in rename_settings(settings, f"{source}: ").items():
         if key in DECIDED:
             raise ConfigError(f"{source}: '{key}' would be ignored: {DECIDED[key]}; remove it")
         if key not in fields:

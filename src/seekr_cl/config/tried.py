@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, SeekrError
 
 MOST_BATCHES = 100_000_000
@@ -100,7 +100,7 @@ def try_settings(config: Any) -> frozenset[str] | None:
         raise ConfigError(
             f"optim_target_modules: would be ignored: optim: {_plain(config.optim)} trains all weights alike; remove it"
         )
-    if ranks.launched() > 1:
+    if collectives.launched_world_size() > 1:
         return None
     args = copy.copy(config)
     args.output_dir, args.max_steps = tempfile.gettempdir(), _STEPS
@@ -137,7 +137,7 @@ def refused(config: Any, key: str) -> Iterator[None]:
     except (SeekrError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each optimizer, scheduler and integration raises what it likes
-        if isinstance(error, RuntimeError) and ranks.launched() > 1:
+        if isinstance(error, RuntimeError) and collectives.launched_world_size() > 1:
             # Most likely another process is gone, which is no fault of the settings.
             raise
         line = (str(error).strip() or type(error).__name__).splitlines()[0]

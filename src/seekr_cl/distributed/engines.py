@@ -19,7 +19,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded, local, whole
 from seekr_cl.errors import ConfigError
 
@@ -51,7 +51,7 @@ def average(model: nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = ranks.total(own) / ranks.count()
+                parameter.grad = collectives.all_reduce_sum(own) / collectives.world_size()
 
 
 def _ddp(model: nn.Module) -> DistributedDataParallel | None:
@@ -69,7 +69,7 @@ def norm_of(gradients: Iterable[Tensor]) -> float:
     if not squares:
         return 0.0
     square = torch.stack(squares).sum()
-    return float((ranks.total(square) if sharded else square).sqrt())
+    return float((collectives.all_reduce_sum(square) if sharded else square).sqrt())
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if is_sharded(tensor):
             full = whole(tensor)
-            found[name] = full.cpu() if ranks.is_first() else full.new_empty(0)
+            found[name] = full.cpu() if collectives.is_main() else full.new_empty(0)
         else:
             found[name] = tensor
     return found

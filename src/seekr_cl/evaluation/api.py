@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.engines import TransformersEngine
 from seekr_cl.evaluation.metrics import get_metric
@@ -92,7 +92,7 @@ def evaluate(
         raise ConfigError("resume: needs the output folder of the evaluation to go on with")
     folder = None if output is None else Path(output)
     if folder is not None and not resume:
-        ranks.first(lambda: require_free(folder))
+        collectives.on_main(lambda: require_free(folder))
     network, tokenizer = open_model(model, processing_class, dtype, trust_remote_code, quantization)
     context = context_length(network)
     if max_length is not None and context is not None and max_length > context:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
@@ -17,7 +17,7 @@ from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
 from seekr_cl.system import reading
 from seekr_cl.system.files import write_bytes
-from seekr_cl.system.stop_requests import Stopped, stop_if_asked
+from seekr_cl.system.stop_requests import Stopped, raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.extraction import get_extraction
 from seekr_cl.tasks.keys import DataWarning
@@ -105,12 +105,12 @@ def score_task(
             raise
     if place is not None and place.world > 1:
         # Whoever was asked to stop tells the others here: they are waiting for its answers.
-        stop_if_asked()
+        raise_if_stop_requested()
         identity = _identity(engine, task, _prompts(task, encoder), place.model)
-        ranks.wait()
+        collectives.barrier()
         answers = merged(place.folder, task.slug, identity, len(task.test))
         # Nobody removes a journal that another still reads.
-        ranks.wait()
+        collectives.barrier()
     return score_answers(task, encoder, answers)
 
 
@@ -219,7 +219,7 @@ def warn_of_long_references(task: Task, encoder: Encoder) -> None:
     if count:
         warnings.warn(
             f"task '{task.name}': {count} of {len(task.test)} references are longer than max_new_tokens "
-            f"{task.max_new_tokens}, at which answers are broken off; set it to {longest} or more",
+            f"{task.max_new_tokens}, at which answers are truncated; set it to {longest} or more",
             DataWarning,
             stacklevel=2,
         )
@@ -261,7 +261,7 @@ def settings_of(engine: Engine, encoder: Encoder) -> dict[str, Any]:
     """How answers were made, as the score file records it."""
     return engine.describe() | {
         "max_length": encoder.max_length,
-        "boundary": encoder.boundary,
+        "prompt_boundary": encoder.prompt_boundary,
         "strip_thinking": encoder.chat.strip_thinking,
         "template_date": encoder.chat.date,
         "chat_template_kwargs": dict(encoder.chat.template_kwargs),

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 from seekr_cl.evaluation.generate import has_prompt
@@ -80,7 +80,7 @@ def evaluate_general(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from seekr_cl.evaluation.harness import PromptLM, QuestionLM
+        from seekr_cl.evaluation.harness import PromptLM, QueryAdapterLM
     except ImportError as error:
         raise ConfigError(
             "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
@@ -92,13 +92,13 @@ def evaluate_general(
     model.eval()
     tasks = {}
     try:
-        kind = QuestionLM if getattr(model, "by_question", False) else PromptLM if has_prompt(model) else HFLM
+        kind = QueryAdapterLM if getattr(model, "query_conditioned", False) else PromptLM if has_prompt(model) else HFLM
         # Virtual tokens of prompts take their part of the context.
         wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context_length(model))
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.
         manager = TaskManager(include_defaults=data is None)
         # Not shares of a benchmark: the harness draws shots as it goes, so a share's would be others.
-        for name in names[ranks.own() :: ranks.count()]:
+        for name in names[collectives.rank() :: collectives.world_size()]:
             shots = configs[name].shots
             try:
                 with _alone():
@@ -124,7 +124,7 @@ def evaluate_general(
             tasks[name] = _score(results, configs[name].metric) | {"shots": shots}
     finally:
         model.train(training)
-    found = {name: task for of_process in ranks.of_all(tasks) for name, task in of_process.items()}
+    found = {name: task for of_process in collectives.all_gather_object(tasks) for name, task in of_process.items()}
     tasks = {name: found[name] for name in names}
     return {
         "harness": f"lm-evaluation-harness {lm_eval.__version__}",

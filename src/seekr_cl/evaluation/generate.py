@@ -144,7 +144,7 @@ def _continue(
 def has_prompt(model: Any) -> bool:
     """Whether the same virtual tokens, learnt by PEFT, stand before every sequence."""
     kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-    return "PROMPT_TUNING" in kinds and not getattr(model, "by_question", False)
+    return "PROMPT_TUNING" in kinds and not getattr(model, "query_conditioned", False)
 
 
 def after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's model for what chooses its adapters by the question, and for prompts.
+"""lm-evaluation-harness's model for what chooses its adapters by the query, and for prompts.
 
 Shapes: B batch, L padded length, V vocabulary.
 """
@@ -17,7 +17,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 """Texts, tokens of the context, tokens of what may follow it."""
 
 
-class QuestionLM(HFLM):
+class QueryAdapterLM(HFLM):
     """Tells the model which tokens of a text are the question: the context, shots and all, without what may follow it.
 
     The harness hands context and continuation to a model as one text, padded with zeros that nothing marks.
@@ -45,15 +45,15 @@ class QuestionLM(HFLM):
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of a batch of the requests at hand."""
-        real_BL, question_BL = torch.zeros_like(inps), torch.zeros_like(inps)
+        real_BL, query_BL = torch.zeros_like(inps), torch.zeros_like(inps)
         for row, (_, context, continuation) in enumerate(self._asked):
             text = (context + continuation)[-(self.max_length + 1) :][:-1]
             if inps[row, : len(text)].tolist() != text:
                 raise ValueError("the harness made another batch of its requests; use the version that is pinned")
             real_BL[row, : len(text)] = 1
-            question_BL[row, : len(text) - len(continuation) + 1] = 1
+            query_BL[row, : len(text) - len(continuation) + 1] = 1
         with torch.no_grad():
-            logits = self.model(input_ids=inps, attention_mask=real_BL, question_mask=question_BL).logits
+            logits = self.model(input_ids=inps, attention_mask=real_BL, query_mask=query_BL).logits
         return logits[:, -inps.shape[1] :]
 
 

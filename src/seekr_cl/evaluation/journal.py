@@ -22,7 +22,7 @@ from seekr_cl.system.removal import remove_file
 
 _START = 4096
 
-_ADVICE = "the answers so far are kept, mend it and go on with --resume"
+_ADVICE = "the answers so far are kept; fix it and continue with --resume"
 
 
 def shard(lengths: Sequence[int], rank: int, world: int) -> list[int]:
@@ -71,7 +71,7 @@ class Journal:
         try:
             make_private(folder)
             if os.path.lexists(self._path) and not is_journal(self._path):
-                raise OutputError(f"{self._path}: is no journal of answers; move it elsewhere")
+                raise OutputError(f"{self._path}: is not a journal of answers; move it elsewhere")
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)

@@ -123,7 +123,7 @@ class ScoreMatrix:
         if not fits or len(rows) > (1 if matrix.joint else len(matrix.tasks)):
             raise DataError(f"{source}: rows, scores and tasks do not fit each other; run the stream again")
         if not all(map(math.isfinite, numbers)):
-            raise DataError(f"{source}: holds a score that is no finite number; run the stream again")
+            raise DataError(f"{source}: holds a score that is not a finite number; run the stream again")
         return matrix
 
     @classmethod

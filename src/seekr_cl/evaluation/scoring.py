@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,17 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.evaluation.engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.models.whole import require_known, token_rows
+from seekr_cl.renamed import as_named_now
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import is_regular, remove_file
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
+from seekr_cl.tasks.keys import DataWarning
 
 SCORES = "scores.json"
 PARTIAL = "partial.json"
@@ -55,10 +58,21 @@ class Scored:
         """As the files hold it."""
         return {"tasks": self.tasks, "broken_off": self.broken_off}
 
+    def warn_of_broken_off(self) -> None:
+        """Says of which tasks answers may have been broken off."""
+        for name, score in self.tasks.items():
+            if count := self.broken_off.get(name, {}).get("answers", 0):
+                warnings.warn(
+                    f"task '{name}': {count} of {score['examples']} answers fill max_new_tokens "
+                    f"{score['max_new_tokens']} and may be broken off",
+                    DataWarning,
+                    stacklevel=3,
+                )
+
 
 def scoring_hash(task: Task) -> str:
     """A hash of what a task is scored on: prompts, accepted answers, the longest answer."""
-    texts = [[one.prompt, one.completion, one.references, one.messages] for one in task.test]
+    texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
     content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -95,9 +109,9 @@ def score_tasks(
         score = score_task(engine, task, encoder, on_batch, place)
         scored.add(task, score)
         if place is not None:
-            ranks.first(partial(_write, place.folder, score, note))
+            collectives.on_main(partial(_write, place.folder, score, note))
         fault_point("run.task_evaluated")
-        stop_if_asked()
+        raise_if_stop_requested()
 
 
 def check_prompts(engine: Engine, tasks: Sequence[Task], encoder: Encoder) -> None:
@@ -146,8 +160,8 @@ def score_into(
         "tests": {task.name: {"metric": task.metric, "sha256": scoring_hash(task)} for task in tasks},
         "evaluation": settings_of(engine, encoder) | dict(settings or {}),
     }
-    scored = Scored(**ranks.once(lambda: begun(output, identity)))
-    place = Place(output, model_id, ranks.own(), ranks.count())
+    scored = Scored(**collectives.on_main_broadcast(lambda: begun(output, identity)))
+    place = Place(output, model_id, collectives.rank(), collectives.world_size())
     score_tasks(
         engine,
         tasks,
@@ -164,7 +178,7 @@ def score_into(
         write_json(output / SCORES, content)
         remove_file(output / PARTIAL, is_regular)
 
-    ranks.first(finish)
+    collectives.on_main(finish)
     return scored
 
 
@@ -184,7 +198,7 @@ def begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     content = read_scores(former)
     scores = content.get("tasks", {})
     tests = {name: {"metric": one["metric"], "sha256": one["sha256"]} for name, one in scores.items()}
-    settings = dict(content.get("evaluation", {}))
+    settings = dict(as_named_now(content.get("evaluation", {})))
     settings.pop("prompts_cut", None)
     now = identity["evaluation"]
     differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]

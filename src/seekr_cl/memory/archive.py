@@ -163,7 +163,7 @@ def _members(file: IO[bytes], archive: Path) -> dict[str, tuple[int, int]]:
             raise MemoryFormatError(f"{archive}: not an exported memory ({error}); export it again") from error
         name, size = info.name, info.size
         if info.type != tarfile.REGTYPE:
-            raise MemoryFormatError(f"{archive}: {name!r} is no plain file; refused")
+            raise MemoryFormatError(f"{archive}: {name!r} is not a plain file; refused")
         inner = _GENERATION.fullmatch(name)
         plain_name(inner[1] if inner else name, archive)
         if name in found or (not found and name != MANIFEST):

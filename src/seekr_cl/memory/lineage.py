@@ -252,7 +252,7 @@ class Lineage:
         return [path for path in found if path.is_file() and not path.is_symlink()]
 
     def _is_foreign(self, path: Path) -> bool:
-        """Whether something stands there that is no leftover, so that it may not be written over."""
+        """Whether something stands there that is not a leftover, so that it may not be written over."""
         return os.path.lexists(path) and path not in self.leftovers()
 
     @staticmethod

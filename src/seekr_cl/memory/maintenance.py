@@ -150,7 +150,7 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
         )
     if len(found) > 1:
         labels = ", ".join(one.label for one in found)
-        raise ConfigError(f"--to: {to!r} was learnt in {labels}; name one of these")
+        raise ConfigError(f"--to: {to!r} was learned in {labels}; name one of these")
     target = found[0]
     for _, load in _parts(lineage.folder, target, lineage.folder / GENERATIONS / target.record["file"], full=False):
         load()

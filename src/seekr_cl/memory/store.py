@@ -227,7 +227,7 @@ class ReplayMemory:
         if any(task.teacher is not None for task in self.tasks):
             raise MemoryFormatError(
                 f"{self.path / MANIFEST}: its signals are asked of adapters on the base model, which a merged model is "
-                "not; go on with the adapter, or begin a new memory"
+                "not; continue with the adapter, or begin a new memory"
             )
 
     @named()

@@ -1,6 +1,6 @@
 """Continual-learning methods: the contract, the registry, and one file a method."""
 
-from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper
+from seekr_cl.methods.base import Context, Layout, LossTerm, Method, Paper, TaskResult
 from seekr_cl.methods.config import MethodConfig
 from seekr_cl.methods.registry import METHODS, get_method, register_method
 
@@ -12,6 +12,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Paper",
+    "TaskResult",
     "get_method",
     "register_method",
 ]

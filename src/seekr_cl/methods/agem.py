@@ -1,20 +1,20 @@
 """A-GEM: a step that would raise the mean loss of old samples loses the part that does."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.memory import TaskSamples
 from seekr_cl.methods.base import Paper
 from seekr_cl.methods.common.gradients import inner, put_gradients, step_gradients
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.training_defaults import PLAIN_DESCENT
+from seekr_cl.settings import Ge, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AGEMSettings:
+@dataclass(frozen=True, kw_only=True)
+class AGEMSettings(Settings):
     """Settings of A-GEM.
 
     Attributes:
@@ -22,11 +22,7 @@ class AGEMSettings:
             in the official code. Each step passes over them forward and backward.
     """
 
-    reference_samples: int = 256
-
-    def __post_init__(self) -> None:
-        if self.reference_samples < 1:
-            raise ConfigError(f"method.reference_samples: {self.reference_samples} must be at least 1")
+    reference_samples: Annotated[int, Ge(1)] = 256
 
 
 class AGEM(ReferenceMethod):
@@ -40,13 +36,6 @@ class AGEM(ReferenceMethod):
     paper = Paper("Efficient Lifelong Learning with A-GEM", "Chaudhry et al., 2019", "https://arxiv.org/abs/1812.00420")
     Settings = AGEMSettings
     training_defaults = PLAIN_DESCENT
-
-    @classmethod
-    def overhead(cls, settings: AGEMSettings, scale: Scale) -> Overhead:
-        """One gradient, and a pass over the drawn samples in every step."""
-        counts = [min(sum(scale.kept[:number]), settings.reference_samples) for number in range(scale.number)]
-        passes = sum(steps * count for steps, count in zip(scale.steps, counts))
-        return Overhead(device=FLOAT * scale.weights if counts[-1] else 0, passes=passes)
 
     def before_step(self, model: nn.Module) -> None:
         """Projects the step's gradient where it points against the reference."""

@@ -1,7 +1,7 @@
 """What a continual-learning method is: the terms it adds to a step and what it does at a task's ends.
 
-A new method is one file in this folder: a ``Method`` subclass with its paper and its settings, imported in
-``methods/__init__.py``. ``docs/adding_a_method.md`` walks through one.
+A new method is one file: a ``Method`` subclass with its paper and its settings, and a line in ``methods/registry.py``;
+or a file of your own, named as ``package.module:Class``. ``docs/adding_a_method.md`` walks through one.
 
 Shapes: B batch, L padded length, V vocabulary.
 """
@@ -9,15 +9,15 @@ Shapes: B batch, L padded length, V vocabulary.
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.positions import counts_from_the_edge, positions
@@ -26,7 +26,12 @@ from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
 
 Batch = dict[str, Any]
-Carried = tuple[Mapping[str, Tensor], dict[str, Any]]
+State = tuple[Mapping[str, Tensor], dict[str, Any]]
+"""Tensors by name, and JSON."""
+MemoryUse = Literal["none", "kept", "replayed"]
+WeightAccess = Literal["none", "whole", "sharded"]
+_MAY_SEE_WEIGHTS = ("before_step", "after_step", "finished_model")
+"""Hooks in which a method may work on weights or gradients themselves, so that it has to say whether it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +53,36 @@ class LossTerm:
         count: how many things ``value`` is a mean of, such as answer tokens; ``None``: the batch's samples. Where
             several processes share a batch, it makes their values one mean.
         of_weights: whether it is a penalty on the weights, the same in all processes whatever their batches.
+        grad_norm_share: share of all terms' gradient norms that the trainer steers the weight to, from the first
+            measurement on (``measure_every``); the method's Settings say so beforehand with a property ``steers``.
     """
 
     value: Tensor
     weight: float = 1.0
     count: Tensor | int | None = None
     of_weights: bool = False
+    grad_norm_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What a method leaves of a task it has learned.
+
+    Attributes:
+        task: what the memory keeps, with this model's signals as teacher.
+        importance: head importance to write into the memory; ``None``: it stays as it was.
+        next_state: what the next task needs of this one beside samples, kept by the memory; the next task's method
+            finds it in ``context.previous_state``.
+    """
+
+    task: MemoryTask
+    importance: HeadImportance | None = None
+    next_state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How samples of different lengths become one rectangle.
+    """How samples of different lengths are padded into one batch.
 
     Attributes:
         pad_id: token in the padding.
@@ -91,8 +115,8 @@ class Context:
         warn: for sentences the user should read.
         signal_dtype: precision in which a teacher's signals are kept, a key of ``quantise.DTYPES``.
         tokenizer: of the model, for a method that writes or reads text.
-        examples: the new task's training examples.
-        carried: what ``carry_on`` gave after the last task, or ``None``: tensors, and JSON.
+        examples: what is trained on of the new task, after ``new_examples``; a batch's ``example_B`` are places in it.
+        previous_state: the ``next_state`` of the last task's result, or ``None``: tensors, and JSON.
         task: the new task's name.
     """
 
@@ -104,7 +128,7 @@ class Context:
     signal_dtype: str = "float32"
     tokenizer: PreTrainedTokenizerBase | None = None
     examples: Sequence[Encoded] = ()
-    carried: Carried | None = None
+    previous_state: State | None = None
     task: str = ""
 
 
@@ -119,36 +143,36 @@ class Method(ABC):
     Attributes:
         name: what the config and the command line call it.
         paper: its source.
-        Settings: dataclass of its settings; an unknown key is refused.
-        replays: whether batches of old samples come back on a schedule.
-        replay_runs_model: whether a replayed sample goes through the model, which takes time.
-        keeps: whether the memory keeps samples of each task; whoever replays keeps.
+        Settings: group of its settings; an unknown key is refused.
+        memory: what of each task it has the memory hold: ``none``; samples that are ``kept``; samples that are kept
+            and ``replayed`` in batches on a schedule.
+        weight_access: how it works on single weights and gradients, which an engine may hold in pieces: ``none``, on
+            loss terms alone; they must be ``whole``; ``sharded`` ones (FSDP2) will do.
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
         last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
-        joint: whether it needs all tasks at once (the multi-task upper bound).
+        multi_task: whether it needs all tasks at once (the upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
-        carries_weights: whether what ``carry_on`` gives depends on the weights, so that it has to see them whole.
-        knows_shards: whether what it does with single weights and gradients also goes for sharded ones (FSDP2).
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
         training_defaults: the same for learning rate, scheduler and optimizer.
+        keeps: whether ``memory`` is not ``none``; read only.
+        replays: whether ``memory`` is ``replayed``; read only.
     """
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
     Settings: ClassVar[type] = NoSettings
-    replays: ClassVar[bool] = False
-    replay_runs_model: ClassVar[bool] = True
-    keeps: ClassVar[bool] = False
+    memory: ClassVar[MemoryUse] = "none"
+    weight_access: ClassVar[WeightAccess] = "none"
     adapters: ClassVar[bool] = False
     frozen_copy: ClassVar[bool] = False
     last_turn_only: ClassVar[bool] = False
-    joint: ClassVar[bool] = False
+    multi_task: ClassVar[bool] = False
     generates: ClassVar[bool] = False
-    carries_weights: ClassVar[bool] = True
-    knows_shards: ClassVar[bool] = False
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
     training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
+    keeps: ClassVar[bool] = False
+    replays: ClassVar[bool] = False
 
     def __init__(self, settings: Any, context: Context) -> None:
         self.settings = settings
@@ -156,18 +180,26 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.keeps = cls.keeps or cls.replays
+        for flag, known in (("memory", get_args(MemoryUse)), ("weight_access", get_args(WeightAccess))):
+            if getattr(cls, flag) not in known:
+                raise ConfigError(f"{cls.__qualname__}.{flag}: {getattr(cls, flag)!r}; choose from {', '.join(known)}")
+        if derived := {"keeps", "replays"} & vars(cls).keys():
+            raise ConfigError(
+                f"{cls.__qualname__}.{min(derived)}: follows from memory; set memory = 'kept' or 'replayed'"
+            )
+        declared = any("weight_access" in vars(base) for base in cls.__mro__ if base is not Method)
+        for hook in _MAY_SEE_WEIGHTS:
+            if not declared and getattr(cls, hook) is not getattr(Method, hook):
+                raise ConfigError(
+                    f"{cls.__qualname__}.{hook}: may work on weights or gradients; set weight_access = 'whole' if it "
+                    "does, 'sharded' if it knows FSDP2's shards too, 'none' if it does not"
+                )
+        cls.keeps, cls.replays = cls.memory != "none", cls.memory == "replayed"
 
     @classmethod
-    def num_replayed(cls, settings: Any, kept: Sequence[int], examples: int) -> int:
-        """How many samples one round of replay has while a task is learnt, for ``seekr plan``.
-
-        Args:
-            settings: the method's.
-            kept: samples kept of each old task.
-            examples: of the new task.
-        """
-        return sum(kept)
+    def goes_on_from(cls, model: Any) -> bool:
+        """Whether a method with ``adapters`` takes a model that comes with those it has, being such as it writes."""
+        return False
 
     @classmethod
     def virtual_tokens(cls, settings: Any, model: PreTrainedModel, tasks: int) -> int:
@@ -180,63 +212,47 @@ class Method(ABC):
         """
         return 0
 
-    @classmethod
-    def overhead(cls, settings: Any, scale: Scale) -> Overhead:
-        """What the method needs beside model, optimizer and samples, for ``seekr plan``.
+    def new_examples(self, examples: Sequence[Encoded]) -> Sequence[Encoded]:
+        """What is trained on in place of the new task's examples, the first that is asked once the model is loaded.
+
+        A method may rewrite them, leave some out or add others, or look at them to weigh or label them: a batch of new
+        examples says in ``example_B`` which they are. What the memory keeps stays the task's own. Called again when a
+        task is resumed, so the same must come of it: from ``context.seed`` and the model before the task.
 
         Args:
-            settings: the method's.
-            scale: what that grows with.
+            examples: of one task; a ``multi_task`` method is asked once for each.
         """
-        return Overhead()
+        return examples
 
-    @classmethod
-    def steers(cls, settings: Any) -> bool:
-        """Whether a term's weight follows the measured gradient norms (``measure_every``)."""
-        return False
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+        """What is replayed while this task is learnt, given what the memory holds; called before ``before_task``.
 
-    @classmethod
-    def goes_on_from(cls, model: Any) -> bool:
-        """Whether a method with ``adapters`` takes a model that comes with those it has, being such as it writes."""
-        return False
-
-    @property
-    def importance(self) -> HeadImportance | None:
-        """Head importance to write into the memory."""
-        return self.context.importance
+        What lacks a signal is refused now, not hours in; there may be a hundred thousand samples on a disk, and
+        ``task.totals`` counts their signals without reading any. A method may put samples of its own in their place,
+        such as the model writes. Called again when a task is resumed, so the same must come of it: from
+        ``context.seed`` and the model before the task. Of what is only ``kept``, nothing is replayed.
+        """
+        return tasks
 
     def before_task(self, samples: list[ReplaySample]) -> None:
         """Called before training with the samples of the new task that will be kept."""
 
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
-        """Called before training with what the memory holds: what lacks a signal is named now, not hours in.
-
-        There may be a hundred thousand samples on a disk; ``task.totals`` counts their signals without reading any.
-        """
-
-    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
-        """What is replayed while this task is learnt, given what the memory holds; called before ``before_task``.
-
-        A method may put its own in their place, such as samples that the model writes. Called again when a task is
-        resumed, so the same must come of it: from ``context.seed`` and the model before the task.
-        """
-        return tasks
-
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Loss terms of a batch of new examples (eq. 1); ``task`` must be among them.
 
         Args:
             model: the model, possibly wrapped for distributed training.
-            batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L].
+            batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L]; ``example_B``, places of the examples in
+                ``context.examples``.
         """
         labels_BL = batch["labels"]
         return {"task": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""
         return {}
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Loss terms of a batch of old samples."""
         raise TypeError(f"method {self.name} does not replay")
 
@@ -248,36 +264,30 @@ class Method(ABC):
         """
 
     def after_step(self, model: nn.Module) -> None:
-        """Called after the optimizer has changed the weights; the gradients are still there."""
+        """Called after the optimizer has changed the weights; the gradients are still there.
 
-    def own_step(self) -> None:
-        """Called after ``after_step``, for a step of what the method trains beside the model."""
-
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Called after training; returns what the memory keeps of the task, with this model's signals as teacher."""
-        return MemoryTask(name, samples)
-
-    def carry_on(self) -> Carried | None:
-        """What the next task needs of this one beside samples, asked for after ``after_task``: tensors, and JSON.
-
-        The memory keeps it; the next task's method finds it in ``context.carried``. ``None`` if there is nothing.
+        A method without ``weight_access`` may take a step here of what it trains beside the model.
         """
-        return None
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What was gathered in ``before_task`` or ``after_task`` and is needed later: tensors, and JSON.
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Called after training; returns what is left of the task, with this model's signals as teacher.
+
+        Args:
+            name: of the task; general data has a name of its own, and is not ``context.task``.
+            samples: of it that are kept.
+        """
+        return TaskResult(MemoryTask(name, samples))
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was gathered in the calls so far and is needed later: tensors, and JSON.
 
         Saved with every checkpoint, so that a task can go on in another process. A method that keeps nothing between
         its calls has nothing to add.
         """
         return {}, {}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave, in place of the calls that have been made already."""
-
-    def share_target(self) -> tuple[str, float] | None:
-        """Term whose weight is to be steered and the share of the gradient norm it should have, if any."""
-        return None
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave, in place of the calls that have been made already."""
 
     def finished_model(self) -> PreTrainedModel:
         """The model as it is written: plain, with whatever was attached to it merged or removed. Asked for last."""
@@ -290,9 +300,9 @@ class Method(ABC):
 def forward(model: Any, batch: Batch) -> Tensor:
     """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
     ids_BL, mask_BL, more = batch["input_ids"], batch["attention_mask"], {}
-    # A model that chooses its adapters by the question is told which tokens these are: those without a label.
-    if getattr(getattr(model, "module", model), "by_question", False) and "labels" in batch:
-        more["question_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    # A model that chooses its adapters by the query is told which tokens these are: those without a label.
+    if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
+        more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     # Without padding on the left, all models count alike.
     if not mask_BL[:, 0].all() and counts_from_the_edge(model):
         more["position_ids"] = positions(mask_BL)
@@ -302,5 +312,5 @@ def forward(model: Any, batch: Batch) -> Tensor:
 
 
 def task_generator(seed: int) -> torch.Generator:
-    """A generator of a method's own, so that its draws disturb no other and no other disturbs them."""
+    """A random generator that is independent of the global one."""
     return torch.Generator().manual_seed(seed)

@@ -26,6 +26,11 @@ class MethodConfig:
         """What the method is called in YAML and on the command line."""
         return self.kind.name
 
+    @property
+    def steers(self) -> bool:
+        """Whether a term's weight follows the measured gradient norms, as a property of that name of Settings says."""
+        return bool(getattr(self.settings, "steers", False))
+
 
 def read_method(value: Any, preset: Mapping[str, Any]) -> MethodConfig:
     """The method that was asked for.

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
@@ -37,34 +37,35 @@ class DERpp(Method):
         "https://arxiv.org/abs/2004.07211",
     )
     Settings = LogitSettings
-    replays = True
+    memory = "replayed"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         require_adapter(context, settings)
         self.teacher = StoredTeacher(context.layout)
 
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Every sample needs logits, or its task a teacher."""
         require_all_logits(tasks)
         self.teacher = make_teacher(self.context, self.settings, tasks)
+        return tasks
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """The stored logits of the batch, or what adapters are asked."""
         return self.teacher.collate(picked, padded)
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
         answer = self.teacher.answer(batch)
         return label_and_logit_terms(forward(model, batch), batch, answer.logits, self.settings)
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Stores this model's answer-position logits with the samples, or what its adapter is now."""
         teacher = kept_adapter(self.context, self.settings)
         if teacher is not None:
-            return MemoryTask(name, samples, teacher=teacher)
+            return TaskResult(MemoryTask(name, samples, teacher=teacher))
         context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample = samples[place]
             with torch.no_grad():
                 logits_NV = answer_logits(
@@ -73,4 +74,4 @@ class DERpp(Method):
             if counts:
                 signal = take_logits(logits_NV, sample, self.settings, context.signal_dtype)
                 kept[place] = replace(sample, signals={"logits": signal})
-        return MemoryTask(name, collect_samples(kept, len(samples)))
+        return TaskResult(MemoryTask(name, collect_samples(kept, len(samples))))

@@ -5,29 +5,29 @@ Shapes: A answer positions of a sample, V vocabulary, B batch, L padded length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, forward, task_generator
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.settings import Ge, Hint, Settings
 from seekr_cl.tasks.collate import collate
 
 _POSITIONS = LogitSettings()
 DISTANCES = ("mean", "sum")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DERppMSESettings:
+@dataclass(frozen=True, kw_only=True)
+class DERppMSESettings(Settings):
     """Settings of DER++ with the paper's own distance.
 
     Attributes:
@@ -38,16 +38,9 @@ class DERppMSESettings:
             under ``mean`` the distance pulls that much less; the log's ``share_logits`` shows it.
     """
 
-    alpha: float = 0.5
-    beta: float = 0.5
-    distance: str = "mean"
-
-    def __post_init__(self) -> None:
-        for key in ("alpha", "beta"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"method.{key}: {getattr(self, key)} is negative; 0 switches the term off")
-        if self.distance not in DISTANCES:
-            raise ConfigError(f"method.distance: '{self.distance}' is unknown; choose from {', '.join(DISTANCES)}")
+    alpha: Annotated[float, Ge(0), Hint("0 switches the term off")] = 0.5
+    beta: Annotated[float, Ge(0), Hint("0 switches the term off")] = 0.5
+    distance: Literal["mean", "sum"] = "mean"
 
 
 class DERppMSE(Method):
@@ -65,7 +58,8 @@ class DERppMSE(Method):
     name = "derpp_mse"
     paper = DERpp.paper
     Settings = DERppMSESettings
-    replays = True
+    memory = "replayed"
+    weight_access = "none"
     replay_defaults: ClassVar = {"every": 1, "step": "joint"}
     settings: DERppMSESettings
 
@@ -80,15 +74,8 @@ class DERppMSE(Method):
         self._seen: dict[int, Tensor] = {}
         self._drawn: dict[int, tuple[float, Tensor]] = {}
 
-    @classmethod
-    def overhead(cls, settings: DERppMSESettings, scale: Scale) -> Overhead:
-        """The second draw goes through the model too, and the new task's logits are held while it is learnt."""
-        vocabulary = scale.build().get_output_embeddings().weight.shape[0]
-        held = FLOAT * vocabulary * scale.answer * scale.kept[-1]
-        return Overhead(ram=held, passes=scale.replayed if settings.alpha and settings.beta else 0)
-
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
-        """Every sample needs logits, not probabilities."""
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+        """What the memory holds, noted for the second draw; every sample needs logits, not probabilities."""
         for task in tasks:
             signal = task.samples[0].logits if len(task.samples) else None
             if len(task.samples) and (signal is None or signal.logits_AV is None):
@@ -96,9 +83,6 @@ class DERppMSE(Method):
                     f"memory: the samples of '{task.name}' have no teacher logits of {self.name} (they were kept by "
                     "another method); use that method again or begin a new memory"
                 )
-
-    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
-        """What the memory holds, noted for the second draw."""
         self._old = TaskSamples(tasks)
         return tasks
 
@@ -110,7 +94,7 @@ class DERppMSE(Method):
 
     # A step ---------------------------------------------------------------------------------------------------
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; what the model says of samples that are kept is looked at."""
         logits_BLV, labels_BL = forward(model, batch), batch["labels"]
         if not batch.get("filler", False):
@@ -122,7 +106,7 @@ class DERppMSE(Method):
                     self._seen[place] = logits_BLV[row, position_A.to(ids_L.device)].detach().cpu()
         return {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
 
-    def own_step(self) -> None:
+    def after_step(self, model: nn.Module) -> None:
         """Keeps what was seen where its number is the highest so far: each step that saw a sample is as likely."""
         self._steps += 1
         for place, logits_AV in self._seen.items():
@@ -132,7 +116,7 @@ class DERppMSE(Method):
                 self._drawn[place] = number, logits_AV.float()
         self._seen = {}
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Logits of the first draw, and the second draw."""
         layout = self.context.layout
         kept = [(one.logits, layout.offset(len(one.ids_L), padded)) for _, one in picked if one.logits is not None]
@@ -153,7 +137,7 @@ class DERppMSE(Method):
             self._partners = dict(zip(keys, order))
         return self._old[self._partners[task.name, sample.sample_id]][1]
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The distance from the first draw's logits and the second draw's labels."""
         terms: dict[str, LossTerm] = {}
         if self.settings.alpha:
@@ -173,11 +157,11 @@ class DERppMSE(Method):
 
     # The end of a task ----------------------------------------------------------------------------------------
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Puts the logits that were drawn beside the samples; those that no step saw are asked for now."""
         drawn = self._all_drawn() if name == self.context.task else {}
         context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample = samples[place]
             first, position_A = first_position(sample), logit_positions(sample, _POSITIONS)
             # Which are missing is the same in all processes, but not at the same turn: a sharded model's passes are.
@@ -190,20 +174,22 @@ class DERppMSE(Method):
             if counts:
                 signal = LogitSignal.of_logits(position_A, logits_AV, context.signal_dtype)
                 kept[place] = replace(sample, signals={"logits": signal})
-        return MemoryTask(name, collect_samples(kept, len(samples)))
+        return TaskResult(MemoryTask(name, collect_samples(kept, len(samples))))
 
     def _all_drawn(self) -> dict[int, tuple[float, Tensor]]:
         """By place what has the highest number in any process, the same in all of them."""
         found: dict[int, tuple[float, Tensor]] = {}
-        numbers = ranks.of_all({str(place): number for place, (number, _) in self._drawn.items()})
-        tensors = ranks.tensors_of_all({str(place): logits_AV for place, (_, logits_AV) in self._drawn.items()})
+        numbers = collectives.all_gather_object({str(place): number for place, (number, _) in self._drawn.items()})
+        tensors = collectives.all_gather_tensors(
+            {str(place): logits_AV for place, (_, logits_AV) in self._drawn.items()}
+        )
         for own, logits in zip(numbers, tensors, strict=True):
             for place, number in own.items():
                 if int(place) not in found or number > found[int(place)][0]:
                     found[int(place)] = number, logits[place]
         return found
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was drawn so far and which samples it is about."""
         drawn = self._all_drawn()
         tensors = {f"drawn/{place}": logits_AV for place, (_, logits_AV) in drawn.items()}
@@ -212,8 +198,8 @@ class DERppMSE(Method):
         numbers = {str(place): number for place, (number, _) in drawn.items()}
         return tensors, {"steps": self._steps, "numbers": numbers, "starts": starts}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
         kept = []
         for number, (start, learnt) in enumerate(content["starts"]):
             spans = None if learnt is None else tuple((begin, end) for begin, end in learnt)

@@ -1,15 +1,14 @@
 """EWC: weights that mattered to old tasks are held near where these left them; no sample is kept."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from seekr_cl.distributed.dtensor import local
-from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, State, TaskResult, task_generator
 from seekr_cl.methods.common.gradients import (
     across,
     check_names,
@@ -20,12 +19,12 @@ from seekr_cl.methods.common.gradients import (
     sampled_loss,
     trained,
 )
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EWCSettings:
+@dataclass(frozen=True, kw_only=True)
+class EWCSettings(Settings):
     """Settings of EWC.
 
     Attributes:
@@ -38,24 +37,11 @@ class EWCSettings:
             defined; ``data`` takes the data's (the empirical one, which most codes compute).
     """
 
-    strength: float = 400.0
-    form: str = "full"
-    decay: float | None = None
-    fisher_samples: int = 256
-    fisher_labels: str = "model"
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ConfigError(f"method.strength: {self.strength} is negative; 0 is plain fine-tuning")
-        if self.fisher_samples < 1:
-            raise ConfigError(f"method.fisher_samples: {self.fisher_samples} must be at least 1")
-        for key, known in (("form", ("full", "online")), ("fisher_labels", ("model", "data"))):
-            if getattr(self, key) not in known:
-                raise ConfigError(f"method.{key}: '{getattr(self, key)}' is unknown; choose from {', '.join(known)}")
-        if self.decay is not None and self.form != "online":
-            raise ConfigError("method.decay: would be ignored; set method.form: online, or remove it")
-        if self.decay is not None and not 0 <= self.decay <= 1:
-            raise ConfigError(f"method.decay: {self.decay} must lie between 0 and 1")
+    strength: Annotated[float, Ge(0), Hint("0 is plain fine-tuning")] = 400.0
+    form: Literal["full", "online"] = "full"
+    decay: Annotated[float | None, Ge(0), Le(1)] = setting(None, needs={"form": "online"})
+    fisher_samples: Annotated[int, Ge(1)] = 256
+    fisher_labels: Literal["model", "data"] = "model"
 
 
 class EWC(Method):
@@ -78,33 +64,24 @@ class EWC(Method):
         "https://arxiv.org/abs/1612.00796",
     )
     Settings = EWCSettings
-    knows_shards = True
+    weight_access = "sharded"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._fisher: dict[str, Tensor] = {}
         self._anchor: dict[str, Tensor] = {}
         self._rest = 0.0
-        if context.carried is not None:
-            tensors, content = context.carried
+        if context.previous_state is not None:
+            tensors, content = context.previous_state
             for kind, place in (("fisher/", self._fisher), ("anchor/", self._anchor)):
                 place |= {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
                 check_names(context.model, place, self.name)
             self._rest = float(content["rest"])
-        self._next: Carried | None = None
 
-    @classmethod
-    def overhead(cls, settings: EWCSettings, scale: Scale) -> Overhead:
-        """Two numbers a trained weight, and the examples of the Fisher information."""
-        state = 2 * FLOAT * scale.weights
-        held = state if scale.later else 0
-        passes = sum(min(settings.fisher_samples, count) for count in scale.examples)
-        return Overhead(device=held, ram=held, carried=state, passes=passes)
-
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""
         if not self._fisher:
-            return super().task_terms(model, batch)
+            return super().new_task_loss(model, batch)
         weights = trained(self.context.model)
         self._fisher, self._anchor = placed(self._fisher, weights), placed(self._anchor, weights)
         pulls = [
@@ -112,11 +89,11 @@ class EWC(Method):
             for name, weight in weights.items()
         ]
         penalty = across(torch.stack(pulls).sum(), weights) + self._rest
-        terms = super().task_terms(model, batch)
+        terms = super().new_task_loss(model, batch)
         return terms | {"penalty": LossTerm(penalty, self.settings.strength / 2, of_weights=True)}
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Measures the Fisher information at the weights that the task ended with."""
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Measures the Fisher information at the weights that the task ended with, which are the next anchor."""
         settings, weights = self.settings, trained(self.context.model)
         labels = sampled_loss(task_generator(self.context.seed)) if settings.fisher_labels == "model" else None
         examples = drawn(self.context, settings.fisher_samples)
@@ -129,10 +106,10 @@ class EWC(Method):
                 # The loss is a mean over the answer, its sum's gradient so many times as large.
                 fresh[weight] += gradient.float().square() * (count**2 / sum(tokens))
         self._fisher, self._anchor = placed(self._fisher, weights), placed(self._anchor, weights)
-        self._next = self._merged(fresh, {name: weight.detach().float() for name, weight in weights.items()})
-        return super().after_task(name, samples)
+        now = {name: weight.detach().float() for name, weight in weights.items()}
+        return TaskResult(MemoryTask(name, samples), next_state=self._merged(fresh, now))
 
-    def _merged(self, fresh: dict[str, Tensor], now: dict[str, Tensor]) -> Carried:
+    def _merged(self, fresh: dict[str, Tensor], now: dict[str, Tensor]) -> State:
         """The old tasks' quadratic with the new one's added."""
         tensors: dict[str, Tensor] = {}
         rest = self._rest
@@ -152,7 +129,3 @@ class EWC(Method):
                 rest += float(across(local(old * share * (now[name] - anchor).square()).sum(), fresh))
             tensors |= {f"fisher/{name}": total, f"anchor/{name}": middle.clone()}
         return tensors, {"rest": rest}
-
-    def carry_on(self) -> Carried | None:
-        """Information and anchor of every trained weight."""
-        return self._next

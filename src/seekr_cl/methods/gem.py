@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import local
-from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Paper
 from seekr_cl.methods.common.gradients import across, put_gradients, step_gradients
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.training_defaults import PLAIN_DESCENT
+from seekr_cl.settings import Ge, Hint, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GEMSettings:
+@dataclass(frozen=True, kw_only=True)
+class GEMSettings(Settings):
     """Settings of GEM.
 
     Attributes:
@@ -27,17 +27,9 @@ class GEMSettings:
             them by default, as in the paper.
     """
 
-    margin: float = 0.5
-    margin_form: str = "added"
-    reference_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.margin < 0:
-            raise ConfigError(f"method.margin: {self.margin} is negative; 0 is the projection alone")
-        if self.margin_form not in ("added", "bound"):
-            raise ConfigError(f"method.margin_form: '{self.margin_form}' is unknown; choose from added, bound")
-        if self.reference_samples is not None and self.reference_samples < 1:
-            raise ConfigError(f"method.reference_samples: {self.reference_samples} must be at least 1, or unset")
+    margin: Annotated[float, Ge(0), Hint("0 is the projection alone")] = 0.5
+    margin_form: Literal["added", "bound"] = "added"
+    reference_samples: Annotated[int | None, Ge(1), Hint("null takes all of them")] = None
 
 
 class GEM(ReferenceMethod):
@@ -59,14 +51,6 @@ class GEM(ReferenceMethod):
     Settings = GEMSettings
     training_defaults = PLAIN_DESCENT
 
-    @classmethod
-    def overhead(cls, settings: GEMSettings, scale: Scale) -> Overhead:
-        """A gradient of every old task, and a pass over its samples in every step."""
-        counts = [min(kept, settings.reference_samples or kept) for kept in scale.kept]
-        gradients = sum(map(bool, counts[:-1]))
-        passes = sum(steps * sum(counts[:number]) for number, steps in enumerate(scale.steps))
-        return Overhead(device=gradients * FLOAT * scale.weights, passes=passes)
-
     def before_step(self, model: nn.Module) -> None:
         """Replaces the step's gradient where it points against an old task's."""
         if self.old:
@@ -77,7 +61,7 @@ class GEM(ReferenceMethod):
                 references.append(self.reference([task.samples[place] for place in places]))
             gradient = step_gradients(model)
             gram_KK = gram([*references, gradient])
-            # A gradient that is no number is the Trainer's to refuse.
+            # A gradient that is not a number is the Trainer's to refuse.
             if bool(gram_KK.isfinite().all()) and bool((gram_KK[-1, :-1] < 0).any()):
                 factors = dual_solution(gram_KK, self.settings.margin, self.settings.margin_form)
                 for factor, reference in zip(factors.tolist(), references):

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.settings import Ge, Hint, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ICaRLSettings:
+@dataclass(frozen=True, kw_only=True)
+class ICaRLSettings(Settings):
     """Settings of iCaRL; which exemplars are kept is ``replay.choice``, by default its herding.
 
     Attributes:
@@ -25,13 +24,9 @@ class ICaRLSettings:
         exemplar_labels: train on the exemplars' own labels too, which algorithm 3 does not.
     """
 
-    distillation: float = 1.0
+    distillation: Annotated[float, Ge(0), Hint("0 is replay of herded exemplars")] = 1.0
     new_examples: bool = True
     exemplar_labels: bool = False
-
-    def __post_init__(self) -> None:
-        if self.distillation < 0:
-            raise ConfigError(f"method.distillation: {self.distillation} is negative; 0 is replay of herded exemplars")
 
 
 class ICaRL(Method):
@@ -54,7 +49,7 @@ class ICaRL(Method):
         "https://arxiv.org/abs/1611.07725",
     )
     Settings = ICaRLSettings
-    replays = True
+    memory = "replayed"
     frozen_copy = True
     replay_defaults: ClassVar = {"choice": "herding"}
 
@@ -62,26 +57,19 @@ class ICaRL(Method):
         super().__init__(settings, context)
         self._teacher: nn.Module | None = None
 
-    @classmethod
-    def overhead(cls, settings: ICaRLSettings, scale: Scale) -> Overhead:
-        """From the first task with exemplars behind it: a copy of the trained weights and its forward passes."""
-        if not (settings.distillation and any(scale.kept[:-1])):
-            return Overhead()
-        new = sum(scale.trained[1:]) if settings.new_examples else 0
-        return Overhead(device=scale.width * scale.weights, passes=scale.forward * (new + scale.replayed))
-
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Holds the model before the task, if there is anything old in it to keep."""
         if self.settings.distillation and any(task.totals.samples for task in tasks):
             self._teacher = frozen_copy(self.context.model)
+        return tasks
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels of the new examples, and from the second task on the earlier model's outputs on them."""
         if self._teacher is None or not self.settings.new_examples:
-            return super().task_terms(model, batch)
+            return super().new_task_loss(model, batch)
         return self._terms(model, batch, self._teacher, "task", "distil_new")
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The earlier model's outputs on the exemplars, and their labels where asked for or where there is no model."""
         if self._teacher is None:
             return {

@@ -4,7 +4,7 @@ Shapes: B batch, L padded length, D the model's width, M prompts in the pool, N 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from peft import PromptTuningConfig
 from transformers import PreTrainedModel
@@ -12,15 +12,15 @@ from transformers import PreTrainedModel
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.lora import attach, name_base
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
-from seekr_cl.models.query_adapters import question_of
+from seekr_cl.models.query_adapters import query_mask_of
+from seekr_cl.settings import Ge, Hint, OneOf, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class L2PSettings:
+@dataclass(frozen=True, kw_only=True)
+class L2PSettings(Settings):
     """Settings of L2P; the numbers are the paper's for Split CIFAR-100 (section 5.1); its code picks 4 prompts, not 5.
 
     Attributes:
@@ -32,22 +32,16 @@ class L2PSettings:
             models, or of the frozen model's last ``hidden`` states, which is the paper's q(x) and costs a forward pass.
     """
 
-    pool_size: int = 10
-    prompt_length: int = 5
-    top: int = 5
-    pull: float = 0.5
-    query: str = "embeddings"
+    pool_size: Annotated[int, Ge(1)] = 10
+    prompt_length: Annotated[int, Ge(1)] = 5
+    top: Annotated[int, Ge(1)] = 5
+    pull: Annotated[float, Ge(0), Hint("0 leaves the keys where they began")] = 0.5
+    query: Annotated[str, OneOf(QUERIES)] = "embeddings"
 
-    def __post_init__(self) -> None:
-        for key in ("pool_size", "prompt_length", "top"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"method.{key}: {getattr(self, key)} must be at least 1")
+    def check(self) -> None:
+        """A question picks each prompt once."""
         if self.top > self.pool_size:
             raise ConfigError(f"method.top: {self.top} is more than the pool holds; at most {self.pool_size}")
-        if self.pull < 0:
-            raise ConfigError(f"method.pull: {self.pull} is negative; 0 leaves the keys where they began")
-        if self.query not in QUERIES:
-            raise ConfigError(f"method.query: '{self.query}' is unknown; choose {' or '.join(QUERIES)}")
 
 
 class L2P(Method):
@@ -68,6 +62,7 @@ class L2P(Method):
     )
     last_turn_only = True
     adapters = True
+    weight_access = "whole"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
@@ -107,26 +102,17 @@ class L2P(Method):
         )
 
     @classmethod
-    def overhead(cls, settings: L2PSettings, scale: Scale) -> Overhead:
-        """The pool with its keys, the room that picked prompts take, and the pass that asks for hidden states."""
-        held = FLOAT * scale.hidden * settings.pool_size * (settings.prompt_length + 1)
-        virtual = settings.top * settings.prompt_length
-        asked = scale.forward if settings.query == "hidden" else 0.0
-        passes = sum(scale.trained) * (virtual / scale.tokens + asked)
-        return Overhead(device=held, written=held, virtual=virtual, passes=passes)
-
-    @classmethod
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with a pool of prompts."""
         return isinstance(model, PromptPoolModel)
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss behind the picked prompts, and the distance of their keys."""
         ids_BL, labels_BL = batch["input_ids"], batch["labels"]
         out = model(
             input_ids=ids_BL,
             attention_mask=batch["attention_mask"],
-            question_mask=question_of(batch),
+            query_mask=query_mask_of(batch),
             use_cache=False,
         )
         logits_BLV = out.logits[:, -ids_BL.shape[1] :]

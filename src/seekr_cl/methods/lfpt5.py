@@ -5,16 +5,16 @@ Shapes: B batch, L padded length.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
@@ -24,10 +24,10 @@ from seekr_cl.methods.common.logit_distillation import (
     pad_logits,
     take_logits,
 )
-from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.onpolicy_replay import written_state, written_tasks
 from seekr_cl.models.context import context_length
+from seekr_cl.settings import Ge, Gt, Hint, Lt, Settings
 from seekr_cl.tasks import Encoded, collate
 from seekr_cl.tasks.collate import IGNORE
 
@@ -35,8 +35,8 @@ TRIES = 3
 """Texts written for each pseudo-sample that is wanted: some have no answer in them or no end."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LFPT5Settings:
+@dataclass(frozen=True, kw_only=True)
+class LFPT5Settings(Settings):
     """Settings of LFPT5; without ``consistency`` it is LAMOL.
 
     Attributes:
@@ -50,22 +50,15 @@ class LFPT5Settings:
         separator: stands between prompt and answer in such a text (LAMOL's answer token).
     """
 
-    lm_weight: float = 0.25
-    pseudo_ratio: float = 0.2
-    consistency: float = 0.01
-    top_k: int = 64
+    lm_weight: Annotated[float, Gt(0), Hint("at 0 the model never learns to write")] = 0.25
+    pseudo_ratio: Annotated[float, Ge(0), Hint("0 writes nothing")] = 0.2
+    consistency: Annotated[float, Ge(0), Lt(1), Hint("0 is LAMOL")] = 0.01
+    top_k: Annotated[int, Ge(0), Hint("0 draws from all tokens")] = 64
     prefix: str = "[{task}] "
     separator: str = " [answer] "
 
-    def __post_init__(self) -> None:
-        if self.lm_weight <= 0:
-            raise ConfigError(f"method.lm_weight: {self.lm_weight} must be above 0, or the model never learns to write")
-        if self.pseudo_ratio < 0:
-            raise ConfigError(f"method.pseudo_ratio: {self.pseudo_ratio} is negative; 0 writes nothing")
-        if not 0 <= self.consistency < 1:
-            raise ConfigError(f"method.consistency: {self.consistency} must be at least 0 (LAMOL) and below 1")
-        if self.top_k < 0:
-            raise ConfigError(f"method.top_k: {self.top_k} is negative; 0 draws from all tokens")
+    def check(self) -> None:
+        """Texts of different tasks differ, and an answer can be found in each."""
         if "{task}" not in self.prefix:
             raise ConfigError(f"method.prefix: '{self.prefix}' must have {{task}} in it, to tell the tasks apart")
         if not self.separator:
@@ -91,43 +84,20 @@ class LFPT5(Method):
     )
     Settings = LFPT5Settings
     last_turn_only = True
-    replays = True
+    memory = "replayed"
     generates = True
-    carries_weights = False
     replay_defaults: ClassVar = {"ratio": 0.0}
     settings: LFPT5Settings
 
     def __init__(self, settings: LFPT5Settings, context: Context) -> None:
         super().__init__(settings, context)
-        self._known: dict[str, int] = dict(context.carried[1]["tasks"]) if context.carried else {}
+        self._known: dict[str, int] = dict(context.previous_state[1]["tasks"]) if context.previous_state else {}
         self._logits = LogitSettings(logits_top_k=None)
         self._written: list[MemoryTask] | None = None
 
-    @classmethod
-    def num_replayed(cls, settings: LFPT5Settings, kept: Sequence[int], examples: int) -> int:
-        """If enough of what the model writes can be read."""
-        return sum(kept) + (round(settings.pseudo_ratio * examples) if kept else 0)
-
-    @classmethod
-    def overhead(cls, settings: LFPT5Settings, scale: Scale) -> Overhead:
-        """A pass more over every text, the texts written, as long as examples, and their outputs over the vocabulary.
-
-        The prefix and the separator in a text are left out: nobody has said into how many tokens they go.
-        """
-        later = range(1, scale.number)
-        replayed = [cls.num_replayed(settings, scale.kept[:n], scale.examples[n]) for n in later]
-        texts = TRIES * sum(cls.num_replayed(settings, [0], scale.examples[n]) for n in later)
-        asked = sum(replayed) if settings.consistency else 0
-        return Overhead(
-            ram=replayed[-1] * scale.outputs if asked else 0,
-            passes=sum(scale.trained) + scale.replayed + scale.forward * asked,
-            texts=texts,
-            positions=texts * scale.tokens,
-        )
-
     # One step -------------------------------------------------------------------------------------------------
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss, and the loss on the same examples as texts to be written."""
         rows = zip(batch["input_ids"], batch["attention_mask"].bool(), batch["labels"])
         parts = [(ids_L[real_L], label_L[real_L] != IGNORE) for ids_L, real_L, label_L in rows]
@@ -135,11 +105,11 @@ class LFPT5(Method):
             self._text(self.context.task, ids_N[: int(learnt_N.float().argmax())], ids_N[learnt_N])
             for ids_N, learnt_N in parts
         ]
-        terms = super().task_terms(model, batch)
+        terms = super().new_task_loss(model, batch)
         terms["task"].weight = 1 - self.settings.consistency
         return terms | {"lm": self._lm_term(model, self._pad(texts), batch["input_ids"].device)}
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """The samples as texts to be written, and the earlier model's outputs on them."""
         texts = [self._text(task.name, *_parts(sample)) for task, sample in picked]
         extras: Batch = {"lm": self._pad(texts)}
@@ -147,7 +117,7 @@ class LFPT5(Method):
             extras["logits"] = pad_logits([sample for _, sample in picked], self.context.layout, padded)
         return extras
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Answer, whole text, and the earlier model's outputs on the answer."""
         logits_BLV = forward(model, batch)
         labels_BL, rest = batch["labels"], 1 - self.settings.consistency
@@ -155,7 +125,7 @@ class LFPT5(Method):
         if self.settings.consistency:
             divergence, positions = distil_logits(logits_BLV, batch["logits"], self._logits), batch["logits"]["real"]
             # Of the whole batch, whose mean the term becomes where several processes share it.
-            count = ranks.total(positions.sum() * (not batch.get("filler", False)))
+            count = collectives.all_reduce_sum(positions.sum() * (not batch.get("filler", False)))
             terms["consistency"] = LossTerm(divergence, self.settings.consistency * float(count), positions.sum())
         return terms | {"lm_old": self._lm_term(model, batch["lm"], batch["input_ids"].device)}
 
@@ -190,7 +160,7 @@ class LFPT5(Method):
 
     # One task's ends ------------------------------------------------------------------------------------------
 
-    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """What the model writes of each old task, and what was kept of it."""
         if self._written is None:
             unknown = [task.name for task in tasks if task.name not in self._known]
@@ -248,24 +218,21 @@ class LFPT5(Method):
         signal = take_logits(logits_NV, sample, self._logits, self.context.signal_dtype)
         return replace(sample, signals={"logits": signal})
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Notes that the model can write this task now; it does not know the general data that comes before."""
         if name == self.context.task:
             extra = len(self._ids(self.settings.separator))
             self._known[name] = extra + max(len(example.input_ids) for example in self.context.examples)
-        return super().after_task(name, samples)
+        # Each task's longest sample, by the names under which they are written.
+        return TaskResult(MemoryTask(name, samples), next_state=({}, {"tasks": self._known}))
 
-    def carry_on(self) -> Carried:
-        """Each task's longest sample, by the names under which they are written."""
-        return {}, {"tasks": self._known}
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was written, so that a task that goes on need not write it again."""
         tensors, content = written_state(self._written)
         return tensors, content | {"known": self._known}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
         self._written = written_tasks(tensors, content)
         self._known = dict(content["known"])
 

@@ -1,21 +1,20 @@
 """LwF: on the new task's own data, the model's outputs stay near those of the model as it was before the task."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.costs import Overhead, Scale
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.settings import Ge, Gt, Hint, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LwFSettings:
+@dataclass(frozen=True, kw_only=True)
+class LwFSettings(Settings):
     """Settings of LwF.
 
     Attributes:
@@ -23,14 +22,8 @@ class LwFSettings:
         temperature: T of eq. 4, by which both sides' logits are divided; the paper's 2.
     """
 
-    strength: float = 1.0
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ConfigError(f"method.strength: {self.strength} is negative; 0 is plain fine-tuning")
-        if self.temperature <= 0:
-            raise ConfigError(f"method.temperature: {self.temperature} must be above 0")
+    strength: Annotated[float, Ge(0), Hint("0 is plain fine-tuning")] = 1.0
+    temperature: Annotated[float, Gt(0)] = 2.0
 
 
 class LwF(Method):
@@ -53,12 +46,7 @@ class LwF(Method):
         super().__init__(settings, context)
         self._teacher: nn.Module | None = frozen_copy(context.model)
 
-    @classmethod
-    def overhead(cls, settings: LwFSettings, scale: Scale) -> Overhead:
-        """A copy of the trained weights, and its forward pass over every example."""
-        return Overhead(device=scale.width * scale.weights, passes=scale.forward * sum(scale.trained))
-
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""
         logits_BLV = forward(model, batch)
         with torch.no_grad(), _autocast(logits_BLV.device.type):

@@ -8,4 +8,4 @@ class MultiTask(Method):
 
     name = "multitask"
     paper = Paper("Multitask Learning", "Caruana, 1997", "https://doi.org/10.1023/A:1007379606734")
-    joint = True
+    multi_task = True

@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import joined, like, local
-from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Carried, Context, Method, Paper
+from seekr_cl.methods.base import Context, Method, Paper, TaskResult
 from seekr_cl.methods.common.gradients import (
     across,
     check_names,
@@ -21,16 +20,16 @@ from seekr_cl.methods.common.gradients import (
     step_gradients,
     trained,
 )
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.training_defaults import PLAIN_DESCENT
+from seekr_cl.settings import Ge, Settings
 from seekr_cl.tasks.collate import IGNORE
 
 DEPENDENT = 1e-4
 """A direction of which the kept ones leave less than this part is in their span, up to rounding."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OGDSettings:
+@dataclass(frozen=True, kw_only=True)
+class OGDSettings(Settings):
     """Settings of OGD.
 
     Attributes:
@@ -41,14 +40,8 @@ class OGDSettings:
             answer's tokens.
     """
 
-    directions: int = 200
-    logits: str = "ground_truth"
-
-    def __post_init__(self) -> None:
-        if self.directions < 1:
-            raise ConfigError(f"method.directions: {self.directions} must be at least 1")
-        if self.logits not in LOGITS:
-            raise ConfigError(f"method.logits: '{self.logits}' is unknown; choose from {', '.join(LOGITS)}")
+    directions: Annotated[int, Ge(1)] = 200
+    logits: Literal["ground_truth", "average"] = "ground_truth"
 
 
 class OGD(Method):
@@ -66,23 +59,14 @@ class OGD(Method):
     )
     Settings = OGDSettings
     training_defaults = PLAIN_DESCENT
-    knows_shards = True
+    weight_access = "sharded"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._basis: dict[str, Tensor] = {}
-        if context.carried is not None:
-            self._basis = dict(context.carried[0])
+        if context.previous_state is not None:
+            self._basis = dict(context.previous_state[0])
             check_names(context.model, {name: tensor[0] for name, tensor in self._basis.items()}, self.name)
-        self._next: Carried | None = None
-
-    @classmethod
-    def overhead(cls, settings: OGDSettings, scale: Scale) -> Overhead:
-        """As many directions as examples they come from; those that lie in the others' span are left out."""
-        counts = [min(settings.directions, count) for count in scale.examples]
-        one = FLOAT * scale.weights
-        held = sum(counts[:-1]) * one
-        return Overhead(device=held, ram=held, carried=sum(counts) * one, passes=sum(counts))
 
     def before_step(self, model: nn.Module) -> None:
         """Takes the old tasks' directions out of the gradient."""
@@ -98,8 +82,8 @@ class OGD(Method):
                 self._basis[name] = local(like(basis, weights[name], lead=1))
         return weights
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Adds directions of the task at the weights that it ended with, by Gram-Schmidt."""
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Adds directions of the task at the weights that it ended with, by Gram-Schmidt; [K, ...] of every weight."""
         examples = drawn(self.context, self.settings.directions)
         weights = self._place()
         old = len(next(iter(self._basis.values()))) if self._basis else 0
@@ -121,14 +105,11 @@ class OGD(Method):
                 for weight, part in direction.items():
                     basis[weight][count] = local(part) / left
                 count += 1
+        state = None
         if count:
             kept = {weight: joined(tensor[:count].clone(), weights[weight], lead=1) for weight, tensor in basis.items()}
-            self._next = kept, {"directions": count}
-        return super().after_task(name, samples)
-
-    def carry_on(self) -> Carried | None:
-        """The directions [K, ...] of every trained weight, orthonormal over all weights together."""
-        return self._next
+            state = kept, {"directions": count}
+        return TaskResult(MemoryTask(name, samples), next_state=state)
 
 
 def without_span(gradient: dict[str, Tensor], basis: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,21 +1,22 @@
 """O-LoRA: each task gets a low-rank adapter in a subspace orthogonal to those of the earlier tasks."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.errors import ConfigError, MemoryFormatError
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
-from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, lora_layers, merged
-from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.errors import MemoryFormatError
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
+from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_layers, merged
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
+from seekr_cl.settings import Ge, Hint
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class OLoraSettings(AdapterSettings):
     """Settings of O-LoRA; the defaults are those of the paper's T5 and LLaMA experiments.
 
@@ -26,17 +27,9 @@ class OLoraSettings(AdapterSettings):
         orthogonality: ``squared`` entries of A_i A_t^T (eq. 8), or ``absolute`` ones as in the official code.
     """
 
-    lambda1: float = 0.5
-    lambda2: float = 0.0
-    orthogonality: str = "squared"
-
-    def __post_init__(self) -> None:
-        AdapterSettings.__post_init__(self)
-        for key in ("lambda1", "lambda2"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"method.{key}: {getattr(self, key)} is negative; 0 switches the term off")
-        if self.orthogonality not in ("squared", "absolute"):
-            raise ConfigError(f"method.orthogonality: '{self.orthogonality}' is unknown; choose squared or absolute")
+    lambda1: Annotated[float, Ge(0), Hint("0 switches the term off")] = 0.5
+    lambda2: Annotated[float, Ge(0), Hint("0 switches the term off")] = 0.0
+    orthogonality: Literal["squared", "absolute"] = "squared"
 
 
 class OLora(Method):
@@ -60,14 +53,17 @@ class OLora(Method):
         reason="official code, scripts_llama/order_1.sh (T5: 1e-3 for all tasks)",
     )
     adapters = True
+    weight_access = "whole"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         context.model = attach(context.model, settings.lora(), context.seed)
         self._down = {name: cast(Tensor, layer.lora_A[ADAPTER].weight) for name, layer in lora_layers(context.model)}
         self._earlier: dict[str, Tensor] = {}
-        if context.carried is not None:
-            self._earlier = {name: tensor.to(context.model.device) for name, tensor in context.carried[0].items()}
+        if context.previous_state is not None:
+            self._earlier = {
+                name: tensor.to(context.model.device) for name, tensor in context.previous_state[0].items()
+            }
             now = {name: down.shape[1] for name, down in self._down.items()}
             if now != {name: tensor.shape[1] for name, tensor in self._earlier.items()}:
                 raise MemoryFormatError(
@@ -75,16 +71,9 @@ class OLora(Method):
                     "method.targets as it was, or begin a new memory"
                 )
 
-    @classmethod
-    def overhead(cls, settings: OLoraSettings, scale: Scale) -> Overhead:
-        """The adapter, and the down-projections of those before it."""
-        adapter, down, _ = lora_bytes(scale.build, settings)
-        earlier = (scale.number - 1) * down
-        return Overhead(device=adapter + earlier, ram=earlier, carried=scale.number * down)
-
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss, the orthogonality to earlier subspaces and the new adapter's norm."""
-        terms = super().task_terms(model, batch)
+        terms = super().new_task_loss(model, batch)
         if self._earlier:
             size = Tensor.square if self.settings.orthogonality == "squared" else Tensor.abs
             overlaps = [size(self._earlier[name] @ down.float().mT).sum() for name, down in self._down.items()]
@@ -95,10 +84,11 @@ class OLora(Method):
             terms["norm"] = LossTerm(norm, self.settings.lambda2, of_weights=True)
         return terms
 
-    def carry_on(self) -> Carried | None:
-        """The subspaces of all tasks so far: by layer [tasks * rank, inputs]."""
-        fresh = {name: down.detach().float() for name, down in self._down.items()}
-        return {name: torch.cat([self._earlier[name], a]) if self._earlier else a for name, a in fresh.items()}, {}
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Leaves the subspaces of all tasks so far: by layer [tasks * rank, inputs]."""
+        fresh = {layer: down.detach().float() for layer, down in self._down.items()}
+        subspaces = {layer: torch.cat([self._earlier[layer], a]) if self._earlier else a for layer, a in fresh.items()}
+        return TaskResult(MemoryTask(name, samples), next_state=(subspaces, {}))
 
     def finished_model(self) -> PreTrainedModel:
         """The model with the task's adapter merged."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory import MemoryTask, ReplaySample
@@ -15,8 +14,8 @@ from seekr_cl.memory.sample_codec import pack, unpack
 from seekr_cl.methods.base import Context, Paper
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.logit_distillation import answer_logits
-from seekr_cl.methods.costs import Overhead, Scale, written_positions
 from seekr_cl.methods.replay import Replay
+from seekr_cl.settings import Ge, Gt, Hint, Le, Settings
 from seekr_cl.tasks.chat_reading import AnswerReader
 from seekr_cl.tasks.chat_rendering import Renderer
 from seekr_cl.tasks.chat_template import ChatSettings
@@ -26,8 +25,8 @@ ROOM = 2
 """An answer may be this many times as long as the longest reference of its task before it is broken off."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OnPolicySettings:
+@dataclass(frozen=True, kw_only=True)
+class OnPolicySettings(Settings):
     """Settings of on-policy replay.
 
     Attributes:
@@ -38,17 +37,9 @@ class OnPolicySettings:
         temperature: of the answers; the official code's 0.1. 0 takes the likeliest token each time.
     """
 
-    scorer: str = "metric"
-    keep: float = 0.5
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.scorer not in SCORERS:
-            raise ConfigError(f"method.scorer: '{self.scorer}' is unknown; choose from {', '.join(SCORERS)}")
-        if not 0 < self.keep <= 1:
-            raise ConfigError(f"method.keep: {self.keep} must lie above 0 and at most at 1 (1 replays every answer)")
-        if self.temperature < 0:
-            raise ConfigError(f"method.temperature: {self.temperature} is negative; 0 takes the likeliest token")
+    scorer: Literal["metric", "confidence"] = "metric"
+    keep: Annotated[float, Gt(0), Le(1), Hint("1 replays every answer")] = 0.5
+    temperature: Annotated[float, Ge(0), Hint("0 takes the likeliest token")] = 0.1
 
 
 class OnPolicyReplay(Replay):
@@ -69,21 +60,7 @@ class OnPolicyReplay(Replay):
         self._answered: list[MemoryTask] | None = None
         self._reader: AnswerReader | None = None
 
-    @classmethod
-    def num_replayed(cls, settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
-        """If the model ends enough of its answers."""
-        return sum(_count(settings.keep, asked) for asked in kept)
-
-    @classmethod
-    def overhead(cls, settings: OnPolicySettings, scale: Scale) -> Overhead:
-        """Before each task an answer to every kept prompt; confidence takes a pass forward over each."""
-        texts = sum(sum(scale.kept[:number]) for number in range(scale.number))
-        prompt = scale.tokens - scale.answer
-        positions = texts * written_positions(scale, prompt, ROOM * scale.answer)
-        judged = positions + texts if settings.scorer == "confidence" and positions else 0
-        return Overhead(passes=scale.forward * judged / scale.tokens, texts=texts, positions=positions)
-
-    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Each old task with the model's best answers in place of the references."""
         if self._answered is None:
             self._answered = [self._answer(number, task) for number, task in enumerate(tasks)]
@@ -117,7 +94,7 @@ class OnPolicyReplay(Replay):
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")
             return task
-        count = _count(self.settings.keep, len(asked))
+        count = best_count(self.settings.keep, len(asked))
         # Stable: of equal scores the earlier sample stays.
         best = sorted(range(len(answered)), key=lambda place: -answered[place][0])[:count]
         return MemoryTask(task.name, [answered[place][1] for place in sorted(best)], info=task.info)
@@ -138,16 +115,17 @@ class OnPolicyReplay(Replay):
             return metric.score([own.completion], [[asked]], [reference.prompt])[0]
         return -float(answer_loss(self.context, own))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The answers, so that a task that goes on need not ask for them again."""
         return written_state(self._answered)
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
         self._answered = written_tasks(tensors, content)
 
 
-def _count(keep: float, asked: int) -> int:
+def best_count(keep: float, asked: int) -> int:
+    """How many of a task's answers are replayed."""
     return max(1, round(keep * asked)) if asked else 0
 
 

@@ -1,22 +1,21 @@
 """OSFT: weights move only in directions orthogonal to their largest singular ones."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from peft import OSFConfig
 from peft.tuners.osf.layer import OSFLayer
 from transformers import PreTrainedModel
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Method, Paper
-from seekr_cl.methods.common.lora import attach, fraction, layer_names, merged
-from seekr_cl.methods.costs import Overhead, Scale, num_bytes
+from seekr_cl.methods.common.lora import attach, layer_names, merged
+from seekr_cl.settings import Gt, Le, Settings
 
 OTHERS = ("trained", "frozen")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OSFTSettings:
+@dataclass(frozen=True, kw_only=True)
+class OSFTSettings(Settings):
     """Settings of OSFT.
 
     Attributes:
@@ -28,14 +27,9 @@ class OSFTSettings:
             in the official code, or ``frozen`` as PEFT leaves it.
     """
 
-    preserved: float = 0.5
+    preserved: Annotated[float, Gt(0), Le(1)] = 0.5
     targets: str = "all-linear"
-    others: str = "trained"
-
-    def __post_init__(self) -> None:
-        fraction(self.preserved, "method.preserved")
-        if self.others not in OTHERS:
-            raise ConfigError(f"method.others: '{self.others}' is unknown; choose from {', '.join(OTHERS)}")
+    others: Literal["trained", "frozen"] = "trained"
 
     def osf(self) -> OSFConfig:
         """As PEFT knows it."""
@@ -61,24 +55,18 @@ class OSFT(Method):
     )
     Settings = OSFTSettings
     adapters = True
+    weight_access = "whole"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        context.model = _decomposed(context.model, settings, context.seed)
-
-    @classmethod
-    def overhead(cls, settings: OSFTSettings, scale: Scale) -> Overhead:
-        """The parts of the decomposed weights; the weights themselves stay beside them."""
-        model = scale.build()
-        base = num_bytes(model)
-        return Overhead(device=num_bytes(_decomposed(model, settings, seed=0)) - base)
+        context.model = decomposed(context.model, settings, context.seed)
 
     def finished_model(self) -> PreTrainedModel:
         """The model with its weights put together again."""
         return merged(self.context.model)
 
 
-def _decomposed(model: PreTrainedModel, settings: OSFTSettings, seed: int) -> Any:
+def decomposed(model: PreTrainedModel, settings: OSFTSettings, seed: int) -> Any:
     """The model with its weights in two parts, of which one is trained, and the rest as ``others`` says."""
     wrapped = attach(model, settings.osf(), seed)
     if settings.others == "trained":

@@ -1,23 +1,22 @@
 """Progressive Prompts: one soft prompt a task before those of all earlier tasks; the model itself stays as it is."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from peft import PromptTuningConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from seekr_cl.errors import ConfigError
 from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.common.lora import attach, name_base
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
+from seekr_cl.settings import Ge, Hint, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProgressivePromptsSettings:
+@dataclass(frozen=True, kw_only=True)
+class ProgressivePromptsSettings(Settings):
     """Settings of Progressive Prompts; the defaults are those of the official T5 code.
 
     Attributes:
@@ -27,14 +26,8 @@ class ProgressivePromptsSettings:
             800 stops with an error; the learning rate of 0.3 belongs to a prompt alone.
     """
 
-    prompt_length: int = 10
-    bottleneck: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise ConfigError(f"method.prompt_length: {self.prompt_length} must be at least 1")
-        if self.bottleneck < 0:
-            raise ConfigError(f"method.bottleneck: {self.bottleneck} is negative; 0 trains the prompt itself")
+    prompt_length: Annotated[int, Ge(1)] = 10
+    bottleneck: Annotated[int, Ge(0), Hint("0 trains the prompt itself")] = 0
 
 
 class TrainedPrompt(nn.Module):
@@ -84,6 +77,7 @@ class ProgressivePrompts(Method):
         learning_rate=0.3, lr_scheduler_type="constant", reason="official T5 code's README and train_t5_cl.py"
     )
     adapters = True
+    weight_access = "whole"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
@@ -113,20 +107,10 @@ class ProgressivePrompts(Method):
         return settings.prompt_length * tasks
 
     @classmethod
-    def overhead(cls, settings: ProgressivePromptsSettings, scale: Scale) -> Overhead:
-        """All tasks' prompts, the network of the last, and the room that they take before every example."""
-        tokens = settings.prompt_length * scale.number
-        prompts = FLOAT * scale.hidden * tokens
-        width = settings.bottleneck
-        network = FLOAT * (2 * scale.hidden * width + width + scale.hidden) if width else 0
-        seen = sum(count * settings.prompt_length * number for number, count in enumerate(scale.trained, start=1))
-        return Overhead(device=prompts + network, written=prompts, virtual=tokens, passes=seen / scale.tokens)
-
-    @classmethod
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one prompt of virtual tokens, as this method writes."""
         kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["PROMPT_TUNING"] and not getattr(model, "by_question", False)
+        return kinds == ["PROMPT_TUNING"] and not getattr(model, "query_conditioned", False)
 
     @property
     def _encoder(self) -> Any:

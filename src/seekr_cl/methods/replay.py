@@ -13,9 +13,9 @@ class Replay(Method):
     paper = Paper(
         "On Tiny Episodic Memories in Continual Learning", "Chaudhry et al., 2019", "https://arxiv.org/abs/1902.10486"
     )
-    replays = True
+    memory = "replayed"
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Cross entropy on the old samples' answers."""
         labels_BL = batch["labels"]
         return {"replay": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}

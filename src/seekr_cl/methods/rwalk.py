@@ -1,24 +1,23 @@
 """RWalk: weights are held by their Fisher information and by what they did for the loss on the way."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import local
-from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
 from seekr_cl.methods.common.gradients import across, check_names, placed, step_gradients, trained
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.training_defaults import PLAIN_DESCENT
+from seekr_cl.settings import Ge, Gt, Hint, Le, Settings
 
 KINDS = ("fisher", "score", "anchor")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RWalkSettings:
+@dataclass(frozen=True, kw_only=True)
+class RWalkSettings(Settings):
     """Settings of RWalk.
 
     Attributes:
@@ -28,20 +27,10 @@ class RWalkSettings:
         epsilon: added to the distance that the loss's fall is divided by; 1e-3 in the official code.
     """
 
-    strength: float = 1.0
-    alpha: float = 0.9
-    interval: int = 10
-    epsilon: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ConfigError(f"method.strength: {self.strength} is negative; 0 is plain fine-tuning")
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"method.alpha: {self.alpha} must lie between 0 and 1")
-        if self.interval < 1:
-            raise ConfigError(f"method.interval: {self.interval} must be at least 1")
-        if self.epsilon <= 0:
-            raise ConfigError(f"method.epsilon: {self.epsilon} must be above 0")
+    strength: Annotated[float, Ge(0), Hint("0 is plain fine-tuning")] = 1.0
+    alpha: Annotated[float, Ge(0), Le(1)] = 0.9
+    interval: Annotated[int, Ge(1)] = 10
+    epsilon: Annotated[float, Gt(0)] = 1e-3
 
 
 class RWalk(Method):
@@ -68,16 +57,16 @@ class RWalk(Method):
     )
     Settings = RWalkSettings
     training_defaults = PLAIN_DESCENT
-    knows_shards = True
+    weight_access = "sharded"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
         self._old: dict[str, dict[str, Tensor]] = {}
         self._hold: dict[str, Tensor] = {}
-        if context.carried is not None:
+        if context.previous_state is not None:
             for kind in KINDS:
                 mark = f"{kind}/"
-                found = {n.removeprefix(mark): t for n, t in context.carried[0].items() if n.startswith(mark)}
+                found = {n.removeprefix(mark): t for n, t in context.previous_state[0].items() if n.startswith(mark)}
                 check_names(context.model, found, self.name)
                 self._old[kind] = found
             fisher, score = unit_range(self._old["fisher"]), unit_range(self._old["score"])
@@ -87,26 +76,18 @@ class RWalk(Method):
         self._steps = 0
         self._interval: dict[str, dict[str, Tensor]] = {}
         self._before: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
-        self._next: Carried | None = None
 
-    @classmethod
-    def overhead(cls, settings: RWalkSettings, scale: Scale) -> Overhead:
-        """Three numbers a trained weight; with running sums and a step's own eleven, seven in the first task."""
-        one = FLOAT * scale.weights
-        device = (11 if scale.later else 7) * one
-        return Overhead(device=device, ram=len(KINDS) * one if scale.later else 0, carried=len(KINDS) * one)
-
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and, from the second task on, the penalty."""
         weights = self._place()
         if not self._hold:
-            return super().task_terms(model, batch)
+            return super().new_task_loss(model, batch)
         pulls = [
             local(self._hold[name] * (weight.float() - self._old["anchor"][name]).square()).sum()
             for name, weight in weights.items()
         ]
         penalty = across(torch.stack(pulls).sum(), weights)
-        terms = super().task_terms(model, batch)
+        terms = super().new_task_loss(model, batch)
         return terms | {"penalty": LossTerm(penalty, self.settings.strength, of_weights=True)}
 
     def _place(self) -> dict[str, nn.Parameter]:
@@ -159,7 +140,7 @@ class RWalk(Method):
             self._path[name] = self._path[name] + gain if name in self._path else gain
         self._steps, self._interval = 0, {}
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Ends the last interval and averages the scores."""
         if self._steps:
             self._end_interval()
@@ -171,20 +152,16 @@ class RWalk(Method):
             score = self._path[weight] if old is None else (old + self._path[weight]) / 2
             anchor = parameter.detach().float().clone()
             tensors |= {f"fisher/{weight}": self._fisher[weight], f"score/{weight}": score, f"anchor/{weight}": anchor}
-        self._next = (tensors, {}) if tensors else self.context.carried
-        return super().after_task(name, samples)
+        state = (tensors, {}) if tensors else self.context.previous_state
+        return TaskResult(MemoryTask(name, samples), next_state=state)
 
-    def carry_on(self) -> Carried | None:
-        """Running Fisher information, averaged score and anchor of every trained weight."""
-        return self._next
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The running sums between two steps."""
         held = {"fisher": self._fisher, "path": self._path, **self._interval}
         tensors = {f"{kind}/{name}": tensor for kind, found in held.items() for name, tensor in found.items()}
         return tensors, {"steps": self._steps}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes the running sums."""
         found: dict[str, dict[str, Tensor]] = {}
         for full, tensor in tensors.items():

@@ -6,7 +6,7 @@ Shapes: B batch, L padded length, D the model's width, T tasks so far.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
-from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, name_base
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
+from seekr_cl.methods.common.lora import AdapterSettings, attach, name_base
 from seekr_cl.methods.training_defaults import TrainingDefaults
-from seekr_cl.models.query_adapters import question_of
+from seekr_cl.models.query_adapters import query_mask_of
 from seekr_cl.models.shared_lora import SharedLoraModel
+from seekr_cl.settings import Ge, Gt, Hint, Lt
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SAPTSettings(AdapterSettings):
     """Settings of SAPT; the defaults are those of the official scripts for LLaMA-2 on SuperNI.
 
@@ -34,20 +34,11 @@ class SAPTSettings(AdapterSettings):
         reflection: weight of the divergence from the attention that old tasks had when they were new (lambda).
     """
 
-    rank: int = 4
-    dropout: float = 0.0
-    query_size: int = 100
-    temperature: float = 1.0
-    reflection: float = 1.0
-
-    def __post_init__(self) -> None:
-        AdapterSettings.__post_init__(self)
-        if self.query_size < 1:
-            raise ConfigError(f"method.query_size: {self.query_size} must be at least 1")
-        if not self.temperature > 0:
-            raise ConfigError(f"method.temperature: {self.temperature} must be above 0")
-        if self.reflection < 0:
-            raise ConfigError(f"method.reflection: {self.reflection} is negative; 0 switches the term off")
+    rank: Annotated[int, Ge(1)] = 4
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    query_size: Annotated[int, Ge(1)] = 100
+    temperature: Annotated[float, Gt(0)] = 1.0
+    reflection: Annotated[float, Ge(0), Hint("0 switches the term off")] = 1.0
 
 
 class SAPT(Method):
@@ -75,8 +66,8 @@ class SAPT(Method):
     )
     last_turn_only = True
     adapters = True
-    replays = True
-    replay_runs_model = False
+    weight_access = "whole"
+    memory = "replayed"
     replay_defaults: ClassVar[Mapping[str, Any]] = {
         "ratio": 0.02,
         "every": 1,
@@ -110,7 +101,7 @@ class SAPT(Method):
         for key in model.selector.keys[:-1]:
             key.requires_grad_(False)
         context.model = model
-        tensors, content = context.carried or ({}, {"tasks": []})
+        tensors, content = context.previous_state or ({}, {"tasks": []})
         self._attention = {name: tensors[f"attention/{place}"] for place, name in enumerate(content["tasks"])}
         for name, row_T in self._attention.items():
             if row_T.dim() != 1 or not 0 < len(row_T) < len(model.selector.keys):
@@ -120,41 +111,29 @@ class SAPT(Method):
                 )
 
     @classmethod
-    def overhead(cls, settings: SAPTSettings, scale: Scale) -> Overhead:
-        """An adapter and a key a task, the layers that make queries, each task's mean attention if samples are kept."""
-        adapter, _, _ = lora_bytes(scale.build, settings)
-        number, width = scale.number, scale.hidden
-        selector = FLOAT * width * (2 * settings.query_size + 2 + number)
-        # Of task k there were k adapters to attend to.
-        rows = [FLOAT * place for place, kept in enumerate(scale.kept, start=1) if kept]
-        earlier = [FLOAT * place for place, kept in enumerate(scale.kept[:-1], start=1) if kept]
-        held = number * adapter + selector
-        return Overhead(device=held, ram=sum(earlier), carried=sum(rows), written=held)
-
-    @classmethod
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with adapters mixed by attention."""
         return isinstance(model, SharedLoraModel)
 
-    def old_samples(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """The tasks that have an adapter; general data has none."""
         without = [task.name for task in tasks if task.name not in self._attention]
         if without:
             self.context.warn(f"sapt has no adapter for {', '.join(without)}, so these samples are not replayed")
         return [task for task in tasks if task.name in self._attention]
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """The attention [B, T] of the samples' tasks when they were new; none of it on later tasks."""
         count = len(self._model.selector.keys)
         rows = [self._attention[task.name] for task, _ in picked]
         return {"attention_BT": torch.stack([F.pad(row_T, (0, count - len(row_T))) for row_T in rows])}
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The divergence of the attention from what it was."""
         log_BT = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            question_mask=question_of(batch),
+            query_mask=query_mask_of(batch),
             attention_only=True,
         )
         then_BT = batch["attention_BT"]
@@ -163,8 +142,8 @@ class SAPT(Method):
         nothing = torch.stack([weight.sum() for weight in self._model.parameters() if weight.requires_grad]).sum() * 0
         return {"reflection": LossTerm(divergence_B.mean() + nothing, self.settings.reflection)}
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
-        """Notes the mean attention of the kept samples' questions."""
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Leaves the attention of every task when it was new, this one's as a mean over the kept samples' questions."""
         if name == self.context.task and samples:
             with torch.no_grad():
                 rows = [
@@ -175,12 +154,8 @@ class SAPT(Method):
                     for sample in samples
                 ]
             self._attention[name] = torch.stack(rows).mean(0).cpu()
-        return MemoryTask(name, samples)
-
-    def carry_on(self) -> Carried | None:
-        """The attention of every task when it was new, as long as it had adapters to attend to."""
-        rows = {f"attention/{place}": row_T for place, row_T in enumerate(self._attention.values())}
-        return rows, {"tasks": list(self._attention)}
+        rows_by_place = {f"attention/{place}": row_T for place, row_T in enumerate(self._attention.values())}
+        return TaskResult(MemoryTask(name, samples), next_state=(rows_by_place, {"tasks": list(self._attention)}))
 
     def finished_model(self) -> PreTrainedModel:
         """The model with the adapters of all tasks."""

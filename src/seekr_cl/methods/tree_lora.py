@@ -6,21 +6,22 @@ Shapes: K earlier tasks, N adapted layers, R rank, I a layer's inputs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError, MemoryFormatError
-from seekr_cl.methods.base import Batch, Carried, Context, LossTerm, Method, Paper
-from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_bytes, lora_layers, name_base
-from seekr_cl.methods.costs import Overhead, Scale
+from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
+from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_layers, name_base
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
+from seekr_cl.settings import Ge, Hint
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TreeLoraSettings(AdapterSettings):
     """Settings of TreeLoRA; the defaults are those of the official scripts for TRACE.
 
@@ -28,12 +29,7 @@ class TreeLoraSettings(AdapterSettings):
         strength: weight of the alignment, as a share of the task's loss (``reg``).
     """
 
-    strength: float = 0.5
-
-    def __post_init__(self) -> None:
-        AdapterSettings.__post_init__(self)
-        if self.strength < 0:
-            raise ConfigError(f"method.strength: {self.strength} is negative; 0 switches the term off")
+    strength: Annotated[float, Ge(0), Hint("0 switches the term off")] = 0.5
 
 
 @dataclass(slots=True)
@@ -102,6 +98,7 @@ class TreeLora(Method):
         learning_rate=1e-4, lr_scheduler_type="cosine", reason="official code, lora_based_methods/Tree_LoRA.sh"
     )
     adapters = True
+    weight_access = "whole"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
@@ -115,7 +112,7 @@ class TreeLora(Method):
             name_base(config, model)
         context.model = model
         self._down = {name: cast(nn.Parameter, layer.lora_A[ADAPTER].weight) for name, layer in lora_layers(model)}
-        tensors, content = context.carried or ({}, {"tasks": 0})
+        tensors, content = context.previous_state or ({}, {"tasks": 0})
         self._earlier = _earlier(tensors, content["tasks"], self._down)
         layers = len(self._down)
         self._distance_KN = torch.zeros(len(self._earlier), layers, dtype=torch.float64)
@@ -126,24 +123,10 @@ class TreeLora(Method):
         self._chosen = self._choose()
 
     @classmethod
-    def overhead(cls, settings: TreeLoraSettings, scale: Scale) -> Overhead:
-        """The adapter, the means of its down-projections in every task, and what is known of their distances."""
-        adapter, down, layers = lora_bytes(scale.build, settings)
-        earlier = scale.number - 1
-        # A distance and a count for each layer and earlier task, in double precision.
-        tables = 2 * torch.finfo(torch.float64).bits // 8 * layers
-        return Overhead(
-            device=adapter + scale.number * down,
-            ram=earlier * (down + tables),
-            carried=scale.number * down,
-            written=adapter,
-        )
-
-    @classmethod
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one low-rank adapter."""
         kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["LORA"] and not getattr(model, "by_question", False)
+        return kinds == ["LORA"] and not getattr(model, "query_conditioned", False)
 
     def _choose(self) -> list[int]:
         if not self._earlier:
@@ -153,9 +136,9 @@ class TreeLora(Method):
         # A task that was looked at seldom seems nearer than it was; one never looked at, as near as can be.
         return search(self._root, torch.where(self._count_KN == 0, -torch.inf, mean_KN - radius_KN))
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the alignment with the chosen tasks."""
-        terms = super().task_terms(model, batch)
+        terms = super().new_task_loss(model, batch)
         if self._earlier and self.settings.strength:
             products = [
                 (down.float() * self._earlier[task][name]).sum()
@@ -181,24 +164,24 @@ class TreeLora(Method):
                 self._count_KN[task, place] += 1
         self._chosen = self._choose()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sums, distances and the choice."""
         tensors = {f"sum/{name}": tensor for name, tensor in self._sum.items()}
         return tensors | {"distance": self._distance_KN, "count": self._count_KN}, {"steps": self._steps}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave; the choice follows from it."""
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave; the choice follows from it."""
         self._sum = {name: tensors[f"sum/{name}"].to(down.device) for name, down in self._down.items()}
         self._distance_KN, self._count_KN = tensors["distance"], tensors["count"]
         self._steps = content["steps"]
         self._chosen = self._choose()
 
-    def carry_on(self) -> Carried | None:
-        """A^(k) of every task, by layer."""
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
+        """Leaves A^(k) of every task, by layer."""
         steps = max(1, self._steps)
-        everything = [*self._earlier, {name: tensor / steps for name, tensor in self._sum.items()}]
-        tensors = {f"{task}/{name}": t for task, layers in enumerate(everything) for name, t in layers.items()}
-        return tensors, {"tasks": len(everything)}
+        everything = [*self._earlier, {layer: tensor / steps for layer, tensor in self._sum.items()}]
+        tensors = {f"{task}/{layer}": t for task, layers in enumerate(everything) for layer, t in layers.items()}
+        return TaskResult(MemoryTask(name, samples), next_state=(tensors, {"tasks": len(everything)}))
 
     def finished_model(self) -> PreTrainedModel:
         """The model with its adapter."""

@@ -21,7 +21,7 @@ def leave_out(model: nn.Module, config: Any) -> None:
         config: PEFT's; its ``exclude_modules`` is changed. Layers that somebody named stay.
     """
     asked = getattr(config, "target_modules", None)
-    if not isinstance(asked, str) or asked.lower() != _ALL:
+    if not isinstance(asked, str) or asked.lower() != _ALL or not hasattr(config, "exclude_modules"):
         return
     left = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and _is_special(part)]
     if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA:

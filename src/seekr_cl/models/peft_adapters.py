@@ -108,8 +108,8 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
         )
     if issubclass(types[name], PromptLearningConfig) and (name not in PROMPTS or given.get("prefix_projection")):
         raise ConfigError(
-            f"peft.peft_type: PEFT saves of a {name} prompt what comes out of its network and not the network, so the "
-            "next task could not go on with it; use prompt_tuning, prefix_tuning without projection, or lora"
+            f"peft.peft_type: PEFT saves the output of a {name} prompt's network and not the network, so the next "
+            "task could not continue it; use prompt_tuning, prefix_tuning without projection, or lora"
         )
     values = {key: value for key, value in given.items() if key != "peft_type"}
     try:
@@ -143,7 +143,7 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
     if unfit := special_layers(found):
         raise ConfigError(
-            f"peft.target_modules: {unfit[0]} is no plain linear layer (a router, or a grouped one); name others"
+            f"peft.target_modules: {unfit[0]} is not a plain linear layer (a router, or a grouped one); name others"
         )
     if not any(weight.requires_grad for weight in found.parameters()):
         raise ConfigError("peft: leaves no weight to train; name other target_modules")
@@ -167,7 +167,7 @@ def check_same(model: nn.Module, given: Mapping[str, Any] | None) -> None:
                 continue
             raise ConfigError(
                 f"peft.{key}: the adapter that --model names has {has.get(key)!r}, not {asked.get(key)!r}; remove peft "
-                "to go on with that adapter, or merge it first (seekr export --merge)"
+                "to continue with that adapter, or merge it first (seekr export --merge)"
             )
 
 
@@ -236,10 +236,10 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
     """
     from peft import PeftModel
 
-    from seekr_cl.models.query_adapters import read_question_config
-    from seekr_cl.models.query_models import question_model
+    from seekr_cl.models.query_adapters import read_query_config
+    from seekr_cl.models.query_models import query_model_class
 
-    content_of = read_question_config(folder)
+    content_of = read_query_config(folder)
     places = {DEFAULT: folder}
     active = [DEFAULT]
     try:
@@ -260,7 +260,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> "PeftModel":
             prompt = _read_config(folder)["peft_type"] in PROMPTS
             found: Any
             if content_of is not None:
-                found = question_model(content_of, folder).load(model, folder)
+                found = query_model_class(content_of, folder).load(model, folder)
             else:
                 found = PeftModel.from_pretrained(model, str(folder), is_trainable=not prompt)
             if prompt:
@@ -289,7 +289,7 @@ def _check_layers(model: nn.Module, folder: Path) -> None:
     """PEFT passes over weights of layers that the base model has not."""
     modules = {name for name, _ in model.named_modules()}
     with safe_open(folder / WEIGHTS, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             parts = key.removeprefix("base_model.model.").split(".")
             number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
             layer = ".".join(parts[: (number or 0) + 1])
@@ -334,7 +334,7 @@ def save_adapter(model: "PeftModel", folder: Path, tensors: Mapping[str, Tensor]
     remove_file(folder / "README.md")
     if others:
         write_json(folder / ACTIVE, {"active": list(model.active_adapters), "others": others})
-    if getattr(model, "by_question", False):
+    if getattr(model, "query_conditioned", False):
         model.save_selector(folder)
 
 
@@ -346,14 +346,14 @@ def merged(model: Any, source: str) -> Any:
     """
     if not hasattr(model, "peft_config"):
         raise ModelError(f"{source}: holds no adapter, so there is nothing to merge; it is a plain model already")
-    if getattr(model, "by_question", False):
+    if getattr(model, "query_conditioned", False):
         raise ModelError(
-            f"{source}: method {model.method} chooses adapters by the question, so no single change of weights is "
+            f"{source}: method {model.method} chooses adapters by the query, so no single change of weights is "
             "equal to it and it cannot be merged; load it with seekr_cl.load_model"
         )
     kind = str(getattr(model.peft_config[DEFAULT].peft_type, "value", "")).lower()
     if is_prompt_learning(model) or not hasattr(model, "merge_and_unload"):
-        raise ModelError(f"{source}: an adapter of type {kind} is no change of weights, so it cannot be merged")
+        raise ModelError(f"{source}: an adapter of type {kind} is not a change of weights, so it cannot be merged")
     try:
         with _quiet():
             return model.merge_and_unload(safe_merge=True)

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.models.prompts import behind_prompts
-from seekr_cl.models.query_adapters import ADAPTER, QuestionModel, question_tokens, whole_number
+from seekr_cl.models.query_adapters import ADAPTER, QueryAdapterModel, query_tokens, whole_number
 from seekr_cl.tasks.collate import IGNORE
 
 QUERIES = ("embeddings", "hidden")
@@ -51,7 +51,7 @@ class PromptedOutput(CausalLMOutputWithPast):
     distance: Tensor | None = None
 
 
-class PromptPoolModel(QuestionModel):
+class PromptPoolModel(QueryAdapterModel):
     """The frozen model behind [P_s1; ...; P_sN; x], where s are the prompts picked for x (eq. 4)."""
 
     method = "l2p"
@@ -89,10 +89,10 @@ class PromptPoolModel(QuestionModel):
         return self.selector.top * (len(self.pool_XD) // len(self.selector.keys))
 
     def pick(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, question_mask: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, query_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The prompts [B, N P, D] that the questions pick, the nearest first, and their distances [B]."""
-        asked_BL = question_tokens(input_ids, attention_mask, question_mask)
+        asked_BL = query_tokens(input_ids, attention_mask, query_mask)
         each_BLD = self.embed(input_ids) if self.query == "embeddings" else self._hidden(input_ids, attention_mask)
         query_BD = (each_BLD * asked_BL[..., None]).sum(1) / asked_BL.sum(1, keepdim=True)
         chosen_BN, distance_BN = self.selector(query_BD)
@@ -121,11 +121,11 @@ class PromptPoolModel(QuestionModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        question_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         **more: Any,
     ) -> PromptedOutput:
         """PEFT's arguments; logits [B, N P + L, V] include the prompts' places."""
-        prompt_BXD, distance_B = self.pick(input_ids, attention_mask, question_mask)
+        prompt_BXD, distance_B = self.pick(input_ids, attention_mask, query_mask)
         text_BLD = self.plain.get_input_embeddings()(input_ids)
         embeds_BXD = torch.cat([prompt_BXD.to(text_BLD.dtype), text_BLD], dim=1)
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask

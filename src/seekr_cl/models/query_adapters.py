@@ -1,4 +1,4 @@
-"""Models whose adapters are chosen by the question: PEFT's model, a module that chooses, and the file that says so.
+"""Models whose adapters are chosen by the query: PEFT's model, a module that chooses, and the file that says so.
 
 Beside a PEFT adapter lie ``seekr_method.json``, which names the method and what its module is made of, and
 ``seekr_method.safetensors``, the module's weights. Names are looked up in a list of the library; nothing in a folder is
@@ -27,10 +27,10 @@ ADAPTER = "default"
 _LARGEST_CONFIG = 1 << 16
 
 
-class QuestionModel(PeftModelForCausalLM):
-    """PEFT's model with a ``selector`` that weighs or picks its adapters by the question.
+class QueryAdapterModel(PeftModelForCausalLM):
+    """PEFT's model with a ``selector`` that weighs or picks its adapters by the query.
 
-    ``forward`` takes, beside PEFT's arguments, ``question_mask`` [B, L]: which tokens are the question; all real ones
+    ``forward`` takes, beside PEFT's arguments, ``query_mask`` [B, L]: which tokens are the query; all real ones
     where it is left out, as in generation.
 
     Attributes:
@@ -39,7 +39,7 @@ class QuestionModel(PeftModelForCausalLM):
     """
 
     method: ClassVar[str]
-    by_question: ClassVar[bool] = True
+    query_conditioned: ClassVar[bool] = True
     selector: nn.Module
 
     @abstractmethod
@@ -89,24 +89,24 @@ class QuestionModel(PeftModelForCausalLM):
             return self.plain.get_input_embeddings()(input_ids).detach().float()
 
 
-def question_tokens(input_ids: Tensor, attention_mask: Tensor | None, question_mask: Tensor | None) -> Tensor:
-    """Which tokens [B, L] are the question: what was named, and all real ones of a row where nothing is."""
+def query_tokens(input_ids: Tensor, attention_mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    """Which tokens [B, L] are the query: what was named, and all real ones of a row where nothing is."""
     real_BL = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-    if question_mask is None:
+    if query_mask is None:
         return real_BL
-    named_BL = question_mask.bool() & real_BL
+    named_BL = query_mask.bool() & real_BL
     return torch.where(named_BL.any(1, keepdim=True), named_BL, real_BL)
 
 
-def question_of(batch: dict[str, Any]) -> Tensor:
-    """The question's tokens [B, L] in a batch with ``labels``: those before the first that is to be learnt.
+def query_mask_of(batch: dict[str, Any]) -> Tensor:
+    """The query's tokens [B, L] in a batch with ``labels``: those before the first that is to be learnt.
 
     After it there may be padding and, in a conversation, what follows the end of the turn.
     """
     return (batch["labels"] != IGNORE).cumsum(1) == 0
 
 
-def read_question_config(folder: Path) -> dict[str, Any] | None:
+def read_query_config(folder: Path) -> dict[str, Any] | None:
     """The content of ``seekr_method.json``; ``None`` where there is none.
 
     Raises:

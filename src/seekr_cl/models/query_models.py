@@ -5,20 +5,20 @@ from typing import Any
 
 from seekr_cl.errors import ModelError
 from seekr_cl.models.prompt_pool import PromptPoolModel
-from seekr_cl.models.query_adapters import QuestionModel
+from seekr_cl.models.query_adapters import QueryAdapterModel
 from seekr_cl.models.shared_lora import SharedLoraModel
 
-QUESTION_MODELS: dict[str, type[QuestionModel]] = {one.method: one for one in (PromptPoolModel, SharedLoraModel)}
+QUERY_MODELS: dict[str, type[QueryAdapterModel]] = {one.method: one for one in (PromptPoolModel, SharedLoraModel)}
 """What a folder with a ``seekr_method.json`` may be loaded as."""
 
 
-def question_model(content: dict[str, Any], folder: Path) -> type[QuestionModel]:
+def query_model_class(content: dict[str, Any], folder: Path) -> type[QueryAdapterModel]:
     """What a folder's ``seekr_method.json`` asks to be loaded as.
 
     Raises:
         ModelError: if this version knows no such method.
     """
     name = content["method"]
-    if name not in QUESTION_MODELS:
+    if name not in QUERY_MODELS:
         raise ModelError(f"{folder}: written by method {name!r}, which this version of seekr-cl cannot load; update it")
-    return QUESTION_MODELS[name]
+    return QUERY_MODELS[name]

@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
-from seekr_cl.models.query_adapters import QuestionModel, question_tokens, whole_number
+from seekr_cl.models.query_adapters import QueryAdapterModel, query_tokens, whole_number
 
 
 class SharedAttention(nn.Module):
@@ -38,19 +38,19 @@ class SharedAttention(nn.Module):
         """One more task's key, uniform in (-1, 1)."""
         self.keys.append(nn.Parameter(torch.empty(self.down.in_features).uniform_(-1, 1)))
 
-    def forward(self, question_BD: Tensor) -> Tensor:
+    def forward(self, pooled_BD: Tensor) -> Tensor:
         """Logarithms of the weights [B, T]."""
-        query_BD = self.norm(F.silu(self.up(self.down(question_BD)))).float()
+        query_BD = self.norm(F.silu(self.up(self.down(pooled_BD)))).float()
         score_BT = (query_BD[:, None] * torch.stack(list(self.keys))).sum(-1)
         return (score_BT / (self.temperature * math.sqrt(query_BD.shape[1]))).log_softmax(-1)
 
 
-class SharedLoraModel(QuestionModel):
+class SharedLoraModel(QueryAdapterModel):
     """W x + sum_t a_t(question) B_t A_t x with the adapters of all tasks."""
 
     method = "sapt"
     selector: SharedAttention
-    _question_BD: Tensor | None = None
+    _pooled_BD: Tensor | None = None
     _weight_BT: Tensor | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -91,35 +91,35 @@ class SharedLoraModel(QuestionModel):
 
     def _weigh(self, number: int, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         # Under reentrant checkpointing a layer's backward pass must find the attention's own graph in it.
-        weight_BT = self.selector(self._question_BD).exp() if self._weight_BT is None else self._weight_BT
+        weight_BT = self.selector(self._pooled_BD).exp() if self._weight_BT is None else self._weight_BT
         weight_B = weight_BT[:, number].to(output.dtype).repeat_interleave(len(output) // len(weight_BT))
         return output * weight_B.view(-1, *[1] * (output.dim() - 1))
 
-    def ask(self, input_ids: Tensor, attention_mask: Tensor | None, question_mask: Tensor | None) -> Tensor:
+    def ask(self, input_ids: Tensor, attention_mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
         """What the next passes are about: the largest of the question's embeddings at each place, [B, D]."""
-        asked_BL = question_tokens(input_ids, attention_mask, question_mask)
-        self._question_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
+        asked_BL = query_tokens(input_ids, attention_mask, query_mask)
+        self._pooled_BD = self.embed(input_ids).masked_fill(~asked_BL[..., None], -torch.inf).amax(1)
         alone = self.training and _reentrant(self.plain)
-        if alone and ranks.count() > 1:
+        if alone and collectives.world_size() > 1:
             raise ConfigError(
                 "gradient_checkpointing_kwargs: sapt uses its attention in every layer, whose gradients several "
                 "processes cannot average under reentrant checkpointing; set use_reentrant: false"
             )
-        self._weight_BT = None if alone else self.selector(self._question_BD).exp()
-        return self._question_BD
+        self._weight_BT = None if alone else self.selector(self._pooled_BD).exp()
+        return self._pooled_BD
 
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        question_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         attention_only: bool = False,
         **more: Any,
     ) -> Any:
         """PEFT's arguments; with ``attention_only`` the logarithms of the tasks' weights [B, T] and nothing else."""
-        question_BD = self.ask(input_ids, attention_mask, question_mask)
+        pooled_BD = self.ask(input_ids, attention_mask, query_mask)
         if attention_only:
-            return self.selector(question_BD)
+            return self.selector(pooled_BD)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **more)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:

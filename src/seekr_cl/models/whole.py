@@ -55,7 +55,7 @@ def _check_depth(content: Any, path: Path) -> None:
     for key, value in content.items():
         number = value if type(value) is int else len(value) if isinstance(value, list) else 0
         if str(key).endswith(("layers", "layer", "layer_types")) and number > MOST_LAYERS:
-            raise ModelError(f"{path}: {key} is {number}, no language model has more than {MOST_LAYERS}; mend it")
+            raise ModelError(f"{path}: {key} is {number}, no language model has more than {MOST_LAYERS}; fix it")
         _check_depth(value, path)
 
 

@@ -49,7 +49,7 @@ class Term:
 
     @property
     def small(self) -> bool:
-        """Whether it need not be thought of."""
+        """Whether the term is negligible."""
         return self.value <= SMALL * self.room
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from seekr_cl.attention.sensitivity import CHUNK
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.costs import FORWARD, FORWARD_FROZEN
 from seekr_cl.methods.seekr.settings import SeekrSettings
+from seekr_cl.planning.overheads import FORWARD, FORWARD_FROZEN
 from seekr_cl.planning.shape import LayerShape, ModelShape
 from seekr_cl.planning.signals import num_queries
 from seekr_cl.planning.workload import Workload

@@ -6,9 +6,9 @@ from typing import Any
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
-from seekr_cl.methods.costs import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale
 from seekr_cl.methods.seekr.settings import SeekrSettings
 from seekr_cl.planning.official import OfficialCost, official_cost
+from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signals import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
@@ -18,6 +18,7 @@ FORMS = ("top_k", "factors", "dense")
 PRECISIONS = ("int8", "float16")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 """Bytes of a weight by ``dtype``."""
+UNKNOWN = "what {name} itself takes is not known and counts as nothing; put it into seekr_cl.planning.overheads.COSTS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Plan:
         official: the official code's bytes.
         overhead: what the method needs beside model, optimizer and samples.
         teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
+        notes: what the plan does not know.
     """
 
     shape: ModelShape
@@ -80,6 +82,7 @@ class Plan:
     official: OfficialCost
     overhead: Overhead
     teachers: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON; all sizes in bytes."""
@@ -102,6 +105,7 @@ class Plan:
             "steps": asdict(self.steps) | {"time_share": round(self.steps.time_share, 4)},
             "official": asdict(self.official),
             "overhead": asdict(self.overhead),
+            "notes": list(self.notes),
         }
 
 
@@ -159,7 +163,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         # The clock compares the weights with a copy from before the step.
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
-    return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers)
+    notes = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
+    return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, notes)
 
 
 def _overhead(
@@ -192,7 +197,8 @@ def _overhead(
         heads=chosen.heads if chosen else 0,
         size=chosen.size if chosen else 0,
     )
-    own = config.method.kind.overhead(config.method.settings, scale)
+    costs = costs_of(config.method.kind)
+    own = Overhead() if costs is None else costs.overhead(config.method.settings, scale)
     if asks_adapters(config.method.settings):
         own = replace(own, device=own.device + (adapter or 0) * min(HELD, sum(map(bool, kept[:-1]))))
     return own

@@ -47,7 +47,7 @@ def show_plan(plan: Plan, out: Console) -> None:
         say(f"method.teacher, all samples and adapters: {each}; {smaller} is smaller")
     if plan.fit is not None:
         say(f"memory.max_bytes {size(plan.limit or 0)} leaves {plan.fit} samples a task after the last one")
-    for line in _beside(plan):
+    for line in [*_beside(plan), *plan.notes]:
         say(line)
     say(f"RAM held while a task is trained (all heads' rows from before): {size(chosen.held)}")
     say(f"VRAM that a replay step adds (teachers, student logits, row tiles): {size(chosen.vram)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.planning.overheads import MethodCosts, costs_of
 from seekr_cl.replay.schedule import DAYS, build_schedule
 
 COUNTED = 16
@@ -88,7 +89,8 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int]) -> Steps:
     ).reshape(-1, 4)
     sums = [float(np.interp(range(number), places, column).sum()) for column in counted.T]
     steps, extra, trained, replayed = (round(one) for one in sums)
-    return Steps(steps, extra, trained, replayed if config.method.kind.replay_runs_model else 0)
+    costs = costs_of(config.method.kind) or MethodCosts()
+    return Steps(steps, extra, trained, replayed if costs.replay_runs_model else 0)
 
 
 def _spread(number: int) -> list[int]:
@@ -99,7 +101,8 @@ def _count_task(examples: int, epochs: float, old: list[int], config: SeekrConfi
     """Steps without replay, steps it adds, examples and replay samples passed, after tasks that kept ``old``."""
     settings, batch, method = config.replay, config.per_device_train_batch_size, config.method.kind
     # GEM keeps samples and replays none.
-    num_replay = method.num_replayed(config.method.settings, old, examples) if method.replays else 0
+    costs = costs_of(method) or MethodCosts()
+    num_replay = costs.replayed(config.method.settings, old, examples) if method.replays else 0
     schedule = build_schedule(
         epochs_of=[float(epochs)] * examples,
         num_replay=num_replay,

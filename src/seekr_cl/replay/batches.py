@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from seekr_cl.memory import MemoryTask, ReplaySample
@@ -16,9 +17,10 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
     """Item i is the i-th micro-batch, ``{"new": batch}``, ``{"replay": batch}`` or both when joint.
 
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` [B, L]; a replay batch also what the method adds.
-    Where several processes train together, each holds every so-manyth sample of a micro-batch, and reads no other.
-    ``tokens`` of a new batch counts the answer tokens of the whole micro-batch. A micro-batch with fewer samples than
-    there are processes leaves some without; they get one that is another's, marked ``filler``, which counts nothing.
+    Where several processes train together, each holds every world_size-th sample of a micro-batch, and reads no other.
+    ``tokens`` of a new batch counts the answer tokens of the whole micro-batch; ``example_B`` are places in ``new``. A
+    micro-batch with fewer samples than there are processes leaves some without; they get one that is another's, marked
+    ``filler``, which counts nothing.
 
     Args:
         schedule: micro-batches of all processes together.
@@ -54,12 +56,12 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
             tokens = sum(self.new[i].learnable for i in micro.new)
             mine = self._mine(micro.new)
             parts["new"] = self._pad([self.new[i] for i in mine or micro.new[:1]])
-            parts["new"] |= {"tokens": tokens, "filler": not mine}
+            parts["new"] |= {"tokens": tokens, "filler": not mine, "example_B": torch.tensor(mine or micro.new[:1])}
         if micro.replay:
             mine = self._mine(micro.replay)
             picked = [self.replay[i] for i in mine or micro.replay[:1]]
             batch = self._pad([sample.encoded for _, sample in picked])
-            extras = self.method.replay_extras(picked, batch["input_ids"].shape[1])
+            extras = self.method.collate_replay(picked, batch["input_ids"].shape[1])
             parts["replay"] = batch | extras | {"filler": not mine}
         return parts
 

@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import TrainerCallback
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded, local
 from seekr_cl.replay.schedule import DAYS, MicroBatch
 
@@ -58,8 +58,8 @@ class UpdateClock:
             squares[int(is_sharded(weight))] += torch.linalg.vector_norm(moved, dtype=torch.float64).square().cpu()
         self._weights, self._former = (), []
         # What all processes hold alike is counted once: they have to agree to the last bit on when a review comes.
-        alike, apart = ranks.total(squares).tolist()
-        self.time += (alike / ranks.count() + apart) ** 0.5
+        alike, apart = collectives.all_reduce_sum(squares).tolist()
+        self.time += (alike / collectives.world_size() + apart) ** 0.5
         self.steps += 1
         if self.steps == self.day_steps:
             self.day = self.time

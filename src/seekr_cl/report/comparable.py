@@ -23,13 +23,13 @@ def differences(runs: Mapping[str, Files], seeds: Mapping[str, Sequence[int]]) -
     for name, (scores, ledger) in runs.items():
         done, tasks = len(scores["matrix"]) - (scores["base"] is not None), len(scores["tasks"])
         if not scores.get("joint") and done < tasks:
-            blocking.append(f"{name} has learnt {done} of {tasks} tasks: OP and BWT are not over the same tasks")
+            blocking.append(f"{name} has learned {done} of {tasks} tasks: OP and BWT are not over the same tasks")
         notes += _settings(first, runs[first][1], name, ledger)
     notes += [line for about in _NOTED for line in _compare(runs, *about)]
     for method, own in seeds.items():
         doubled = sorted({seed for seed in own if own.count(seed) > 1})
         if doubled:
-            blocking.append(f"{method}: several runs with seed {doubled[0]}; they are no independent seeds")
+            blocking.append(f"{method}: several runs with seed {doubled[0]}; they are not independent seeds")
         if 1 < len(own) < 5:
             notes.append(f"{method}: an interval over {len(own)} seeds is a rough one")
     if len({tuple(sorted(own)) for own in seeds.values()}) > 1:
@@ -71,7 +71,7 @@ _ASPECTS: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("decoding", _evaluated("decoding"), True),
     ("longest prompt and answer", _evaluated("max_length"), True),
     ("benchmark or deviations from it", lambda scores, ledger: scores.get("benchmark") or {}, False),
-    ("prompt boundary", _evaluated("boundary"), True),
+    ("prompt boundary", _evaluated("prompt_boundary"), True),
 )
 _NOTED: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("evaluation batch size, which changes single answers here", _batch, True),

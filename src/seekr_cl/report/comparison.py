@@ -19,6 +19,7 @@ from seekr_cl.evaluation.statistics import (
     paired_test,
     seed_interval,
 )
+from seekr_cl.renamed import as_named_now
 from seekr_cl.report.comparable import differences
 from seekr_cl.system import reading
 
@@ -61,7 +62,7 @@ def read_run(folder: Path) -> RunRecord:
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder}: scores.json and run.json do not fit each other ({error}); run it again") from error
     if not matrix.rows:
-        raise DataError(f"{folder / 'scores.json'}: no task is learnt yet; go on with seekr run --resume")
+        raise DataError(f"{folder / 'scores.json'}: no task has been learned yet; continue with seekr run --resume")
     return RunRecord(str(folder), matrix, scores, ledger, read_answered(folder, matrix))
 
 
@@ -247,4 +248,4 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
-    return content
+    return as_named_now(content)

@@ -13,10 +13,10 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from seekr_cl import ranks
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import try_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.evaluation import (
     Place,
@@ -29,8 +29,9 @@ from seekr_cl.evaluation.predictions import describe_intervals
 from seekr_cl.evaluation.scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
-from seekr_cl.models.loading import load_model, require_free
+from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
+from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
@@ -38,12 +39,14 @@ from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_here_if_asked, stop_if_asked
+from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if_stop_requested
 from seekr_cl.tasks import Task
-from seekr_cl.training.adapting import adapted
+from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
-from seekr_cl.training.learn import Learnt, fitting, learn, make_encoder
+from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.learn import learn
+from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
 from seekr_cl.training.run_identity import decisive, describe_method
 from seekr_cl.training.task_progress import open_memory
@@ -55,12 +58,13 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, seconds of training, how it was evaluated and trained."""
+    """What one stage gave: scores on the tasks, seconds of training, how it went, answers that were broken off."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
+    broken_off: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -125,7 +129,7 @@ class Run:
             write_json(ledger, {**wanted, **sources, "versions": versions, "machine": platform.platform()})
             return
         try:
-            former = dict(reading.read_json(ledger))
+            former = as_named_now(dict(reading.read_json(ledger)))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{ledger}: damaged ({error}); restore it from a copy or choose another --output"
@@ -158,7 +162,7 @@ class Run:
             tasks=[task.name for task in self.tasks], metrics=[task.metric for task in self.tasks], base=None, rows=[]
         )
         matrix.extra = {probe.name: [] for probe in self.probes}
-        matrix.joint = self.config.method.kind.joint
+        matrix.joint = self.config.method.kind.multi_task
         current = self.model
         base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
@@ -172,33 +176,33 @@ class Run:
             learnt = None
             behind = begun is not None and begun.state["identity"]["generation"] < memory.generation
             # The memory went on without its model: the checkpoint that both came from gives it once more.
-            lost = behind and memory.generation == number and ranks.from_first(_is_missing(folder))
+            lost = behind and memory.generation == number and collectives.broadcast_object(_is_missing(folder))
             if behind and memory.generation <= number and not lost:
                 # Killed between committing and tidying up.
-                ranks.first(saves.clear)
+                collectives.on_main(saves.clear)
             if memory.generation < number or lost:
                 if begun is None:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
-                    ranks.first(partial(remove_made, folder))
+                    collectives.on_main(partial(remove_made, folder))
                 learnt = learn(
                     current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
                 )
-                stop_if_asked()
+                raise_if_stop_requested()
                 if learnt.cut:
-                    self._say(f"{name}: {learnt.cut} prompts were too long and lost their left")
+                    self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
             elif self.config.keep_models != "last":
-                ranks.first(partial(give_away, folder))
+                collectives.on_main(partial(give_away, folder))
             former, current = current, str(folder)
             made: Any = memory.tasks[-1].info.get("training", {})
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
             training.append({"task": name} | done.training)
             seconds += done.seconds
-            if ranks.is_first():
-                self._write(matrix, seconds, memory.num_bytes, done.evaluation, training)
+            if collectives.is_main():
+                self._write(matrix, seconds, memory.num_bytes, done, training)
                 if self.config.keep_models == "last" and former != self.model:
                     remove_made(Path(former))
-        ranks.first(partial(give_away, Path(current)))
+        collectives.on_main(partial(give_away, Path(current)))
         self._say(f"{self.config.method.name}: done in {time.perf_counter() - started:.0f} s")
         return matrix
 
@@ -209,9 +213,7 @@ class Run:
             The hashes of model and tokenizer, and the tokenizer's as older versions computed it.
         """
         try_settings(self.config)
-        model, tokenizer = load_model(
-            self.model, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-        )
+        model, tokenizer = load_configured(self.model, self.config)
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
@@ -228,62 +230,65 @@ class Run:
         return hashes
 
     def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method.kind.joint else [[task] for task in self.tasks]
+        return [list(self.tasks)] if self.config.method.kind.multi_task else [[task] for task in self.tasks]
 
     def _stage(
         self,
         number: int,
         name: str,
         folder: str,
-        learnt: Learnt | None,
+        learnt: LearnResult | None,
         matrix: ScoreMatrix,
         model_hash: str,
         training: dict[str, Any] | None = None,
-    ) -> "_Stage":
+    ) -> _Stage:
         """Scores of one stage on all tasks; probes go into ``matrix.extra``. A stage that is done is read back."""
         place = self.output / "evaluations" / f"{number:02d}-{name}"
         done = place / SCORES
-        if not ranks.from_first(done.exists()):
+        if not collectives.broadcast_object(done.exists()):
             scored, evaluation = self._evaluate(
-                name, folder, learnt, Place(place, model_hash, ranks.own(), ranks.count())
+                name, folder, learnt, Place(place, model_hash, collectives.rank(), collectives.world_size())
             )
             scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
             content |= {"broken_off": scored.broken_off}
             content |= {"training": training} if training else {}
-            ranks.first(partial(write_json, done, content))
+            collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
-        ranks.first(partial(remove_file, place / PARTIAL, is_regular))
+            if collectives.is_main():
+                scored.warn_of_broken_off()
+        collectives.on_main(partial(remove_file, place / PARTIAL, is_regular))
         content = reading.read_json(done)
         for probe in self.probes:
             matrix.extra[probe.name].append(content["scores"][probe.name])
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
         in_order = [scores[task.name] for task in self.tasks]
-        return _Stage(in_order, content["seconds"], evaluation, content.get("training", {}))
+        made = content.get("training", {}), content.get("broken_off", {})
+        return _Stage(in_order, content["seconds"], evaluation, *made)
 
-    def _evaluate(self, name: str, folder: str, learnt: Learnt | None, place: Place) -> tuple[Scored, dict[str, Any]]:
+    def _evaluate(
+        self, name: str, folder: str, learnt: LearnResult | None, place: Place
+    ) -> tuple[Scored, dict[str, Any]]:
         if learnt is not None and learnt.model is not None:
             model, tokenizer = learnt.model, learnt.tokenizer
         else:
-            model, tokenizer = load_model(
-                folder, self.config.dtype, self.config.trust_remote_code, self.config.quantization
-            )
+            model, tokenizer = load_configured(folder, self.config)
         set_template(tokenizer, self.config.chat_template)
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
         engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
         unfinished = place.folder / PARTIAL
-        scored = Scored(**ranks.from_first(read_scores(unfinished) if unfinished.exists() else {}))
+        scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
         with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
 
             def answered(count: int) -> None:
-                advance(count * ranks.count())
-                stop_here_if_asked()
+                advance(count * collectives.world_size())
+                raise_here_if_stop_requested()
 
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
@@ -295,7 +300,7 @@ class Run:
         matrix: ScoreMatrix,
         seconds: float,
         memory_bytes: int,
-        evaluation: dict[str, Any],
+        last: _Stage,
         training: list[dict[str, Any]],
     ) -> None:
         content = (
@@ -307,7 +312,8 @@ class Run:
                 "seconds": round(seconds, 2),
                 "memory_bytes": memory_bytes,
                 "training": training,
-                "evaluation": evaluation,
+                "evaluation": last.evaluation,
+                "broken_off": last.broken_off,
                 "tests": {
                     task.name: {
                         "examples": len(task.test),
@@ -350,7 +356,7 @@ class Run:
         }
 
     def _say(self, line: str) -> None:
-        if self.config.progress != "none" and ranks.is_first():
+        if self.config.progress != "none" and collectives.is_main():
             console().print(line, soft_wrap=True, markup=False)
 
 
@@ -392,5 +398,5 @@ def run(
     require_open_files()
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
-        ranks.first(lambda: one.start(resume))
+        collectives.on_main(lambda: one.start(resume))
         return one.execute()

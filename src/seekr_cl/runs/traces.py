@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
             f"--everywhere: {folder} is a file; import an exported memory, forget there, and export it anew"
         )
     if not any((folder / name).is_file() for name in _LEDGERS) and not _checkpoints(folder):
-        raise ConfigError(f"--everywhere: {folder} is no folder of seekr run, evaluate or learn; name one that is")
+        raise ConfigError(f"--everywhere: {folder} is not a folder of seekr run, evaluate or learn; name one that is")
 
 
 def find(folder: Path, wanted: Wanted) -> list[Trace]:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import OutputError
 from seekr_cl.system.files import file_above
 from seekr_cl.system.removal import remove_empty, remove_file
@@ -57,7 +57,7 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         OutputError: if another process holds it, naming that one, or if it cannot be locked.
     """
     with ExitStack() as stack:
-        ranks.first(lambda: stack.enter_context(_hold(folder, what)))
+        collectives.on_main(lambda: stack.enter_context(_hold(folder, what)))
         yield
 
 
@@ -171,7 +171,7 @@ def _acquire(path: Path, create: bool) -> int:
                 raise error from None
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, "is no regular file")
+                raise OSError(errno.EINVAL, "is not a regular file")
             _flock(handle)
             text = os.pread(handle, 4096, 0)
             if not _is_at(handle, path):

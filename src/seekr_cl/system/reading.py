@@ -59,7 +59,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int | None = LARGEST_JSON) -
         limit: bytes it may have at most; ``None`` for a user's own data, which may be of any size.
 
     Raises:
-        OSError: if it cannot be read, is no regular file or is too large.
+        OSError: if it cannot be read, is not a regular file or is too large.
     """
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: a wish to stop that is granted where the state has just been saved.
+"""SIGTERM and Ctrl-C: stop requests, honored at the next checkpoint.
 
-Commands install the handlers; who embeds the library keeps their own. Work asks ``wish`` at its safe places and raises
-``Stopped`` there. A second Ctrl-C does not wait.
+Commands install the handlers; code that embeds the library keeps its own. Work calls ``raise_if_stop_requested`` where
+its state is saved. A second Ctrl-C does not wait.
 """
 
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_wish: int | None = None
+_requested: int | None = None
 
 
 class Stopped(BaseException):
@@ -26,42 +26,42 @@ class Stopped(BaseException):
         self.code = 128 + signum
 
 
-def wish() -> int | None:
+def stop_requested() -> int | None:
     """The signal that asked to stop, if one did; asked in any process of a training, all of them hear it."""
-    from seekr_cl import ranks  # the command line answers --help without waiting for torch
+    from seekr_cl.distributed import collectives  # the command line answers --help without waiting for torch
 
-    return ranks.highest(_wish or 0) or None
+    return collectives.all_reduce_max(_requested or 0) or None
 
 
-def stop_if_asked() -> None:
+def raise_if_stop_requested() -> None:
     """Raises ``Stopped`` if a signal asked to; called where everything up to here is on disk."""
-    asked = wish()
+    asked = stop_requested()
     if asked is not None:
         raise Stopped(asked)
 
 
-def stop_here_if_asked() -> None:
-    """Raises ``Stopped`` if a signal asked this very process to; the others hear of it at their next ``wish``."""
-    if _wish is not None:
-        raise Stopped(_wish)
+def raise_here_if_stop_requested() -> None:
+    """Raises ``Stopped`` if this process got the signal; the others learn of it at their next ``stop_requested``."""
+    if _requested is not None:
+        raise Stopped(_requested)
 
 
 @contextmanager
 def graceful() -> Iterator[None]:
-    """Turns the first SIGTERM or Ctrl-C into a wish; a second Ctrl-C interrupts at once."""
-    global _wish
+    """Turns the first SIGTERM or Ctrl-C into a stop request; a second Ctrl-C interrupts at once."""
+    global _requested
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        global _wish
-        if _wish is not None and signum == signal.SIGINT:
+        global _requested
+        if _requested is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        _wish = signum
+        _requested = signum
 
     former = {signum: signal.signal(signum, handle) for signum in SIGNALS}
-    _wish = None
+    _requested = None
     try:
         yield
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)
-        _wish = None
+        _requested = None

@@ -143,7 +143,7 @@ def read_yaml(path: Path, key: str = "tasks") -> dict[Any, Any]:
     except ValueError as error:
         line, sign, reason = str(error).partition(": ")
         line, reason = (f" {line}", reason) if sign and line.startswith("line ") else ("", str(error))
-        raise ConfigError(f"{path}{line}: broken YAML ({reason}); mend it") from None
+        raise ConfigError(f"{path}{line}: invalid YAML ({reason}); fix it") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: the top level must be a mapping; write keys such as '{key}:' and what is theirs")
     return data

@@ -113,7 +113,7 @@ class Renderer:
                 begin, end, text = self._span(one, number, text, learnt[-1][1] if learnt else 0)
                 learnt.append((begin, end))
         if not learnt:
-            raise DataError(f"{where}: the last message has weight 0, so nothing is learnt; set train_on: all")
+            raise DataError(f"{where}: the last message has weight 0, so nothing is learned; set train_on: all")
         return Rendered(text, tuple(learnt))
 
     def _prompt(self, one: Conversation, number: int) -> str:
@@ -144,11 +144,12 @@ class Renderer:
                     "set train_on: last, or chat_template to a file that does not"
                 )
             if rest and last:
+                told = "chat_template_kwargs.enable_thinking so that they agree, or "
                 raise DataError(
                     f"{one.where}: {self.template.name} ends its prompt with {rest[:40]!r}, which does not stand "
                     "before the answer in its conversation, so the model would be asked with another prompt than it "
-                    "learns; set chat_template_kwargs (such as enable_thinking) so that they agree, or chat_template "
-                    "to a file of your own (TRL's training templates keep the block)"
+                    f"learns; set {told if self.template.reads('enable_thinking') else ''}chat_template to a file that "
+                    "writes the same before the answer in both"
                 )
         if last:
             return begin, *self._end(text, begin)

@@ -8,23 +8,40 @@ message's text stands in what the template writes, which is asked with made-up w
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from jinja2 import TemplateError as JinjaError
+from jinja2 import TemplateSyntaxError
 from transformers.utils import chat_template_utils
 
 from seekr_cl.errors import ConfigError, DataError, nearest
-from seekr_cl.tasks.messages import WEIGHT, spoken
-from seekr_cl.tasks.templates import bounded
+from seekr_cl.tasks.keys import DataWarning
+from seekr_cl.tasks.messages import REASONING, WEIGHT, spoken
+from seekr_cl.tasks.templates import TemplateError, bounded
 
 TRAIN_ON = ("all", "last")
 DATE = "2024-07-26"
 """What a template's ``strftime_now`` says: the day that Llama 3's templates fall back to themselves."""
-_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", *REASONING)
+TAKEN = frozenset(
+    (
+        "messages",
+        "conversation",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "chat_template",
+    )
+)
+"""What ``apply_chat_template`` is told by the library, and no one else may tell it."""
 Turns = list[dict[str, Any]]
 
 
@@ -56,8 +73,7 @@ class ChatSettings:
                 f"chat_template_kwargs: {self.template_kwargs!r} is not a mapping; write e.g. "
                 "chat_template_kwargs.enable_thinking=false"
             )
-        taken = {"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"}
-        if wrong := sorted(taken & set(self.template_kwargs)):
+        if wrong := [key for key in self.template_kwargs if key in TAKEN]:
             raise ConfigError(f"chat_template_kwargs: {wrong[0]!r} is set by the library; remove it")
         try:
             date.fromisoformat(self.date)
@@ -93,6 +109,7 @@ class Template:
     def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._forms: dict[str, int] = {}
+        self._warned: set[str] = set()
         model = str(getattr(tokenizer, "name_or_path", "") or "")
         self.name = f"the chat template of {model}" if model else "the chat template"
         # A marker that a text must not be cut within: an added token, or what looks like one.
@@ -131,7 +148,7 @@ class Template:
         """A conversation in the first form whose every message stands in the rendering, and that rendering.
 
         Raises:
-            DataError: There is no template, it refuses the messages, or passes over one in every form.
+            DataError: There is not a template, it refuses the messages, or passes over one in every form.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(
@@ -139,9 +156,14 @@ class Template:
                 "use records with prompt and completion, or set tokenizer.chat_template (chat_template: FILE)"
             )
         known = [dict(tool) for tool in tools] if tools else None
-        plain = [{key: value for key, value in turn.items() if key != WEIGHT} for turn in messages]
+        self._require_template(known, where)
+        words = _words(self.source(known))
+        plain = [
+            {_readable(key, turn, words): value for key, value in turn.items() if key != WEIGHT} for turn in messages
+        ]
         self._refuse_unknown_keys(plain, known, where)
         told = {**self._settings.template_kwargs, **(kwargs or {})}
+        self._refuse_unread(told, where)
         shape = json.dumps([[_shape(turn) for turn in plain], known, told], default=str, sort_keys=True)
         forms = list(_forms(plain))
         if shape in self._forms:
@@ -160,6 +182,7 @@ class Template:
                 missing.append(fault)
                 continue
             self._forms[shape] = number
+            self._warn_of_unwritten(one, text)
             return one, text
         # That a text is missing says more than that another form is refused.
         raise DataError((missing or refused)[0])
@@ -177,7 +200,43 @@ class Template:
 
     def _refusal(self, where: str, error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]
-        return f"{where}: {self.name} refuses the messages ({reason}); change their order or roles"
+        # raise_exception() in a template raises this class itself, and Jinja only those below it.
+        if type(error) is JinjaError:
+            return (
+                f"{where}: {self.name} refuses the messages ({reason}); change them as it says, or set chat_template "
+                "to a file that takes them"
+            )
+        if isinstance(error, TemplateSyntaxError | TemplateError):
+            return f"{where}: {self.name} is broken ({reason}); set chat_template to a file with a working one"
+        return (
+            f"{where}: {self.name} cannot write the messages ({type(error).__name__}: {reason}); leave out what it "
+            "does not take, or set chat_template to a file that takes them"
+        )
+
+    def _require_template(self, tools: Any, where: str) -> None:
+        """Of named templates one is used by its purpose: ``default``, or ``tool_use`` where there are tools."""
+        named = self._tokenizer.chat_template
+        if isinstance(named, Mapping) and "default" not in named and not (tools and "tool_use" in named):
+            raise DataError(
+                f"{where}: {self.name} has variants ({', '.join(map(str, named))}) and none is named 'default'; "
+                "set chat_template to the file of the one to use"
+            )
+
+    def _refuse_unread(self, told: Mapping[str, Any], where: str) -> None:
+        named = self._tokenizer.chat_template
+        words = _words("\n".join(map(str, named.values())) if isinstance(named, Mapping) else str(named))
+        for key in told:
+            if key in TAKEN:
+                raise DataError(f"{where}: chat_template_kwargs: {key!r} is set by the library; remove it")
+            if key not in words:
+                raise DataError(
+                    f"{where}: chat_template_kwargs: {key!r} would be ignored: {self.name} does not read it; "
+                    f"remove it{nearest(str(key), words)}"
+                )
+
+    def reads(self, name: str) -> bool:
+        """Whether a word stands in the template, such as the name of an option."""
+        return name in _words(self.source())
 
     def _refuse_unknown_keys(self, turns: Turns, tools: Any, where: str) -> None:
         for number, turn in enumerate(turns, 1):
@@ -187,6 +246,23 @@ class Template:
                         f"{where}: message {number}: key {key!r} would be ignored: {self.name} does not use it; "
                         f"remove it{nearest(str(key), [*_KEYS, WEIGHT])}"
                     )
+
+    def _warn_of_unwritten(self, one: Conversation, text: str) -> None:
+        """Says once of which keys that only some templates write nothing is shown or learnt."""
+        for key in (*REASONING, "name"):
+            # A tool's result is often written without the tool's name, which the call before it has.
+            holding = [n for n, turn in enumerate(one.turns, 1) if turn.get(key) and turn["role"] != "tool"]
+            if not holding or key in self._warned or str(one.turns[holding[-1] - 1][key]).strip() in text:
+                continue
+            # Most templates leave out what was thought before the latest question.
+            if key == "name" or holding[-1] == len(one.turns) or not self.reads(key):
+                self._warned.add(key)
+                warnings.warn(
+                    f"{one.where}: message {holding[-1]}: {self.name} does not write {key!r}, so it is neither shown "
+                    "nor learned",
+                    DataWarning,
+                    stacklevel=2,
+                )
 
     def _passed_over(self, one: Conversation) -> str | None:
         """What of a conversation the template does not write, as an error; ``None`` if it writes everything."""
@@ -240,6 +316,18 @@ class Template:
                 if given and isinstance(given, str) and (given not in text or f"{{{given}" in text):
                     return f"{one.where}: {self.name} does not write arguments given as JSON text; give objects"
         return None
+
+
+def _readable(key: str, turn: Mapping[str, Any], words: frozenset[str]) -> str:
+    """A key by the name that the template reads: what an assistant thought is called one thing or another."""
+    if key not in REASONING or key in words:
+        return key
+    return next((one for one in REASONING if one in words and one not in turn), key)
+
+
+@lru_cache(maxsize=16)
+def _words(source: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", source))
 
 
 def _probe_call(call: Mapping[str, Any], word: Any, what: str) -> dict[str, Any]:

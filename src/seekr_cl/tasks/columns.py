@@ -40,7 +40,7 @@ class Columns:
             The mapping; ``None`` for ``None``.
 
         Raises:
-            ConfigError: It is no mapping, names an unknown key, or a template cannot be read.
+            ConfigError: It is not a mapping, names an unknown key, or a template cannot be read.
         """
         if value is None:
             return None
@@ -128,7 +128,7 @@ def _template(text: str, where: str) -> tuple[tuple[str, str | None], ...]:
                 raise ValueError("write {column} and nothing else between the braces")
             found.append((literal, name))
     except ValueError as error:
-        raise ConfigError(f"{where}: {text!r} is no template ({error}); braces of the text are {{{{ and }}}}") from None
+        raise ConfigError(f"{where}: {text!r} is not a template ({error}); write literal braces as {{{{ }}}}") from None
     if not any(name for _, name in found):
         raise ConfigError(f"{where}: {text!r} names no column; write {{column}}")
     return tuple(found)

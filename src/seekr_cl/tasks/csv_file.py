@@ -30,7 +30,7 @@ def parse_csv(text: str, path: str) -> list[dict[str, Any]]:
         return []
     number, header = lines[0]
     if repeated := [name for name in header if header.count(name) > 1]:
-        raise DataError(f"{path} line {number}: column {repeated[0]!r} stands twice; keep one")
+        raise DataError(f"{path} line {number}: column {repeated[0]!r} appears twice; remove one")
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
         shown = {"\t": "a tab"}.get(other, f"'{other}'")
         raise DataError(f"{path} line {number}: the columns are separated by {shown}; separate them by commas")
@@ -76,7 +76,7 @@ def _refuse_spaced(raw: str, path: str, line: int) -> None:
     for field in _FIELD.finditer(raw):
         if _SPACE_QUOTE.match(field[1] or ""):
             raise DataError(
-                f"{path} line {line}: a space stands before the quote of {field[1].strip()[:40]!r}; remove the space"
+                f"{path} line {line}: a space precedes the quote of {field[1].strip()[:40]!r}; remove the space"
             )
 
 

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
-from seekr_cl.errors import ConfigError, ModelError, TooLongError, nearest
+from seekr_cl.errors import ConfigError, DataError, ModelError, TooLongError, nearest
+from seekr_cl.renamed import current_value
 from seekr_cl.tasks.chat_reading import AnswerReader, turn_ends
 from seekr_cl.tasks.chat_rendering import Rendered, Renderer
 from seekr_cl.tasks.chat_template import ChatSettings
 from seekr_cl.tasks.collate import Encoded, Spans, collate
 from seekr_cl.tasks.examples import Example
 from seekr_cl.tasks.lossless import TextGuard
-from seekr_cl.tasks.messages import spoken
+from seekr_cl.tasks.messages import REASONING, spoken
 from seekr_cl.tasks.spans import tokenised
 
 __all__ = ["BOUNDARIES", "Encoded", "Encoder", "Shown", "collate"]
 
-BOUNDARIES = ("exact", "joint")
+BOUNDARIES = ("separate", "merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,21 @@ class Shown:
 class Encoder:
     """Turns examples into tokens for training and prompts into tokens for generation.
 
-    ``boundary="exact"`` tokenises prompt and completion apart, so that no merge crosses the border, and cuts only the
-    prompt. ``boundary="joint"`` repeats the arithmetic of the official SEEKR code: prompt and answer are tokenised as
-    one text, the label length is counted on the answer alone, and a text that is too long loses its left, BOS and EOS.
+    ``separate`` tokenizes prompt and completion separately, so that no merge crosses the boundary, and truncates only
+    the prompt. ``merged`` repeats the arithmetic of the official SEEKR code: prompt and answer are tokenized as one
+    text, the label length is counted on the answer alone, and a text that is too long is truncated on the left,
+    without BOS and EOS.
 
     Attributes:
         max_length: The most tokens one training example may have.
-        boundary: ``"exact"`` or ``"joint"``.
+        prompt_boundary: ``"separate"`` or ``"merged"``.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         max_length: int,
-        boundary: str = "exact",
+        prompt_boundary: str = "separate",
         max_prompt_length: int | None = None,
         max_answer_length: int | None = None,
         chat: ChatSettings | None = None,
@@ -59,14 +61,14 @@ class Encoder:
         Args:
             tokenizer: A Hugging Face tokenizer.
             max_length: The most tokens of one example.
-            boundary: ``"exact"`` or ``"joint"``.
+            prompt_boundary: ``"separate"`` or ``"merged"``.
             max_prompt_length: The most tokens of the prompt; by default whatever ``max_length`` leaves.
-            max_answer_length: The most tokens of the completion without EOS. ``"joint"`` only adds it to
+            max_answer_length: The most tokens of the completion without EOS. ``"merged"`` only adds it to
                 ``max_prompt_length``: together they are the most tokens of one example.
             chat: How conversations are rendered and which of their turns are learnt.
 
         Raises:
-            ConfigError: An unknown boundary, or lengths that are no whole numbers above zero or contradict each other.
+            ConfigError: An unknown boundary, or lengths that are not whole numbers above zero or contradict each other.
             ModelError: The tokenizer has no end-of-text token.
         """
         lengths = {
@@ -77,24 +79,25 @@ class Encoder:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{key} must be a whole number above 0, not {value!r}")
-        if boundary not in BOUNDARIES:
-            hint = nearest(str(boundary), BOUNDARIES)
-            raise ConfigError(f"boundary must be one of {', '.join(BOUNDARIES)}, not {boundary!r}{hint}")
+        prompt_boundary = current_value("boundary", prompt_boundary)
+        if prompt_boundary not in BOUNDARIES:
+            hint = nearest(str(prompt_boundary), BOUNDARIES)
+            raise ConfigError(f"prompt_boundary must be one of {', '.join(BOUNDARIES)}, not {prompt_boundary!r}{hint}")
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "the tokenizer has no end-of-text token, so a model cannot learn to stop; set tokenizer.eos_token"
             )
         self.max_length = max_length
-        self.boundary = boundary
+        self.prompt_boundary = prompt_boundary
         self._tokenizer = tokenizer
         self._max_prompt = max_prompt_length
         self._max_answer = max_answer_length
-        self._joint_length = max_length
-        if max_prompt_length is not None and max_answer_length is not None and boundary == "joint":
-            self._joint_length = max_prompt_length + max_answer_length
-            if self._joint_length > max_length:
+        self._merged_length = max_length
+        if max_prompt_length is not None and max_answer_length is not None and prompt_boundary == "merged":
+            self._merged_length = max_prompt_length + max_answer_length
+            if self._merged_length > max_length:
                 raise ConfigError(
-                    f"max_prompt_length + max_answer_length = {self._joint_length} is above max_length {max_length}; "
+                    f"max_prompt_length + max_answer_length = {self._merged_length} is above max_length {max_length}; "
                     "raise max_length or lower one of the two"
                 )
         self.texts = TextGuard(tokenizer)
@@ -104,11 +107,12 @@ class Encoder:
         self._renderer = Renderer(tokenizer, self.chat)
         # A text that a chat template has rendered before may end with the end of a turn.
         self._ends = {tokenizer.eos_token_id, *turn_ends(tokenizer)}
+        self._end_texts = sorted(tokenizer.convert_ids_to_tokens(sorted(self._ends)))
         self.reader = AnswerReader(tokenizer, self._renderer)
 
     @property
     def cut_count(self) -> int:
-        """How many different examples have lost their left so far, in training or before generation."""
+        """How many different examples were truncated on the left so far, in training or before generation."""
         return len(self._cut)
 
     def render(self, example: Example) -> tuple[str, str]:
@@ -149,7 +153,7 @@ class Encoder:
             DataError: As ``encode``.
         """
         encoded = self.encode(example)
-        if self.boundary == "joint":
+        if self.prompt_boundary == "merged":
             begin = len(self._tokenizer.decode(encoded.input_ids[: encoded.completion_start]))
             text = self._tokenizer.decode(encoded.input_ids)
             return Shown(text, ((begin, len(text)),), encoded)
@@ -176,7 +180,7 @@ class Encoder:
             Its tokens.
 
         Raises:
-            DataError: The completion alone does not fit (``"exact"`` only), or ``messages`` cannot be rendered.
+            DataError: The completion alone does not fit (``"separate"`` only), or ``messages`` cannot be rendered.
         """
         if example.messages is not None:
             rendered = self._taught(example)
@@ -184,12 +188,12 @@ class Encoder:
             prompt, completion = rendered.text[:begin], rendered.text[begin:end]
         else:
             prompt, completion = self.render(example)
-        if self.boundary == "joint":
-            encoded = self._encode_joint(prompt, completion)
+        if self.prompt_boundary == "merged":
+            encoded = self._encode_merged(prompt, completion)
         elif example.messages is not None:
             encoded = self._encode_turns(example, rendered)
         else:
-            encoded = self._encode_exact(example, prompt, completion)
+            encoded = self._encode_separate(example, prompt, completion)
         if encoded.prompt_tokens_cut:
             self._note_cut(example, prompt)
         return encoded
@@ -216,7 +220,7 @@ class Encoder:
         if self._max_prompt is not None:
             room = min(room, self._max_prompt)
         prompt, _ = self.render(example)
-        if self.boundary == "joint":
+        if self.prompt_boundary == "merged":
             full = self._ids(prompt)
             ids = full[-room:]
             cut = len(full) - len(ids)
@@ -224,12 +228,12 @@ class Encoder:
                 ids = self._with_bos(ids)
             ids = ids or [self._start_id()]
         else:
-            ids, cut = self._exact_prompt(example, prompt, room)
+            ids, cut = self._separate_prompt(example, prompt, room)
         if cut:
             self._note_cut(example, prompt)
         return ids
 
-    def _encode_exact(self, example: Example, prompt: str, completion: str) -> Encoded:
+    def _encode_separate(self, example: Example, prompt: str, completion: str) -> Encoded:
         eos = self._tokenizer.eos_token_id
         answer = self._ids(completion)
         where = example.source or "an example"
@@ -251,13 +255,14 @@ class Encoder:
         room = self.max_length - len(answer)
         if self._max_prompt is not None:
             room = min(room, self._max_prompt)
-        ids, cut = self._exact_prompt(example, prompt, room)
+        ids, cut = self._separate_prompt(example, prompt, room)
         return Encoded(ids + answer, len(ids), cut)
 
     def _encode_turns(self, example: Example, rendered: Rendered) -> Encoded:
         """A whole conversation; what is too long loses its left, and what nothing is learnt of on the right."""
         ids, spans = tokenised(self._tokenizer, rendered.text, rendered.learnt)
         where = _where(example)
+        self._refuse_ends_within(example)
         for (first, last), (begin, end) in zip(spans, rendered.learnt, strict=True):
             self.texts.check_learnt(rendered.text[begin:end], ids[first:last], where)
         answers = [end - begin for begin, end in spans]
@@ -289,7 +294,20 @@ class Encoder:
             return Encoded(ids, start, cut)
         return Encoded(ids, start, cut, learnt)
 
-    def _exact_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
+    def _refuse_ends_within(self, example: Example) -> None:
+        """Refuses answers that hold a token at which generation ends: what follows it could never be written."""
+        for number, turn in enumerate(example.messages or (), 1):
+            if turn["role"] != "assistant":
+                continue
+            for key, said in {"content": spoken(turn), **{key: turn[key] for key in REASONING if key in turn}}.items():
+                for end in self._end_texts:
+                    if end in said:
+                        raise DataError(
+                            f"{_where(example)}: message {number}: {key!r} holds {end!r}, at which an answer ends; "
+                            "remove it, the chat template writes its own"
+                        )
+
+    def _separate_prompt(self, example: Example, prompt: str, room: int) -> tuple[list[int], int]:
         body = self._ids(prompt)
         self.texts.check_prompt(prompt, body, _where(example))
         front = self._front_of(body, example)
@@ -299,16 +317,16 @@ class Encoder:
         cut = max(0, len(body) - keep)
         return (front + body[cut:]) or [self._start_id()], cut
 
-    def _encode_joint(self, prompt: str, completion: str) -> Encoded:
+    def _encode_merged(self, prompt: str, completion: str) -> Encoded:
         full = self._ids(prompt + completion)
-        ids = full[-self._joint_length :]
+        ids = full[-self._merged_length :]
         cut = len(full) - len(ids)
-        if len(ids) < self._joint_length:
+        if len(ids) < self._merged_length:
             ids.append(self._tokenizer.eos_token_id)
-        if len(ids) < self._joint_length:
+        if len(ids) < self._merged_length:
             ids = self._with_bos(ids)
         # The official labels are the last so many tokens, counted on the answer alone with its EOS, whatever these are.
-        label_length = min(len(self._ids(completion)) + 1, self._joint_length, len(ids))
+        label_length = min(len(self._ids(completion)) + 1, self._merged_length, len(ids))
         return Encoded(ids, len(ids) - label_length, cut)
 
     def _front_of(self, body: list[int], example: Example) -> list[int]:

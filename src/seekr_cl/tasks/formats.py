@@ -65,7 +65,7 @@ def recognise(row: Any, where: str) -> Reading:
         What it was read as; its texts are not checked yet.
 
     Raises:
-        DataError: The record is no object, has no known format, mixes two, or holds a key that would be lost.
+        DataError: The record is not an object, has no known format, mixes two, or holds a key that would be lost.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: a record must be an object, not {kind_of(row)}; accepted: {ACCEPTED}")

@@ -81,7 +81,7 @@ def check_keys(row: Mapping[Any, Any], known: tuple[str, ...], where: str, name:
         if key in known:
             continue
         if not isinstance(key, str):
-            raise DataError(f"{where}: the key {key!r} is no text; name every column")
+            raise DataError(f"{where}: the key {key!r} is not text; name every column")
         _refuse_meaning(row, key, known, where, name)
         if close := _slip(key, known, row):
             raise DataError(f"{where}: unknown key {key!r} of a record read as {name}; did you mean {close!r}?")
@@ -95,7 +95,7 @@ def _refuse_meaning(row: Mapping[Any, Any], key: str, known: tuple[str, ...], wh
         return
     if "messages" in known or "conversations" in known:
         instead = _CHAT_INSTEAD.get(key, instead)
-    raise DataError(f"{where}: {key!r} would be lost, a record read as {name} has no use for it; {instead}")
+    raise DataError(f"{where}: {key!r} would be ignored: a record read as {name} has no use for it; {instead}")
 
 
 def check_turn(turn: Mapping[Any, Any], where: str) -> None:
@@ -110,7 +110,7 @@ def check_turn(turn: Mapping[Any, Any], where: str) -> None:
         if key in _TURN:
             continue
         if not isinstance(key, str):
-            raise DataError(f"{where}: the key {key!r} is no text; every message is {{role, content}}")
+            raise DataError(f"{where}: the key {key!r} is not text; every message is {{role, content}}")
         learnt = key in _NEUTRAL or key in ("mask", "loss_mask", "weights")
         if (learnt and not _is_neutral(key, value)) or (key in _TURN_INSTEAD and value not in ("", [], {})):
             raise DataError(f"{where}: {key!r} would be lost; {_INSTEAD[key]}")

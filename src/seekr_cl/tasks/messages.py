@@ -12,6 +12,9 @@ EMPTY = "fill it, remove the row, or set allow_empty=true to teach that nothing 
 WEIGHT = "weight"
 """OpenAI's key of an assistant's message: 0 shows it and does not teach it."""
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of an assistant's message that hold what it thought; templates read one of them."""
+
 
 def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[dict[str, Any], ...]:
     """Check the turns of a conversation.
@@ -26,7 +29,7 @@ def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[di
         text parts, or ``None`` beside tool calls.
 
     Raises:
-        DataError: No list of messages, one without role or content, a part that is no text, a last message that is
+        DataError: No list of messages, one without role or content, a part that is not text, a last message that is
             not the assistant's, or nothing that may be learnt.
     """
     if not isinstance(value, list | tuple):
@@ -42,7 +45,7 @@ def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[di
     if not spoken(turns[-1]) and not turns[-1].get("tool_calls") and not allow_empty:
         raise DataError(f"{where}: the assistant's last message is empty; {EMPTY}")
     if all(turn.get(WEIGHT) == 0 for turn in turns if turn["role"] == "assistant"):
-        raise DataError(f"{where}: every assistant message has weight 0, so nothing is learnt; remove the row")
+        raise DataError(f"{where}: every assistant message has weight 0, so nothing is learned; remove the row")
     return tuple(turns)
 
 
@@ -106,12 +109,12 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
         checked["content"] = [_part(part, f"{where} content: part {n}") for n, part in enumerate(checked["content"], 1)]
     else:
         _text(checked["content"], where, "content")
-    for key in ("reasoning_content", "reasoning", "thinking"):
+    for key in REASONING:
         if key in checked:
             _text(checked[key], where, key)
     weight = checked.get(WEIGHT, 1)
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise DataError(f"{where}: 'weight' must be 0 (not learnt) or 1, not {weight!r}")
+        raise DataError(f"{where}: 'weight' must be 0 (not learned) or 1, not {weight!r}")
     return checked
 
 
@@ -123,7 +126,7 @@ def _part(part: Any, where: str) -> dict[str, str]:
     part = {key: item for key, item in part.items() if item is not None}
     if part.get("type", "text") != "text" or "text" not in part:
         raise DataError(
-            f"{where} is of type {part.get('type')!r}; of a list only parts {{type: text, text}} can be learnt from"
+            f"{where} is of type {part.get('type')!r}; in a list only parts {{type: text, text}} can be learned from"
         )
     if extra := sorted(part.keys() - {"type", "text"}):
         raise DataError(f"{where}: key {extra[0]!r} would be ignored; a part is {{type: text, text}}")

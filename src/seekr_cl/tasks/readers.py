@@ -78,7 +78,7 @@ def read_json(path: Path) -> list[Any]:
         The items of the list.
 
     Raises:
-        DataError: The file is not UTF-8, is empty, is broken JSON, holds a key twice, or its top level is neither a
+        DataError: The file is not UTF-8, is empty, is invalid JSON, holds a key twice, or its top level is neither a
             list of records nor one record.
     """
     text = _read_text(path)
@@ -88,12 +88,12 @@ def read_json(path: Path) -> list[Any]:
         if error.msg == "Extra data":
             return _lines(path, text)
         raise DataError(
-            f"{path} line {error.lineno}: broken JSON ({error.msg}, column {error.colno}); mend it"
+            f"{path} line {error.lineno}: invalid JSON ({error.msg}, column {error.colno}); fix it"
         ) from None
     except RepeatedKeyError as error:
         raise DataError(f"{path}{_row_of(text)}: {error}; keep one") from None
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}: JSON that cannot be read ({_brief(error)}); mend it") from None
+        raise DataError(f"{path}: unreadable JSON ({_brief(error)}); fix it") from None
     if isinstance(data, dict):
         require_records(data, str(path))
         return [data]
@@ -118,7 +118,7 @@ def _lines(path: Path, text: str) -> list[Any]:
             raise DataError(f"{path} row {len(rows) + 1}: {error}; keep one") from None
         except (RecursionError, ValueError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else _brief(error)
-            raise DataError(f"{path} line {number}: broken JSON ({reason}); each line must be one record") from None
+            raise DataError(f"{path} line {number}: invalid JSON ({reason}); each line must be one record") from None
     if len(rows) == 1 and isinstance(rows[0], dict):
         require_records(rows[0], str(path))
     return rows
@@ -133,7 +133,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [key for key, _ in pairs]
-        raise RepeatedKeyError(f"key {next(key for key in names if names.count(key) > 1)!r} stands twice in one object")
+        raise RepeatedKeyError(
+            f"key {next(key for key in names if names.count(key) > 1)!r} appears twice in one object"
+        )
     return data
 
 
@@ -197,10 +199,10 @@ def _read_parquet(path: Path) -> list[Any]:
         reading.open_plain(path).close()
         table = pyarrow.parquet.read_table(path)
     except Exception as error:  # whatever arrow raises, the user needs the file and the reason
-        raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); mend or export it again") from None
+        raise DataError(f"{path}: cannot be read as parquet ({_brief(error)}); repair it or export it again") from None
     names = table.column_names
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{path}: column {repeated[0]!r} stands twice; keep one")
+        raise DataError(f"{path}: column {repeated[0]!r} appears twice; remove one")
     try:
         return without_nulls(table.to_pylist())
     except Exception:
@@ -208,9 +210,9 @@ def _read_parquet(path: Path) -> list[Any]:
             try:
                 table.slice(number, 1).to_pylist()
             except UnicodeDecodeError as error:
-                raise DataError(f"{path} row {number + 1}: text is not UTF-8 ({_brief(error)}); mend it") from None
+                raise DataError(f"{path} row {number + 1}: text is not UTF-8 ({_brief(error)}); fix it") from None
             except Exception as error:
-                raise DataError(f"{path} row {number + 1}: cannot be read ({_brief(error)}); mend it") from None
+                raise DataError(f"{path} row {number + 1}: cannot be read ({_brief(error)}); fix it") from None
         raise
 
 

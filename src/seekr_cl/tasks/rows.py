@@ -18,7 +18,7 @@ def splits_of(source: Any) -> dict[str, list[Any]]:
         source: a list of records, a ``datasets.Dataset``, or a ``DatasetDict``.
 
     Raises:
-        DataError: if there are none, or a record is no mapping.
+        DataError: if there are none, or a record is not a mapping.
     """
     if _is_splits(source):
         return {str(name): split.to_list() for name, split in source.items()}

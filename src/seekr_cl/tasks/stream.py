@@ -7,6 +7,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.os_errors import named
+from seekr_cl.renamed import rename_settings
 from seekr_cl.system.paths import beside
 from seekr_cl.system.yaml_file import expand, read_yaml
 from seekr_cl.tasks.benchmarks import BenchmarkUse
@@ -124,6 +125,7 @@ class StreamSpec:
             raise ConfigError(f"{path}: 'tasks' {given}; list at least one data path under it{hint}")
         common = {} if use is not None else {key: data.pop(key) for key in _COMMON if key in data}
         settings = {key: expand(value, f"{path}: key {key!r}") for key, value in data.items()}
+        settings = rename_settings(settings, f"{path}: ")
         if use is not None:
             settings = {**use.protocol.settings, **settings}
         tasks: list[TaskSpec] = []

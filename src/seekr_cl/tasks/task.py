@@ -51,7 +51,7 @@ def check_limit(limit: Any, where: str = "limit") -> dict[str, int]:
         The mapping; empty for ``None``.
 
     Raises:
-        ConfigError: It is no mapping, names an unknown split, or a number is not a whole number above zero.
+        ConfigError: It is not a mapping, names an unknown split, or a number is not a whole number above zero.
     """
     if limit is None:
         return {}

@@ -44,6 +44,6 @@ def checked_text(value: Any, where: str, key: str) -> str:
     except UnicodeEncodeError as error:
         # JSON can spell half of a surrogate pair; no tokenizer can encode it, and it would fail far from here.
         raise DataError(
-            f"{where}: {key!r} holds half a surrogate pair at character {error.start + 1}, which is no text; remove it"
+            f"{where}: {key!r} holds half a surrogate pair at character {error.start + 1}, which is not text; remove it"
         ) from None
     return value

@@ -1,7 +1,9 @@
-"""The model as it is to be trained: all weights, a new adapter, or the one it comes with."""
+"""The model as it is to be trained, loaded as the settings say: all weights, a new adapter, or the one it has."""
 
 import os
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, ModelError
@@ -9,6 +11,19 @@ from seekr_cl.memory import model_hash
 from seekr_cl.models.loading import load_model
 from seekr_cl.models.peft_adapters import check_same, put_adapter
 from seekr_cl.models.source import ModelSource, name_of
+
+
+def load_configured(
+    source: ModelSource | str | os.PathLike[str], config: SeekrConfig, empty: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer with a config's dtype, quantization and trust in remote code.
+
+    Raises:
+        ModelError: if it is not there or cannot be loaded.
+        ConfigError: if what the quantization needs is not installed.
+    """
+    given = source if isinstance(source, ModelSource) else ModelSource(source)
+    return given.open(config.dtype, config.trust_remote_code, config.quantization, empty)
 
 
 def adapted(model: Any, config: SeekrConfig, source: str | os.PathLike[str]) -> Any:
@@ -31,10 +46,10 @@ def adapted(model: Any, config: SeekrConfig, source: str | os.PathLike[str]) -> 
                 f"--model: {source} is an adapter, and method {config.method.name} trains adapters of its own; "
                 "merge it first (seekr export --merge)"
             )
-        own = getattr(model, "method", None) if getattr(model, "by_question", False) else None
+        own = getattr(model, "method", None) if getattr(model, "query_conditioned", False) else None
         if own is not None:
             raise ConfigError(
-                f"--model: {source} was written by method {own}, which chooses adapters by the question; go on with "
+                f"--model: {source} was written by method {own}, which chooses adapters by the query; go on with "
                 f"method {own}, or begin with the base model"
             )
         check_same(model, given)

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import MemoryFormatError, OutputError
 from seekr_cl.os_errors import describe
 from seekr_cl.system import reading
@@ -39,16 +39,17 @@ from seekr_cl.system.modes import file_mode, folder_mode, make_private
 from seekr_cl.system.removal import give_away, is_made, make_folder, remove_empty, remove_known, remove_made
 
 FORMAT = "seekr-checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 KEPT = 2
 """The newest, and one before it in case the disk damages the newest."""
 
 _NAME = re.compile(r"\d{6,12}")
 _PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
+_PARTS = r"carried|carry|importance|kept|method|next_state|optimizer|rng|trainer|weights|task-\d+|teacher-\d+"
 _CONTENT = re.compile(
-    r"(state|trainer_state)\.json|(carried|carry|kept|method|optimizer|rng|trainer|weights|task-\d+|teacher-\d+)"
-    r"(\.\d{5}-of-\d{5})?\.safetensors|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
+    rf"(state|trainer_state)\.json|({_PARTS})(\.\d{{5}}-of-\d{{5}})?\.safetensors"
+    r"|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"
 )
 """What can be in one, for those whose manifest is damaged."""
 _OWN_NAME = re.compile(r"\.?\d{6,12}(\.partial)?")
@@ -86,7 +87,7 @@ class Checkpoint:
 
     def own_pieces(self, part: str) -> dict[str, Tensor]:
         """What this process holds of the part's sharded tensors: rows of each, which may be none."""
-        name = _piece(part, ranks.own(), ranks.count())
+        name = _piece(part, collectives.rank(), collectives.world_size())
         return self._read(name) if name in self.parts else {}
 
     def whole(self, part: str) -> dict[str, Tensor]:
@@ -125,11 +126,11 @@ class Checkpoints:
 
         All processes have to ask; process 0 reads every byte and compares it with the manifest.
         """
-        numbers = ranks.from_first(self.numbers())
-        # Hashing a large model's state takes a while; who asks twice shall not wait twice.
+        numbers = collectives.broadcast_object(self.numbers())
+        # Cached: hashing a large model's state is slow.
         if self._found is None or self._found[0] != numbers:
-            found = self._search(numbers) if ranks.is_first() else None
-            name = ranks.from_first(found and found.path.name)
+            found = self._search(numbers) if collectives.is_main() else None
+            name = collectives.broadcast_object(found and found.path.name)
             self._found = numbers, found if found or not name else _read(self.place / name, content=False)
         return self._found[1]
 
@@ -165,8 +166,8 @@ class Checkpoints:
         Raises:
             OutputError: if it cannot be written; the checkpoints before it stay.
         """
-        numbers = ranks.from_first(self.numbers())
-        number = ranks.once(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
+        numbers = collectives.broadcast_object(self.numbers())
+        number = collectives.on_main_broadcast(lambda: self._free_number(numbers[-1] + 1 if numbers else 1))
         temporary = self._unfinished(number)
 
         def begin() -> None:
@@ -176,7 +177,10 @@ class Checkpoints:
 
         def write_own() -> list[dict[str, Any]]:
             with self._writing(number, temporary):
-                named = {_piece(part, ranks.own(), ranks.count()): own for part, own in (pieces or {}).items()}
+                named = {
+                    _piece(part, collectives.rank(), collectives.world_size()): own
+                    for part, own in (pieces or {}).items()
+                }
                 return _write_parts(temporary, named)
 
         def complete() -> None:
@@ -195,10 +199,10 @@ class Checkpoints:
                 fault_point("checkpoint.renamed")
                 sync_folder(self.place)
 
-        ranks.first(begin)
-        others = [record for records in ranks.each(write_own) for record in records] if pieces else []
-        ranks.first(complete)
-        for old in [*numbers, number][:-KEPT] if ranks.is_first() else []:
+        collectives.on_main(begin)
+        others = [record for records in collectives.on_each_rank(write_own) for record in records] if pieces else []
+        collectives.on_main(complete)
+        for old in [*numbers, number][:-KEPT] if collectives.is_main() else []:
             _remove(self.path(old))
             fault_point("checkpoint.removed")
 
@@ -212,7 +216,8 @@ class Checkpoints:
             # SafetensorError is no OSError, but what it has to say here comes from the disk.
             reason = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and go on with --resume"
+                f"{self.path(number)}: the checkpoint cannot be written ({reason}); free space and continue with "
+                "--resume"
             ) from error
         except BaseException:
             self._discard(temporary)
@@ -293,6 +298,7 @@ def _write_parts(folder: Path, parts: dict[str, dict[str, Tensor]]) -> list[dict
     for part, tensors in parts.items():
         if tensors:
             path = folder / f"{part}.safetensors"
+            assert _CONTENT.fullmatch(path.name), f"add {part} to _PARTS: a half-removed checkpoint goes by that list"
             _write_part(path, tensors)
             records.append(file_record(path))
             fault_point("checkpoint.part")
@@ -330,7 +336,7 @@ def _read(path: Path, content: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamageError(f"{type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
-        raise _DamageError(f"{STATE} is no mapping")
+        raise _DamageError(f"{STATE} is not a mapping")
     return Checkpoint(path, state, parts)
 
 

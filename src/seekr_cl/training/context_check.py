@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import require_schedulable
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.claims import Limits, check_fits
@@ -71,7 +71,7 @@ def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
     width = max(rows, getattr(outputs, "out_features", 0), said("vocab_size") or 0)
     limits = Limits(rows, width, said("num_hidden_layers"), said("num_attention_heads"), context_length(model))
     layers = () if store.importance is None else store.importance.layers
-    ranks.first(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
+    collectives.on_main(lambda: check_fits(store.tasks, layers, limits, str(store.path)))
 
 
 def check_task(
@@ -120,7 +120,9 @@ def tests_encoder(
     if not virtual or context is None:
         return encoder
     length = min(encoder.max_length, context - virtual)
-    return Encoder(tokenizer, length, encoder.boundary, config.max_prompt_length, config.max_answer_length, config.chat)
+    return Encoder(
+        tokenizer, length, encoder.prompt_boundary, config.max_prompt_length, config.max_answer_length, config.chat
+    )
 
 
 def _virtual(model: PreTrainedModel, config: SeekrConfig, number: int) -> int:

@@ -4,7 +4,7 @@ import warnings
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl.config.rates import InertWarning
+from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import DataError, TooLongError
 from seekr_cl.models.context import context_length
@@ -19,10 +19,10 @@ def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrai
     asked = config.max_length
     if asked is not None and context is not None and asked > context:
         warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", InertWarning, stacklevel=2
+            f"max_length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
-    boundary = config.boundary or "exact"
+    boundary = config.prompt_boundary or "separate"
     return Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
 
 
@@ -45,7 +45,7 @@ def fitting(task: Task, encoder: Encoder, config: SeekrConfig) -> tuple[list[Exa
     if left_out:
         warnings.warn(
             f"task '{task.name}': {left_out} of {len(task.train)} examples left out, their completions are too long",
-            InertWarning,
+            NoEffectWarning,
             stacklevel=2,
         )
     return [example for example, _ in kept], [encoded for _, encoded in kept]

@@ -13,17 +13,18 @@ from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
 
-from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import by_fsdp2, dtypes_of, require_dtypes
 from seekr_cl.errors import ModelError
-from seekr_cl.training.trainer import looks_at_weights
 
 
 def is_asked() -> bool:
     """Whether the accelerate config wants a model that is sharded by FSDP2 to be loaded once."""
     wanted = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-    return ranks.count() > 1 and all(map(parse_flag_from_env, wanted)) and os.environ.get("FSDP_VERSION") == "2"
+    return (
+        collectives.world_size() > 1 and all(map(parse_flag_from_env, wanted)) and os.environ.get("FSDP_VERSION") == "2"
+    )
 
 
 def hindrance(config: SeekrConfig) -> str | None:
@@ -31,7 +32,7 @@ def hindrance(config: SeekrConfig) -> str | None:
     method = config.method.kind
     if config.quantization is not None:
         return f"quantization: {config.quantization}"
-    if method.frozen_copy or (looks_at_weights(method) and not method.knows_shards):
+    if method.frozen_copy or method.weight_access == "whole":
         return f"method {method.name}"
     return "fsdp_offload_params" if parse_flag_from_env("FSDP_OFFLOAD_PARAMS") else None
 
@@ -48,7 +49,7 @@ def shard(model: Any, config: SeekrConfig) -> None:
         ModelError: if the processes' models are not the same.
         ConfigError: if mixed precision would make the weights another type.
     """
-    first, device = ranks.is_first(), config.device
+    first, device = collectives.is_main(), config.device
     accelerator: Any = Accelerator(mixed_precision=config.mixed_precision)
     by_fsdp2(accelerator)
     # Accelerate's own way of doing it fails for buffers that are saved, and takes the others from each process.
@@ -56,7 +57,9 @@ def shard(model: Any, config: SeekrConfig) -> None:
     _require_same(model)
     dtypes = dtypes_of(model)
     whole: dict[str, Tensor] = dict(model.named_parameters()) if first else {}
-    buffers = ranks.tensors_of_all({name: buffer.clone() for name, buffer in model.named_buffers()} if first else {})[0]
+    buffers = collectives.all_gather_tensors(
+        {name: buffer.clone() for name, buffer in model.named_buffers()} if first else {}
+    )[0]
     model.to("meta")
     model.tie_weights()
     fsdp2_prepare_model(accelerator, model)
@@ -79,7 +82,7 @@ def shard(model: Any, config: SeekrConfig) -> None:
 
 def _require_same(model: nn.Module) -> None:
     own = {name: [str(weight.dtype), list(weight.shape)] for name, weight in model.named_parameters()}
-    if any(other != own for other in ranks.of_all(own)):
+    if any(other != own for other in collectives.all_gather_object(own)):
         raise ModelError(
             "fsdp_cpu_ram_efficient_loading: this model is another one without its weights; write "
             "'fsdp_cpu_ram_efficient_loading: false' into the accelerate config"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import average, norm_of
 from seekr_cl.methods import LossTerm
 
@@ -88,7 +88,7 @@ class GradientShares:
             # Leaves that are not asked for are passed over with their hooks, which inject the attention term.
             others = [leaf for leaf in _leaves(alone) if not isinstance(leaf, nn.Parameter)]
             gradients = torch.autograd.grad(alone, [*trained, *others], allow_unused=True)[: len(trained)]
-            means = (ranks.total(one) / ranks.count() for one in gradients if one is not None)
+            means = (collectives.all_reduce_sum(one) / collectives.world_size() for one in gradients if one is not None)
             self._note_norm(name, terms[name].weight, norm_of(means))
 
     def note_gradient(self, name: str, weight: float, factor: float, parameters: Iterable[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""What the official code lets over from one task into the next: the optimizer's state and leftover gradients.
+"""What the official code carries over from one task to the next: the optimizer's state and leftover gradients.
 
 Kept beside the model as safetensors, so that two calls on two days do the same as one run.
 """
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ModelError
 from seekr_cl.system.files import write_tensors
 
@@ -19,7 +19,7 @@ FILE = "seekr_carry.safetensors"
 _REMEDY = "restore it from a copy or remove it"
 
 
-class Carry:
+class OptimizerCarryover:
     """Tensors by name: ``gradient/<parameter>`` and ``state/<parameter>/<key>``."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -44,11 +44,11 @@ class Carry:
             for key, value in _state(optimizer).get(parameter, {}).items():
                 tensors[f"state/{name}/{key}"] = torch.as_tensor(value).detach().clone()
             gradient = parameter.grad
-            if gradient is None and ranks.count() > 1:
+            if gradient is None and collectives.world_size() > 1:
                 # A process whose share of the samples was empty still takes part in the sum.
                 gradient = torch.zeros_like(parameter)
             if gradients and gradient is not None:
-                tensors[f"gradient/{name}"] = ranks.total(gradient.detach()) / steps
+                tensors[f"gradient/{name}"] = collectives.all_reduce_sum(gradient.detach()) / steps
         return cls(tensors)
 
     def check(self, path: Path, model: nn.Module, keys: frozenset[str] | None) -> None:
@@ -71,7 +71,7 @@ class Carry:
             if kind not in ("gradient", "state") or (
                 shape is not None and not _may_be(tuple(tensor.shape), shape, key)
             ):
-                raise ModelError(f"{path / FILE}: {full} {list(tensor.shape)} is none of this model's; {_REMEDY}")
+                raise ModelError(f"{path / FILE}: {full} {list(tensor.shape)} does not belong to this model; {_REMEDY}")
             if kind == "state" and shape is not None:
                 found.setdefault(name, set()).add(key)
         for name, own in found.items():
@@ -105,8 +105,8 @@ class Carry:
 
 
 def check_carry(folder: Path, model: nn.Module, keys: frozenset[str] | None) -> None:
-    """Makes sure of what was carried over into a model's folder, if something was; see ``Carry.check``."""
-    if (former := Carry.load(folder)) is not None:
+    """Makes sure of what was carried over into a model's folder, if something was; see ``OptimizerCarryover.check``."""
+    if (former := OptimizerCarryover.load(folder)) is not None:
         former.check(folder, model, keys)
 
 

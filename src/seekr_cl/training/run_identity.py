@@ -4,17 +4,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from seekr_cl import ranks
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.renamed import as_named_now
 from seekr_cl.tasks import Task
 
 _DECISIVE = (
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim"),
     *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
-    *("max_prompt_length", "max_answer_length", "long_completions", "boundary", "padding_side", "pad_multiple"),
+    *("max_prompt_length", "max_answer_length", "long_completions", "prompt_boundary", "padding_side", "pad_multiple"),
     *("train_on", "chat_template_kwargs", "template_date"),
     *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
 )
@@ -25,7 +26,7 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE}
-    if not config.method.kind.steers(config.method.settings):
+    if not config.method.steers:
         settings.pop("measure_every")
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
@@ -62,7 +63,7 @@ def task_identity(tasks: list[Task], config: SeekrConfig) -> dict[str, Any]:
             "tasks": [{"name": one.name, "epochs": one.epochs, "data": one.fingerprint()} for one in tasks],
             "method": describe_method(config),
             "seed": config.seed,
-            "processes": ranks.count(),
+            "processes": collectives.world_size(),
             "training": decisive(config),
         }
     )
@@ -75,6 +76,7 @@ def check_same_learning(saved: dict[str, Any], now: dict[str, Any], source: str)
         DataError: if the tasks' data changed.
         ConfigError: if anything else did; the message names it.
     """
+    saved = as_named_now(saved)
     for key, value in now.items():
         before = saved.get(key)
         if before == value:

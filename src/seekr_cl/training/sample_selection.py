@@ -12,7 +12,7 @@ from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
 from seekr_cl.memory.method_state import teacher_bytes
 from seekr_cl.methods import Context, Method
-from seekr_cl.methods.base import Carried, task_generator
+from seekr_cl.methods.base import State, task_generator
 from seekr_cl.replay.selection import AFTER_TRAINING, CHOICES, UNRANKED, Candidates, information, similarity_weights
 from seekr_cl.replay.selection.candidates import answer_loss, mean_hidden
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
@@ -83,8 +83,8 @@ def choose_samples(
     return [as_sample(examples[index], encoded[index], encoder) for index in CHOICES[choice](candidates)]
 
 
-def carried_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str], None]) -> Carried | None:
-    """What the method carried on from the last task; the state of another method is of no use to it."""
+def previous_state(config: SeekrConfig, store: ReplayMemory, warn: Callable[[str], None]) -> State | None:
+    """What the method left for this task after the last one; the state of another method is of no use to it."""
     state, name = store.method_state, config.method.name
     if state is None:
         return None

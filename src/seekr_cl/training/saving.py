@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from seekr_cl.system.fault_points import fault_point
-from seekr_cl.system.stop_requests import wish
+from seekr_cl.system.stop_requests import stop_requested
 
 
 class SaveWhenDue(TrainerCallback):
@@ -27,7 +27,7 @@ class SaveWhenDue(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saving itself comes after this step's line in the log."""
         fault_point("learn.step")
-        asked = wish() is not None and state.global_step < state.max_steps
+        asked = stop_requested() is not None and state.global_step < state.max_steps
         if asked:
             control.should_training_stop = True
         if self.every is not None:

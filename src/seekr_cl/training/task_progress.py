@@ -9,24 +9,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import plain, split
 from seekr_cl.errors import MemoryFormatError, OutputError, OutputWarning
+from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.lineage import GENERATIONS, MANIFEST, Generation, Lineage
 from seekr_cl.memory.sample_codec import pack, unpack
-from seekr_cl.methods import Method
-from seekr_cl.methods.base import Carried
+from seekr_cl.methods import Method, TaskResult
+from seekr_cl.methods.base import State
 from seekr_cl.models.loading import require_free
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.removal import is_made, remove_made, remove_unfinished, remove_unfinished_inside
-from seekr_cl.system.stop_requests import stop_if_asked
+from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.trainer_state import put_rng_of_all, put_weights, rng_of_all
 
 PHASES = ("general", "prepared", "training", "scored")
 """What a checkpoint can have behind it: general data scored; the samples chosen and looked at; steps; all scored."""
+_WHOLE = ("carry", "next_state", "importance")
+"""Parts that the memory or the next task will get, so that they are needed whole."""
+_SUMS = ("sensitivity_NH", "forgettability_NH", "product_NH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +41,18 @@ class Ready:
         log: the Trainer's log.
         steps: optimizer steps.
         carry: the optimizer's state for the next task, if that is carried over.
-        carried: what the method carries on beside samples.
+        next_state: what the method leaves for the next task beside samples.
+        importance: head importance to write into the memory, if the method gave another.
     """
 
     log: list[dict[str, Any]]
     steps: int
-    carry: Carry | None
-    carried: Carried | None
+    carry: OptimizerCarryover | None
+    next_state: State | None
+    importance: HeadImportance | None
 
 
-class Standing:
+class TaskProgress:
     """The state of one learning, taken from a checkpoint or from the beginning.
 
     Args:
@@ -75,13 +81,13 @@ class Standing:
         self._started, self._before = time.perf_counter(), 0.0
         self._last: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
         if begun is None:
-            ranks.first(saves.clear)
+            collectives.on_main(saves.clear)
             return
         state = begun.state
         self._before = state["seconds"]
         self.new_tasks = [_task(begun, number, record) for number, record in enumerate(state["tasks"])]
         self.kept = unpack(begun.tensors("kept"), state["kept"])
-        method.load_state(begun.tensors("method"), state["method"])
+        method.load_state_dict(begun.tensors("method"), state["method"])
         put_rng_of_all(begun.tensors("rng"), state["rng"])
 
     @property
@@ -89,7 +95,7 @@ class Standing:
         """Time spent on this task, that of interrupted processes up to their last checkpoint included."""
         return self._before + time.perf_counter() - self._started
 
-    def reached(self, phase: str) -> bool:
+    def phase_done(self, phase: str) -> bool:
         """Whether the checkpoint that was resumed from has this phase behind it, or lies in it."""
         return self.begun is not None and PHASES.index(self.begun.state["phase"]) >= PHASES.index(phase)
 
@@ -115,7 +121,7 @@ class Standing:
         Raises:
             OutputError: if it cannot be written.
         """
-        tensors, method = self.method.state()
+        tensors, method = self.method.state_dict()
         rng, rng_content = rng_of_all()
         state = {
             "phase": phase,
@@ -136,14 +142,13 @@ class Standing:
         shared = {"method": plain(tensors), "kept": pack(self.kept), "rng": rng}
         whole, own = {}, dict(pieces or {})
         for part, tensors in (parts or {}).items():
-            # What the memory or the next task will get is needed whole.
-            whole[part], kept = split(tensors, keep_shards and part not in ("carry", "carried"))
+            whole[part], kept = split(tensors, keep_shards and part not in _WHOLE)
             own |= {part: kept} if kept else {}
         self.saves.save(state | (content or {}), shared | tasks | whole, files, own)
-        self._last = content or {}, {part: whole[part] for part in ("carry", "carried") if part in whole}
+        self._last = content or {}, {part: whole[part] for part in _WHOLE if part in whole}
         fault_point(f"learn.{phase}")
         if phase != "training":
-            stop_if_asked()
+            raise_if_stop_requested()
 
     def save_training(
         self,
@@ -158,15 +163,29 @@ class Standing:
 
     def ready(self, model: nn.Module) -> Ready:
         """What the last phase gave; the model gets its weights where they come from a checkpoint."""
-        if self.reached("scored"):
+        if self.phase_done("scored"):
             assert self.begun is not None
-            state, carry, carried = self.begun.state, self.begun.tensors("carry"), self.begun.tensors("carried")
+            state, parts = self.begun.state, {part: self.begun.tensors(part) for part in _WHOLE}
             put_weights(model, self.begun.whole("weights"))
         else:
             assert self._last is not None
-            state, carry, carried = self._last[0], self._last[1]["carry"], self._last[1]["carried"]
-        on = None if state["carried"] is None else (carried, state["carried"])
-        return Ready(state["log"], state["steps"], Carry(carry) if state["carries"] else None, on)
+            state, parts = self._last
+        carry = OptimizerCarryover(parts["carry"]) if state["carries"] else None
+        next_state = None if state["next_state"] is None else (parts["next_state"], state["next_state"])
+        layers = state["importance"]
+        importance = None if layers is None else HeadImportance(tuple(layers), **parts["importance"])
+        return Ready(state["log"], state["steps"], carry, next_state, importance)
+
+
+def result_state(result: TaskResult) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """What a method left beside what the memory keeps, for the checkpoint ``scored``: JSON, and tensors by part."""
+    state, importance = result.next_state, result.importance
+    content = {
+        "next_state": None if state is None else state[1],
+        "importance": None if importance is None else list(importance.layers),
+    }
+    tensors = {name: getattr(importance, name) for name in _SUMS} if importance is not None else {}
+    return content, {"next_state": {} if state is None else dict(state[0]), "importance": tensors}
 
 
 def open_memory(place: Path) -> ReplayMemory:
@@ -175,7 +194,7 @@ def open_memory(place: Path) -> ReplayMemory:
     Raises:
         MemoryFormatError: if it is damaged or no memory.
     """
-    ranks.first(lambda: _read(place))
+    collectives.on_main(lambda: _read(place))
     return ReplayMemory.open(place, create=True)
 
 

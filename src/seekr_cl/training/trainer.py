@@ -1,10 +1,7 @@
 """SeekrTrainer: transformers' Trainer fed with a schedule of new and old batches, one class for every method."""
 
-import dataclasses
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,15 +9,14 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import TrainerCallback
 
-from seekr_cl import ranks
 from seekr_cl.config.liger import check_liger
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import refused
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded
-from seekr_cl.distributed.engines import alone, average_next, dtypes_of, keeps_shards, require_dtypes, shard_on_cpu
+from seekr_cl.distributed.engines import alone, average_next, dtypes_of, shard_on_cpu
 from seekr_cl.errors import ConfigError, ModelError, TrainingError
 from seekr_cl.methods import LossTerm, Method
 from seekr_cl.replay.batches import ScheduledBatches
@@ -28,23 +24,12 @@ from seekr_cl.replay.forgetting_curve import Reviews
 from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.gradient_shares import GradientShares
-from seekr_cl.training.optimizer_carryover import Carry
+from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.saving import SaveWhenDue
-from seekr_cl.training.trainer_state import (
-    put_optimizer,
-    put_rng_of_all,
-    put_weights,
-    rng_of_all,
-    take_optimizer,
-    take_weights,
-)
-
-Parts = dict[str, dict[str, Tensor]]
-SaveState = Callable[[dict[str, Any], Parts, dict[str, str], bool, Parts], None]
-"""Writes a checkpoint's JSON, tensors (shards as they are or put together), further texts, pieces."""
+from seekr_cl.training.trainer_resume import ResumableTrainer, SaveState
 
 
-class SeekrTrainer(Trainer):
+class SeekrTrainer(ResumableTrainer):
     """Trains on one task; ``learn`` puts the pieces together.
 
     Args:
@@ -74,7 +59,7 @@ class SeekrTrainer(Trainer):
         args: SeekrConfig,
         train_dataset: ScheduledBatches,
         method: Method,
-        carry: Carry | None = None,
+        carry: OptimizerCarryover | None = None,
         save_state: SaveState | None = None,
         begun: Checkpoint | None = None,
         reviews: Reviews | None = None,
@@ -89,13 +74,14 @@ class SeekrTrainer(Trainer):
             super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         shard_on_cpu(self)
         engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
-        blind = looks_at_weights(type(method)) and not (method.knows_shards and engine == "FSDP")
+        shards_will_do = method.weight_access == "sharded"
+        blind = method.weight_access == "whole" or (shards_will_do and engine == "DeepSpeed")
         if engine and (carry or args.carry_optimizer):
-            raise ConfigError(f"{engine}: carry_optimizer does not know sharded weights; train with DDP, or remove it")
+            raise ConfigError(f"{engine}: carry_optimizer does not support sharded weights; use DDP, or remove it")
         if engine and blind:
             raise ConfigError(
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
-                f"way it does not know; train with DDP{' or FSDP2' if method.knows_shards else ''}"
+                f"way it does not know; train with DDP{' or FSDP2' if shards_will_do else ''}"
             )
         self._save_state, self._begun = save_state, begun
         self.reviews = reviews
@@ -164,7 +150,7 @@ class SeekrTrainer(Trainer):
                 parts.append(self._part(model, kind, part))
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
-        mean = loss if self.args.world_size == 1 else ranks.total(loss) / ranks.count()
+        mean = loss if self.args.world_size == 1 else collectives.all_reduce_sum(loss) / collectives.world_size()
         if not torch.isfinite(mean):
             raise self._diverged(f"the loss is {float(mean)}")
         return loss
@@ -180,7 +166,7 @@ class SeekrTrainer(Trainer):
             self.method.before_step(self._network)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient's norm; one that is no number would spoil the weights in the step that follows."""
+        """The gradient's norm; a NaN or infinite one would corrupt the weights in the next step."""
         if grad_norm is None:
             # Without clipping this is the first that is called after the backward passes.
             self._before_step()
@@ -210,7 +196,7 @@ class SeekrTrainer(Trainer):
 
     def _leaves_gradient_alone(self, terms: dict[str, LossTerm]) -> bool:
         """Whether the backward pass to come leaves one term's gradient and nothing else: then it need not run twice."""
-        if ranks.count() > 1 and not self.accelerator.sync_gradients:
+        if collectives.world_size() > 1 and not self.accelerator.sync_gradients:
             return False
         alone = len(terms) == 1 and all(term.weight for term in terms.values()) and self.accelerator.scaler is None
         return alone and all(parameter.grad is None for parameter in self._trained)
@@ -230,14 +216,14 @@ class SeekrTrainer(Trainer):
         return loss
 
     def _terms(self, model: nn.Module, kind: str, batch: Any) -> dict[str, LossTerm]:
-        terms = (self.method.replay_terms if kind == "replay" else self.method.task_terms)(model, batch)
+        terms = (self.method.replay_loss if kind == "replay" else self.method.new_task_loss)(model, batch)
         if self.args.world_size > 1:
             self._join(terms, batch)
         if kind == "new":
             terms["task"].weight *= self._token_factor(batch)
         elif self.replay_factor != 1:
             self._weigh_replay(terms)
-        if self.args.measure_every:
+        if any(term.grad_norm_share is not None for term in terms.values()):
             self._steer(terms)
         return terms
 
@@ -270,7 +256,7 @@ class SeekrTrainer(Trainer):
         """Whether a forward pass serves one backward pass only.
 
         A sharded model is gathered for one, and compiled graphs and Liger's kernels (SwiGLU) write gradients over what
-        they had saved, the latter without a word.
+        they had saved, the latter silently.
         """
         return self.is_fsdp_enabled or self.args.torch_compile or self.args.use_liger_kernel
 
@@ -280,7 +266,7 @@ class SeekrTrainer(Trainer):
         counts = [samples if term.count is None else term.count for term in terms.values()]
         own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device="cpu") for count in counts])
         own *= not batch["filler"]
-        factors = ranks.count() * own / ranks.total(own).clamp(min=1)
+        factors = collectives.world_size() * own / collectives.all_reduce_sum(own).clamp(min=1)
         for term, factor in zip(terms.values(), factors.tolist()):
             term.value = term.value * (1.0 if term.of_weights else factor)
 
@@ -291,15 +277,19 @@ class SeekrTrainer(Trainer):
         return batch["tokens"] * self._group_new / self._group_tokens
 
     def _steer(self, terms: dict[str, LossTerm]) -> None:
-        target = self.method.share_target()
-        if target is None or target[0] not in terms:
-            return
-        name, share = target
-        weight = self.shares.weight_for(name, share)
-        if weight is not None:
-            terms[name].weight = weight
-            self.weights[name] = weight
-            self.shares.reweigh(name, weight)
+        for name, term in terms.items():
+            if term.grad_norm_share is None:
+                continue
+            if not self.args.method.steers:
+                raise ConfigError(
+                    f"method {self.method.name}: its term '{name}' has a grad_norm_share; give its Settings a property "
+                    "'steers' that is True then"
+                )
+            weight = self.shares.weight_for(name, term.grad_norm_share)
+            if weight is not None:
+                term.weight = weight
+                self.weights[name] = weight
+                self.shares.reweigh(name, weight)
 
     def _note(self, kind: str, terms: dict[str, LossTerm], loss: Tensor) -> None:
         values = {name: term.value.detach() for name, term in terms.items()} | {f"{kind}_total": loss.detach()}
@@ -311,8 +301,8 @@ class SeekrTrainer(Trainer):
         """Adds the mean of every loss term since the last line, and each term's share of the gradient norm."""
         if "loss" in logs:
             sums = [one.double() for one in self._sums.values()]
-            summed = ranks.total(torch.stack(sums)) if sums else torch.empty(0)
-            means = (summed / ranks.count()).tolist()
+            summed = collectives.all_reduce_sum(torch.stack(sums)) if sums else torch.empty(0)
+            means = (summed / collectives.world_size()).tolist()
             logs |= {f"loss_{name}": mean / self._counts[name] for name, mean in zip(self._sums, means)}
             logs |= {f"share_{name}": share for name, share in self.shares.shares().items()}
             logs |= {f"weight_{name}": weight for name, weight in self.weights.items()}
@@ -341,122 +331,9 @@ class SeekrTrainer(Trainer):
         with refused(self.args, "lr_scheduler_type"):
             return super().create_scheduler(*args, **kwargs)
 
-    # Going on in another process --------------------------------------------------------------------------------
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; from the checkpoint given at the beginning, if one was."""
-        if self._begun is not None:
-            kwargs["resume_from_checkpoint"] = str(self._begun.path)
-        return super().train(*args, **kwargs)
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The Trainer would look for DeepSpeed's own checkpoint, which can run code when it is read."""
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._load_from_checkpoint(resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's own would write files that can run code when they are read."""
-        assert self._save_state is not None
-        rng, rng_content = rng_of_all()
-        optimizer, optimizer_content, pieces = self._take_optimizer()
-        scaler = self.accelerator.scaler
-        content = {
-            "rng": rng_content,
-            "optimizer": optimizer_content,
-            "scheduler": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "shares": self.shares.state(),
-            "weights": self.weights,
-            "counts": self._counts,
-            "flos": self.current_flos,
-            "total_loss": self._total_loss_scalar,
-            "last_logged": self._globalstep_last_logged,
-            "reviews": self.reviews.state() if self.reviews else None,
-        }
-        sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
-        # Of what each process has summed up, process 0 keeps the sum, the others nothing.
-        sums = {name: ranks.total(one) for name, one in sums.items()}
-        parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
-        state = json.dumps(dataclasses.asdict(self.state))
-        self._save_state(content, parts, {TRAINER_STATE_NAME: state}, keeps_shards(self), pieces)
-
-    def _take_optimizer(self) -> tuple[dict[str, Tensor], Any, dict[str, dict[str, Tensor]]]:
-        """Its state's tensors, its JSON, and what can only be had in pieces, which is all of it under ZeRO."""
-        if self.is_deepspeed_enabled:
-            pieces, content = zero.take_optimizer(self)
-            return {}, ranks.of_all(content), {"optimizer": pieces}
-        return *take_optimizer(self.optimizer, self._network), {}
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        put_weights(self._network, self._saved().tensors("weights"), self._saved().own_pieces("weights"))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        saved = self._saved()
-        content, whole, pieces = saved.state["trainer"], saved.tensors("optimizer"), saved.own_pieces("optimizer")
-        if self.is_deepspeed_enabled:
-            zero.put_optimizer(self, pieces, content["optimizer"][ranks.own()])
-        else:
-            put_optimizer(self.optimizer, self._network, whole, content["optimizer"], pieces)
-        self.lr_scheduler.load_state_dict(content["scheduler"])  # type: ignore[union-attr]
-        # What it carried over was used up in the first step.
-        self.carry = None
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        state = None if checkpoint is None else self._saved().state["trainer"]["scaler"]
-        if state is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            put_rng_of_all(self._saved().tensors("rng"), self._saved().state["trainer"]["rng"])
-
-    def check_dtypes(self) -> None:
-        """Refuses weights that an engine has made another type; they would be written so."""
-        require_dtypes(self._network, self._dtypes, "DeepSpeed" if self.is_deepspeed_enabled else "FSDP")
-
-    def load_sums(self) -> None:
-        """Takes the averages that were being formed, after the Trainer has set its own to zero."""
-        if self._begun is None:
-            return
-        content, tensors = self._saved().state["trainer"], self._saved().tensors("trainer")
-        self.shares.load_state(content["shares"])
-        self.weights = dict(content["weights"])
-        if self.reviews is not None:
-            self.reviews.load_state(content["reviews"])
-        self._counts.update(content["counts"])
-        device = self.args.device
-        tensors = {
-            name: t.to(device) if ranks.is_first() else torch.zeros_like(t, device=device)
-            for name, t in tensors.items()
-        }
-        self._sums = {name.removeprefix("sum/"): t for name, t in tensors.items() if name != "loss"}
-        self._tr_loss = tensors["loss"]
-        self.current_flos = content["flos"]
-        self._total_loss_scalar, self._globalstep_last_logged = content["total_loss"], content["last_logged"]
-        # The mean loss in the last line of the log is over the whole task.
-        self._initial_global_step = 0
-        # With no step left to come the Trainer would not set the generators.
-        self._load_rng_state(str(self._begun.path))
-
-    def _saved(self) -> Checkpoint:
-        assert self._begun is not None
-        return self._begun
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counted on the parts; the Trainer would not find the tokens."""
         return sum(super(SeekrTrainer, self).floating_point_ops(part) for part in inputs.values())
-
-
-def looks_at_weights(method: type[Method]) -> bool:
-    """Whether a method works on weights or gradients themselves, of which a process may hold only shards."""
-    hooks = ["before_step", "after_step", "finished_model", *(["carry_on"] if method.carries_weights else [])]
-    return any(getattr(method, hook) is not getattr(Method, hook) for hook in hooks)
 
 
 class TellAfterStep(TrainerCallback):
@@ -468,4 +345,3 @@ class TellAfterStep(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Right after the optimizer, before the gradients are dropped."""
         self._method.after_step(self._network)
-        self._method.own_step()

@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded, joined, like, local, put
 from seekr_cl.errors import ConfigError
 
@@ -79,17 +79,17 @@ def rng_of_all() -> tuple[Tensors, list[dict[str, Any]]]:
     tensors, content = take_rng()
     named = {
         f"{number}/{name}": tensor
-        for number, states in enumerate(ranks.tensors_of_all(tensors))
+        for number, states in enumerate(collectives.all_gather_tensors(tensors))
         for name, tensor in states.items()
     }
-    return named, ranks.of_all(content)
+    return named, collectives.all_gather_object(content)
 
 
 def put_rng_of_all(tensors: Tensors, content: list[dict[str, Any]]) -> None:
     """Sets this process's generators to what they were in the process of its number."""
-    prefix = f"{ranks.own()}/"
+    prefix = f"{collectives.rank()}/"
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    put_rng(mine, content[ranks.own()])
+    put_rng(mine, content[collectives.rank()])
 
 
 def take_optimizer(optimizer: Any, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:

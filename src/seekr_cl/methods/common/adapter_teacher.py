@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from seekr_cl import ranks
 from seekr_cl.attention import AttentionTap, DenseRows, RecordRows, RowIndex, RowTarget
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import borrowed, is_like, is_sharded, reshard, whole
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplaySample
@@ -173,7 +173,7 @@ class AdapterTeacher(StoredTeacher):
             return own
         asked = torch.zeros(len(self._tasks))
         asked[own] = 1
-        return ranks.total(asked).nonzero().flatten().tolist()
+        return collectives.all_reduce_sum(asked).nonzero().flatten().tolist()
 
     @property
     def _sharded(self) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_like, is_sharded, like, local, reshard
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.methods.base import Batch, Context, forward, task_generator
@@ -57,7 +57,7 @@ def across(own: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """
     if not any(map(is_sharded, tensors.values())):
         return own
-    return own + (ranks.total(own) - own.detach())
+    return own + (collectives.all_reduce_sum(own) - own.detach())
 
 
 def check_names(model: nn.Module, tensors: Mapping[str, Tensor], method: str) -> None:

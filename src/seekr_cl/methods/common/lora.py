@@ -4,12 +4,11 @@ The adapters are merged at the end of a task, so that what is written is a plain
 put on its layers.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -17,13 +16,13 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.costs import FLOAT, num_bytes
 from seekr_cl.models.adapter_layers import leave_out
 from seekr_cl.models.query_adapters import ADAPTER
+from seekr_cl.settings import Ge, Gt, Lt, Settings
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterSettings:
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(Settings):
     """Settings of a low-rank adapter.
 
     Attributes:
@@ -34,18 +33,10 @@ class AdapterSettings:
             model's family.
     """
 
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.1
+    rank: Annotated[int, Ge(1)] = 8
+    alpha: Annotated[float, Gt(0)] = 32.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     targets: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"method.rank: {self.rank} must be at least 1")
-        if not self.alpha > 0:
-            raise ConfigError(f"method.alpha: {self.alpha} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"method.dropout: {self.dropout} must lie between 0 and 1")
 
     def lora(self) -> LoraConfig:
         """As PEFT knows it."""
@@ -116,23 +107,3 @@ def lora_layers(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in wrapped.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name, module
-
-
-def lora_bytes(build: Callable[[], Any], settings: AdapterSettings) -> tuple[int, int, int]:
-    """What one adapter takes on a model: bytes in all, bytes of its down-projections, adapted layers.
-
-    Args:
-        build: makes the model without storage.
-        settings: the adapter's.
-    """
-    model = build()
-    base = num_bytes(model)
-    wrapped = attach(model, settings.lora(), seed=0)
-    down = [FLOAT * layer.lora_A[ADAPTER].weight.numel() for _, layer in lora_layers(wrapped)]  # type: ignore[operator]
-    return num_bytes(wrapped) - base, sum(down), len(down)
-
-
-def fraction(value: float, key: str) -> None:
-    """Refuses what is no share."""
-    if not (0 < value <= 1 and math.isfinite(value)):
-        raise ConfigError(f"{key}: {value} must be above 0 and at most 1")

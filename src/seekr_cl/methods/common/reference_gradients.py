@@ -1,12 +1,12 @@
 """What GEM and A-GEM share: kept samples that are never trained on, but whose gradients a step must not go against."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from seekr_cl import ranks
+from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, task_generator
 from seekr_cl.methods.common.gradients import mean_gradient
@@ -15,8 +15,8 @@ from seekr_cl.methods.common.gradients import mean_gradient
 class ReferenceMethod(Method):
     """Keeps samples, and takes gradients of them before each step."""
 
-    keeps: ClassVar[bool] = True
-    knows_shards: ClassVar[bool] = True
+    memory = "kept"
+    weight_access = "sharded"
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
@@ -24,17 +24,18 @@ class ReferenceMethod(Method):
         self.step = 0
         self._batch_size = 1
 
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Notes the old tasks that have samples."""
         self.old = [task for task in tasks if len(task.samples)]
         if tasks and not self.old:
             self.context.warn(f"the memory holds no samples, so {self.name} is plain fine-tuning on this task")
+        return tasks
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; the batch's size is what fits into memory."""
         # The same in all processes, or they would round differently and drift apart.
-        self._batch_size = ranks.highest(len(batch["labels"]))
-        return super().task_terms(model, batch)
+        self._batch_size = collectives.all_reduce_max(len(batch["labels"]))
+        return super().new_task_loss(model, batch)
 
     def draw(self, count: int, total: int, number: int = 0) -> list[int]:
         """``count`` of ``total`` places, or all, drawn by the task's seed, this step and a ``number``."""
@@ -52,10 +53,10 @@ class ReferenceMethod(Method):
         examples = [sample.encoded for sample in samples]
         return mean_gradient(self.context, examples, size)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """How many steps have been made, which the draws depend on."""
         return {}, {"step": self.step}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Goes on drawing where it stopped."""
         self.step = content["step"]

@@ -1,6 +1,6 @@
 """SEEKR: replay with the earlier model's logits and with the attention of the heads that matter most.
 
-One step is ``replay_terms``, one task's end is ``after_task``; what they use is ``attention/`` (rows and their
+One step is ``replay_loss``, one task's end is ``after_task``; what they use is ``attention/`` (rows and their
 divergence), ``heads/`` (importance, budgets) and ``scoring`` (what is measured on the kept samples).
 
 Shapes: B batch, L padded length, V vocabulary, M chosen heads of a layer, R queries,
@@ -13,9 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, DistillRows, RowIndex
 from seekr_cl.attention.features import (
     DistillOutputs,
@@ -35,16 +34,16 @@ from seekr_cl.attention.stored import (
     join_layers,
     stored_from,
 )
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.memory.signals import ROWS, Signal
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
 from seekr_cl.methods.common.teachers import StoredTeacher
-from seekr_cl.methods.costs import FLOAT, Overhead, Scale
 from seekr_cl.methods.seekr.projections import Projections
 from seekr_cl.methods.seekr.scoring import Scored, Scorer, mean_scores, measures_of_all
 from seekr_cl.methods.seekr.settings import SeekrSettings
@@ -69,7 +68,8 @@ class Seekr(Method):
         "https://arxiv.org/abs/2411.06171",
     )
     Settings = SeekrSettings
-    replays = True
+    memory = "replayed"
+    weight_access = "none"
     settings: SeekrSettings
 
     def __init__(self, settings: SeekrSettings, context: Context) -> None:
@@ -90,31 +90,21 @@ class Seekr(Method):
             context.warn("method.layer_budget or head_budget is 0: no head is chosen, attention is not kept")
         # Under "auto" the trainer replaces this starting value as soon as it has measured the gradients.
         self._lambda2 = 1.0 if isinstance(settings.lambda2, str) else settings.lambda2
+        self._share = settings.attention_share if settings.steers else None
         self._queries: list[Tensor] = []
         self._before: dict[int, dict[int, StoredRows]] = {}
         self._old: list[MemoryTask] = []
         self._projections: Projections | None = None
         self._saved_projections: dict[str, Tensor] = {}
 
-    @classmethod
-    def overhead(cls, settings: SeekrSettings, scale: Scale) -> Overhead:
-        """BFP's matrices with momentum and gradient, for each chosen head of each old task."""
-        old = sum(bool(kept) for kept in scale.kept[:-1]) if settings.projection != "none" else 0
-        return Overhead(device=3 * FLOAT * old * scale.heads * scale.size**2)
-
-    @property
-    def importance(self) -> HeadImportance:
-        """S and F accumulated over all tasks so far."""
-        return self._importance
-
     # One step -------------------------------------------------------------------------------------------------
 
-    def task_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """New examples are plain fine-tuning: nobody looks at their attention."""
         self.tap.action = None
-        return super().task_terms(model, batch)
+        return super().new_task_loss(model, batch)
 
-    def replay_terms(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
+    def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels, logits and attention of the old samples; the new model runs its own fast attention kernel."""
         answer = self.teacher.answer(batch)
         if self._projections is None:
@@ -130,19 +120,10 @@ class Seekr(Method):
         attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
         return {
             **label_and_logit_terms(logits_BLV, batch, answer.logits, self.settings),
-            "attention": LossTerm(attention, self._lambda2),
+            "attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share),
         }
 
-    @classmethod
-    def steers(cls, settings: Any) -> bool:
-        """Whether lambda2 follows a measurement."""
-        return settings.lambda2 == "auto"
-
-    def share_target(self) -> tuple[str, float] | None:
-        """``lambda2: auto`` asks for a share of the gradient norm."""
-        return ("attention", self.settings.attention_share) if self.settings.lambda2 == "auto" else None
-
-    def check_replay(self, tasks: Sequence[MemoryTask]) -> None:
+    def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Every sample needs logits; without rows it is only left out of the attention term."""
         require_all_logits(tasks)
         self.teacher = make_teacher(
@@ -164,9 +145,10 @@ class Seekr(Method):
                 heads, self.tap.sizes, settings.projection, settings.projection_rate, self.context.seed + 2, device
             )
             if self._saved_projections:
-                self._projections.load_state(self._saved_projections)
+                self._projections.load_state_dict(self._saved_projections)
+        return tasks
 
-    def replay_extras(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
+    def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Logits, and the rows of all layers with their places and weights in this batch, or what is asked."""
         extras = self.teacher.collate(picked, padded)
         if self._projections is not None:
@@ -174,7 +156,7 @@ class Seekr(Method):
             extras["task_B"] = torch.tensor([numbers[id(task)] for task, _ in picked])
         return extras
 
-    def own_step(self) -> None:
+    def after_step(self, model: nn.Module) -> None:
         """A step of the matrices that are learnt beside the model."""
         if self._projections is not None:
             self._projections.step()
@@ -191,22 +173,22 @@ class Seekr(Method):
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
         self._before = {}
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             measured_R = self._measured_queries(scorer, samples[place], self._queries[place])
             rows = scorer.before(samples[place], measured_R, self._encode_former)
             if counts:
                 self._before[place] = rows
 
-    def after_task(self, name: str, samples: list[ReplaySample]) -> MemoryTask:
+    def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
         self._projections = None
         if not samples:
-            return MemoryTask(name, [])
+            return TaskResult(MemoryTask(name, []), self._importance)
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
         teacher = kept_adapter(self.context, self.settings)
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}
-        for place, counts in ranks.turns(len(samples)):
+        for place, counts in collectives.shard_indices(len(samples)):
             sample, query_R = samples[place], self._queries[place]
             own = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
             encode = own if teacher is None else None
@@ -230,9 +212,10 @@ class Seekr(Method):
                 rows = [one.rows[layer].pick(chosen) for layer, chosen in sorted(heads.items())]
                 signals[self._stored] = ROWS[self._stored](query_R, join_layers(rows))
             kept[place] = replace(samples[place], signals=signals)
-        return MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
+        task = MemoryTask(name, collect_samples(kept, len(samples)), heads, teacher=teacher)
+        return TaskResult(task, self._importance)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The drawn queries, rows from before the task, BFP's matrices, and the importance, of general data too."""
         tensors = {f"query/{number}": query_R for number, query_R in enumerate(self._queries)}
         before = {
@@ -241,17 +224,17 @@ class Seekr(Method):
             }
             for place, layers in self._before.items()
         }
-        count = sum(ranks.of_all(len(before)))
-        for place, layers in enumerate(ranks.collect(before, count)):
+        count = sum(collectives.all_gather_object(len(before)))
+        for place, layers in enumerate(collectives.gather_sharded(before, count)):
             tensors |= {f"before/{place}/{name}": tensor for name, tensor in layers.items()}
         for name in _SUMS:
             tensors[f"importance/{name}"] = getattr(self._importance, name)
         if self._projections is not None:
-            tensors |= {f"projection/{name}": tensor for name, tensor in self._projections.state().items()}
+            tensors |= {f"projection/{name}": tensor for name, tensor in self._projections.state_dict().items()}
         return tensors, {"queries": len(self._queries), "before": count, "layers": list(self.tap.heads)}
 
-    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Takes what ``state`` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave."""
 
         def rows(prefix: str) -> Any:
             return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
@@ -259,7 +242,7 @@ class Seekr(Method):
         self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
         self._before = {
             place: {layer: rows(f"before/{place}/{layer}/") for layer in content["layers"]}
-            for place, counts in ranks.turns(content["before"])
+            for place, counts in collectives.shard_indices(content["before"])
             if counts
         }
         sums = {name: tensors[f"importance/{name}"] for name in _SUMS}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seekr_cl import ranks
 from seekr_cl.attention.features import DistillProjected, HeadMaps
+from seekr_cl.distributed import collectives
 
 STARTS = ("none", "identity", "random")
 """How maps begin; under ``none`` there are none."""
@@ -84,19 +84,19 @@ class Projections:
         for layer, maps in self.maps.items():
             own = [one[layer] for one in slopes if layer in one]
             zero_KDD, zero_K = torch.zeros_like(maps.matrix_KDD), maps.matrix_KDD.new_zeros(len(maps.matrix_KDD))
-            sum_KDD = ranks.total(sum((one.to(zero_KDD) for one, _ in own), zero_KDD))
-            count_K = ranks.total(sum((one.to(zero_K) for _, one in own), zero_K))
+            sum_KDD = collectives.all_reduce_sum(sum((one.to(zero_KDD) for one, _ in own), zero_KDD))
+            count_K = collectives.all_reduce_sum(sum((one.to(zero_K) for _, one in own), zero_K))
             seen_K = count_K > 0
             mean_KDD = sum_KDD[seen_K] / count_K[seen_K, None, None]
             self._velocity[layer][seen_K] = MOMENTUM * self._velocity[layer][seen_K] + mean_KDD
             maps.matrix_KDD[seen_K] -= self.rate * self._velocity[layer][seen_K]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Maps and momenta by name."""
         found = {f"map/{layer}": maps.matrix_KDD for layer, maps in self.maps.items()}
         return found | {f"velocity/{layer}": velocity for layer, velocity in self._velocity.items()}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what ``state`` gave."""
-        for name, place in self.state().items():
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what ``state_dict`` gave."""
+        for name, place in self.state_dict().items():
             place.copy_(tensors[name])

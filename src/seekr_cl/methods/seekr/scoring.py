@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl import ranks
 from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
 from seekr_cl.attention.stored import StoredRows, StoredSignal
+from seekr_cl.distributed import collectives
 from seekr_cl.heads import normalise_within_layers
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
@@ -86,7 +86,8 @@ class Scorer:
         Args:
             sample: one of the kept samples.
             query_R: where its rows are wanted, in the padded sequence.
-            former: what ``before`` gave for it; None where this pass only keeps others company, see ``ranks.turns``.
+            former: what ``before`` gave for it; None on ranks that only join the collective
+                (``collectives.shard_indices``).
             encode: what to keep of the rows; ``None`` keeps nothing.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
@@ -174,7 +175,7 @@ def measures_of_all(scored: Mapping[int, Scored], length: int) -> list[tuple[Ten
         place: {"sensitivity": one.sensitivity_NH, "forgettability": one.forgettability_NH}
         for place, one in scored.items()
     }
-    return [(one["sensitivity"], one["forgettability"]) for one in ranks.collect(parts, length)]
+    return [(one["sensitivity"], one["forgettability"]) for one in collectives.gather_sharded(parts, length)]
 
 
 def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,11 @@ class SeekrSettings(LogitSettings):
     query_replacement: bool = False
     gradient_leak: bool = False
 
+    @property
+    def steers(self) -> bool:
+        """Whether a term's weight follows the measured gradient norms."""
+        return self.lambda2 == "auto"
+
     def check(self) -> None:
         """Budgets mean something, and an adapter is asked for attention alone."""
         for key in ("layer_budget", "head_budget", "query_budget"):

@@ -9,7 +9,7 @@ import torch
 from seekr_cl.replay.selection.candidates import Candidates
 
 MOST_CLASSES = 64
-"""More different completions than this are no classes but free text."""
+"""More different completions than this are not classes but free text."""
 STRATA = 8
 
 
@@ -39,7 +39,7 @@ def balanced(candidates: Candidates) -> list[int]:
     else:
         groups = _strata([one.learnable for one in candidates.encoded], STRATA)
         candidates.say(
-            f"{distinct} different completions are no classes: balanced over {len(groups)} completion lengths"
+            f"{distinct} different completions are not classes: balanced over {len(groups)} completion lengths"
         )
     generator = _generator(candidates)
     shuffled = [[group[i] for i in _permutation(len(group), generator)] for group in groups]

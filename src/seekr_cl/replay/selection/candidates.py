@@ -66,7 +66,7 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
         for one in ids:
             ids_1L = torch.tensor([list(one)], device=model.device)
             if hasattr(model, "ask"):
-                # Adapters that are mixed by the question have to be told which it is.
+                # Adapters that are weighted by the query have to be told which tokens it is.
                 model.ask(ids_1L, None, None)  # type: ignore[operator]
             answer_logits(bare, ids_1L, len(one) - 1)
             advance(1)

@@ -202,7 +202,7 @@ def _tar_names(label: str, archive: tarfile.TarFile, packed: int) -> list[str]:
         if member.isdir() or _junk(member.name):
             continue
         if not member.isreg():
-            raise DataError(f"{label}: {member.name!r} is no plain file; refused")
+            raise DataError(f"{label}: {member.name!r} is not a plain file; refused")
         if member.name in sizes:
             raise DataError(f"{label}: holds {member.name!r} twice; download the archive again")
         _allow(label, member.name, member.size)

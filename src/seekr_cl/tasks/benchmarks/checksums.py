@@ -59,7 +59,7 @@ class Manifest:
 def _check(folder: Path, name: str, record: tuple[int, str], source: Path) -> None:
     parts = name.split("/")
     if len(parts) != 2 or any(part in ("", ".", "..") or "\\" in part or ":" in part for part in parts):
-        raise DataError(f"{source}: {name!r} is no file of a task; fetch the benchmark again")
+        raise DataError(f"{source}: {name!r} is not a file of a task; fetch the benchmark again")
     path = folder.joinpath(*parts)
     if path.is_symlink() or not path.is_file():
         raise DataError(f"{path}: missing, though {MANIFEST} lists it; fetch the benchmark again")

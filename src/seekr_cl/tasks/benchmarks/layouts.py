@@ -137,7 +137,7 @@ def _json(files: Files, name: str) -> Any:
         reading.require_records(text)
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{files.label}: {name}: broken JSON ({error}); download it again") from None
+        raise DataError(f"{files.label}: {name}: invalid JSON ({error}); download it again") from None
 
 
 def _rows(files: Files, name: str, task: str) -> list[dict[str, Any]]:

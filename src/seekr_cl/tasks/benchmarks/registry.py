@@ -85,15 +85,15 @@ class Benchmark:
 
 
 _SEEKR_LENGTHS = {
-    "max_length": 1536, "max_prompt_length": 1024, "max_answer_length": 512, "boundary": "joint",
+    "max_length": 1536, "max_prompt_length": 1024, "max_answer_length": 512, "prompt_boundary": "merged",
     "long_completions": "refuse",
 }  # fmt: skip
 _OLORA_LENGTHS = {
-    "max_length": 562, "max_prompt_length": 512, "max_answer_length": 50, "boundary": "exact",
+    "max_length": 562, "max_prompt_length": 512, "max_answer_length": 50, "prompt_boundary": "separate",
     "long_completions": "refuse",
 }  # fmt: skip
 _SAPT_LENGTHS = {
-    "max_length": 1074, "max_prompt_length": 1024, "max_answer_length": 50, "boundary": "exact",
+    "max_length": 1074, "max_prompt_length": 1024, "max_answer_length": 50, "prompt_boundary": "separate",
     "long_completions": "skip",
 }  # fmt: skip
 _SAPT_FIXED = (

@@ -181,7 +181,7 @@ class BenchmarkUse:
         elif isinstance(given, Mapping):
             own = self._mapping("epochs", self.tasks, int | float, "a number")
         elif given is not None:
-            own = dict.fromkeys(self.tasks, given)  # a task's own check names what is no number
+            own = dict.fromkeys(self.tasks, given)  # a task's own check names what is not a number
         usual = {task: protocol.epochs_of(standing.get(task, task), self.order) for task in self.tasks}
         return {task: own.get(task, usual[task]) for task in self.tasks}
 

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 Tensors = dict[str, Tensor]
 
 LOST = 69
-"""Exit code of a process that cannot reach the others any more, while none of them has left word why."""
+"""Exit code of a process that cannot reach the others any more, while no rank reported an error."""
 LAUNCHER = "SEEKR_LAUNCHER"
 """Set in the environment of processes whose launcher says in their place why they are gone."""
 
@@ -38,32 +38,32 @@ _AGES = timedelta(weeks=1)
 """How long a process that is done waits for one that evaluates; one that dies is noticed by its closed connection."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def own() -> int:
+def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this is the process that writes."""
-    return own() == 0
+    return rank() == 0
 
 
-def launched() -> int:
+def launched_world_size() -> int:
     """How many processes the launcher says it started, whether or not they have found each other."""
     return environment_number("WORLD_SIZE", 1)
 
 
-def launched_as() -> int:
+def launched_rank() -> int:
     """Which of them this is."""
     return environment_number("RANK", 0)
 
 
-def join() -> torch.device:
+def init_process_group() -> torch.device:
     """Makes launched processes find each other where no Trainer does it; alone there is nothing to find.
 
     Returns:
@@ -73,36 +73,36 @@ def join() -> torch.device:
         ConfigError: if they do not find each other.
     """
     cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if launched() == 1:
+    if launched_world_size() == 1:
         return torch.device("cpu" if cpu else "cuda")
     try:
         device: torch.device = PartialState(cpu=cpu, timeout=_AGES).device
     except (ValueError, RuntimeError, ImportError) as error:
         raise errors.ConfigError(f"launched processes cannot find each other: {error}") from error
-    require_all()
+    require_all_ranks()
     return device
 
 
-def require_all() -> None:
+def require_all_ranks() -> None:
     """Makes sure that all launched processes have found each other.
 
     Raises:
         ConfigError: if some are missing.
     """
-    if count() != launched():
+    if world_size() != launched_world_size():
         raise errors.ConfigError(
-            f"{launched()} processes were launched, but {count()} work together; name the launcher's problem with "
-            "'accelerate test'"
+            f"{launched_world_size()} processes were launched, but {world_size()} work together; "
+            "find the launcher's problem with 'accelerate test'"
         )
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when all processes have come here."""
-    if count() > 1:
-        total(torch.zeros(1))
+    if world_size() > 1:
+        all_reduce_sum(torch.zeros(1))
 
 
-def first(work: Callable[[], Result]) -> Result | None:
+def on_main(work: Callable[[], Result]) -> Result | None:
     """Lets process 0 do something that must be done once, such as writing; all go on when it is done.
 
     Returns:
@@ -111,25 +111,25 @@ def first(work: Callable[[], Result]) -> Result | None:
     Raises:
         SeekrError: the one that ``work`` raised, in all processes.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
     result, failure = None, None
-    if is_first():
+    if is_main():
         try:
             with named():
                 result = work()
         except SeekrError as error:
             failure = error
-    _raise_if_any([from_first(_described(failure))], failure)
+    _raise_if_any([broadcast_object(_described(failure))], failure)
     return result
 
 
-def once(work: Callable[[], Result]) -> Result:
-    """``first`` for something that all need: what ``work`` gave in process 0, in all processes; it must be JSON."""
-    return from_first(first(work))
+def on_main_broadcast(work: Callable[[], Result]) -> Result:
+    """``on_main`` for something that all need: what ``work`` gave in process 0, in all processes; it must be JSON."""
+    return broadcast_object(on_main(work))
 
 
-def each(work: Callable[[], Result]) -> list[Result]:
+def on_each_rank(work: Callable[[], Result]) -> list[Result]:
     """Every process does its own part; all go on when all are done.
 
     Returns:
@@ -144,37 +144,37 @@ def each(work: Callable[[], Result]) -> list[Result]:
             result = work()
     except SeekrError as error:
         failure = error
-    if count() == 1 and failure is not None:
+    if world_size() == 1 and failure is not None:
         raise failure
-    told = of_all([result, _described(failure)])
+    told = all_gather_object([result, _described(failure)])
     _raise_if_any([said for _, said in told], failure)
     return [found for found, _ in told]
 
 
-def from_first(content: Any) -> Any:
+def broadcast_object(content: Any) -> Any:
     """Process 0's JSON, in all processes."""
-    return content if count() == 1 else json.loads(_spread_bytes(json.dumps(content).encode(), 0))
+    return content if world_size() == 1 else json.loads(_spread_bytes(json.dumps(content).encode(), 0))
 
 
-def of_all(content: Any) -> list[Any]:
+def all_gather_object(content: Any) -> list[Any]:
     """Every process's JSON, in the processes' order."""
-    if count() == 1:
+    if world_size() == 1:
         return [content]
     text = json.dumps(content).encode()
-    return [json.loads(_spread_bytes(text, number)) for number in range(count())]
+    return [json.loads(_spread_bytes(text, number)) for number in range(world_size())]
 
 
-def tensors_of_all(tensors: Tensors) -> list[Tensors]:
+def all_gather_tensors(tensors: Tensors) -> list[Tensors]:
     """Every process's tensors, in the processes' order, on the CPU."""
-    if count() == 1:
+    if world_size() == 1:
         return [tensors]
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return [load(_spread_bytes(content, number)) for number in range(count())]
+    return [load(_spread_bytes(content, number)) for number in range(world_size())]
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of every process's tensor of this shape."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     place = values.device
     summed = values.detach().clone().to(_device())
@@ -182,9 +182,9 @@ def total(values: Tensor) -> Tensor:
     return summed.to(place)
 
 
-def highest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     found = torch.tensor([value], device=_device())
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
@@ -200,23 +200,23 @@ def report(message: str) -> bool:
     board = _board()
     if board is None:
         return True
-    board.set(f"{_failed()}/{launched_as()}", message)
-    board.set(_failed(), str(launched_as()))
-    return launched_as() == 0 or not _appears(board, f"{_failed()}/0")
+    board.set(f"{_failed()}/{launched_rank()}", message)
+    board.set(_failed(), str(launched_rank()))
+    return launched_rank() == 0 or not _appears(board, f"{_failed()}/0")
 
 
 def reported() -> bool:
-    """Whether another process has left word that it gives up."""
+    """Whether another rank reported an error."""
     board = _board()
     return board is not None and _appears(board, _failed())
 
 
 def lost(error: BaseException) -> bool:
     """Whether an error says that another process cannot be reached any more; gloo has no class of its own for it."""
-    return count() > 1 and "gloo/transport" in str(error)
+    return world_size() > 1 and "gloo/transport" in str(error)
 
 
-def turns(length: int) -> Iterator[tuple[int, bool]]:
+def shard_indices(length: int) -> Iterator[tuple[int, bool]]:
     """The places in a list of this length that are this process's to work on.
 
     All processes take the same number of turns, because the passes of a sharded model need all of them: who has nothing
@@ -225,18 +225,18 @@ def turns(length: int) -> Iterator[tuple[int, bool]]:
     Yields:
         a place, and whether its result counts.
     """
-    for start in range(0, length, count()):
-        place = start + own()
+    for start in range(0, length, world_size()):
+        place = start + rank()
         yield min(place, length - 1), place < length
 
 
-def collect(parts: Mapping[int, Tensors], length: int) -> list[Tensors]:
-    """What all processes made of a list, in its order: ``parts`` by place, as ``turns`` gave the places."""
-    if count() == 1:
+def gather_sharded(parts: Mapping[int, Tensors], length: int) -> list[Tensors]:
+    """What all processes made of a list, in its order: ``parts`` by place, as ``shard_indices`` gave the places."""
+    if world_size() == 1:
         return [parts[place] for place in range(length)]
     named = {f"{place}/{name}": tensor for place, tensors in parts.items() for name, tensor in tensors.items()}
     whole: list[Tensors] = [{} for _ in range(length)]
-    for tensors in tensors_of_all(named):
+    for tensors in all_gather_tensors(named):
         for full, tensor in tensors.items():
             place, _, name = full.partition("/")
             whole[int(place)][name] = tensor
@@ -288,7 +288,7 @@ def _device() -> torch.device:
 def _spread_bytes(content: bytes, source: int) -> bytes:
     length = torch.tensor([len(content)], device=_device())
     dist.broadcast(length, source)
-    mine = source == own()
+    mine = source == rank()
     # frombuffer refuses an empty buffer and warns of one that cannot be written to.
     data = torch.frombuffer(bytearray(content) if mine else bytearray(int(length)), dtype=torch.uint8).to(_device())
     dist.broadcast(data, source)
