@@ -87,6 +87,16 @@ def test_neither_overwrites_anything(folder: Path, packed: Path, tmp_path: Path)
     assert archive.import_(packed, tmp_path / "empty").generation == 2
 
 
+def test_what_a_killed_export_left_goes_with_the_next(folder: Path, packed: Path) -> None:
+    """Also where the next one is refused, since the archive is there."""
+    left = [packed.parent / f".{packed.name}.abcdefg1.seekr", packed.parent / f".{packed.name}.lock"]
+    for path in left:
+        path.write_bytes(b"")
+    with pytest.raises(OutputError, match="already exists"):
+        archive.export(folder, packed)
+    assert not [path for path in left if path.exists()]
+
+
 def test_a_damaged_memory_is_not_exported(folder: Path, tmp_path: Path) -> None:
     content = bytearray((folder / "0002-second.safetensors").read_bytes())
     content[-1] ^= 1

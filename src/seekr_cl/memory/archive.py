@@ -47,10 +47,14 @@ def export(path: str | os.PathLike[str], target: str | os.PathLike[str], *, ever
         OutputError: if the file is there already or cannot be written.
     """
     out = Path(target)
-    if out.exists():
-        raise OutputError(f"{out}: already exists; choose another file or remove it first")
+    taken = OutputError(f"{out}: already exists; choose another file or remove it first")
+    if out.exists() and not out.is_file():
+        raise taken
     with hold(out, "archive"), files_like(Path(path) / MANIFEST):
+        # Before the refusal: what a killed export of the same file left goes either way.
         remove_unfinished(out)
+        if out.exists():
+            raise taken
         return settled(Path(path), lambda: _export(opened(path), out, every))
 
 
