@@ -271,7 +271,7 @@ def test_what_a_call_cannot_tell_is_refused():
         read(name="flash_attention_2", indices=torch.zeros(1))
     with pytest.raises(ModelError, match="sinks of shape"):
         read(s_aux=torch.zeros(3))
-    with pytest.raises(ModelError, match="layer's number"):
+    with pytest.raises(ModelError, match="layer index"):
         read(torch.nn.Identity())
 
 
