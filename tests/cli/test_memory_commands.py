@@ -80,7 +80,7 @@ def test_forgetting_a_task(seekr, memory):
     assert len(kept) == 3
     said = "\n".join(lines(seekr("memory", "forget", memory, "--task", "first")))
     assert "3 samples with texts and signals removed from generations 0001, 0002" in said
-    assert "models keep what they have learnt" in said
+    assert "models keep what they have learned" in said
     assert "head importance is a sum over tasks that holds this one's statistics" in said
     assert not list(memory.glob("0001-first*"))
     # The second task may have drawn the same letters: its samples are its own.

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C on real processes: the step is finished, the state saved, the exit code the documented one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def begun(words: list[object], folder: Path, line: str = "step ") -> subprocess.
 
 
 def steps(done_out: str) -> int:
-    return int(done_out.split(" steps,")[0].split()[-1])
+    return int(re.search(r"in (\d+) steps", done_out)[1])
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -158,7 +158,7 @@ def test_a_memory_without_samples_is_named(base: Path, tmp_path: Path) -> None:
         learn(tmp_path / "m1", NEW, tmp_path / "memory", tmp_path / "m2", config)
 
 
-class Interrupted(Exception):
+class StoppedHereError(Exception):
     """No error of the operating system, which would become one of the library's."""
 
 
@@ -167,7 +167,7 @@ class Stop(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
-            raise Interrupted
+            raise StoppedHereError
 
 
 @pytest.mark.parametrize("norm", [0.0, 1.0])
@@ -175,6 +175,6 @@ def test_a_method_sees_each_step_once(base: Path, tmp_path: Path, norm: float) -
     """Whether gradients are clipped or not, and however many batches they come from; A-GEM counts for its draws."""
     small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "checkpoint_every": 1}
     config = plain_steps("agem", tmp_path, num_train_epochs=2, max_grad_norm=norm, **KEPT, **small)
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedHereError):
         learn(base, NEW, tmp_path / "memory", tmp_path / "m1", config, [Stop()])
     assert Checkpoints(tmp_path / "m1.checkpoints").newest().state["method"] == {"step": 2}

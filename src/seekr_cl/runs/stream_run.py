@@ -35,7 +35,7 @@ from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
-from seekr_cl.system.files import write_json
+from seekr_cl.system.files import keep_json, write_json
 from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
@@ -328,7 +328,7 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
-        write_json(self.output / SCORES, content)
+        keep_json(self.output / SCORES, content)
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:

@@ -129,6 +129,13 @@ def write_json(path: Path, content: Any, private: bool = False) -> None:
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), private)
 
 
+def keep_json(path: Path, content: Any) -> None:
+    """``write_json`` where the file does not say just that already, so that a full disk costs nothing."""
+    text = (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    if not (path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text):
+        write_bytes(path, text)
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], private: bool = True) -> None:
     """``write_bytes`` of a safetensors file of a memory, which says so."""
     write_bytes(path, tensor_bytes(tensors), private)
