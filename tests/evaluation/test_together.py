@@ -34,7 +34,7 @@ def together(data: Path, place: Path) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "together.py"), str(data), str(place)]
+    command = [sys.executable, str(HERE.parent / "helpers" / "together.py"), str(data), str(place)]
     subprocess.run(command, env=os.environ | shared, check=True, timeout=900)
     return [json.loads((place / f"{rank}.json").read_text()) for rank in (0, 1)]
 
