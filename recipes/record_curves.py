@@ -48,8 +48,9 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every case")
     asked = parser.parse_args()
 
-    from cases import CASES, settings_of, words_of
     from recorded import RECORDED, curves, record_of, write_record
+
+    from cases import CASES, settings_of, words_of
 
     if unknown := [name for name in asked.cases if name not in CASES]:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
