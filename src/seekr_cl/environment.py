@@ -1,6 +1,8 @@
-"""Whole numbers that a launcher leaves in the environment."""
+"""The environment: whole numbers that a launcher leaves in it, and what libraries write into it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from seekr_cl.errors import ConfigError
 
@@ -23,3 +25,36 @@ def environment_number(name: str, default: int) -> int:
     if number is None:
         raise ConfigError(f"{name}: {text!r} in the environment is not a whole number; unset it, or use --launch")
     return number
+
+
+@contextmanager
+def untouched_by_refusal() -> Iterator[None]:
+    """Puts the environment back if what is done here raises.
+
+    transformers writes settings such as ``fsdp`` and ``torch_compile`` into it, where the next config would find them.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    except BaseException:
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)
+        raise
+
+
+@contextmanager
+def noting_changes() -> Iterator[dict[str, str | None]]:
+    """Gives a mapping that holds, afterwards, the former value of every variable that was written meanwhile."""
+    before, changes = dict(os.environ), dict[str, str | None]()
+    yield changes
+    changes |= {key: before.get(key) for key, value in os.environ.items() if before.get(key) != value}
+
+
+def take_back(changes: dict[str, str | None]) -> None:
+    """Gives variables their former values."""
+    for key, value in changes.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value

@@ -1,6 +1,7 @@
 """One config: what is unknown, of the wrong type or would be ignored is refused; presets give only defaults."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TrainingArguments
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.seekr_config import _DEFAULTS
 from seekr_cl.config.trainer_settings import DECIDED
+from seekr_cl.config.tried import try_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
@@ -247,3 +249,11 @@ def test_a_tail_of_nothing_is_refused() -> None:
 def test_what_only_top_k_reads_is_refused_without_it(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"method.{key}: would be ignored"):
         make(method={"name": "seekr", "attention_signal": "dense", key: value})
+
+
+@pytest.mark.parametrize("settings", [{"fsdp": "full_shard"}, {"torch_compile_backend": "os.system"}, {"optim": "x"}])
+def test_refused_settings_leave_nothing_in_the_environment(settings: dict[str, Any]) -> None:
+    before = dict(os.environ)
+    with pytest.raises(ConfigError):
+        try_settings(make(**settings))
+    assert dict(os.environ) == before

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from seekr_cl.distributed import collectives
+from seekr_cl.environment import take_back, untouched_by_refusal
 from seekr_cl.errors import ConfigError, SeekrError
 
 MOST_BATCHES = 100_000_000
@@ -133,10 +134,13 @@ def refused(config: Any, key: str) -> Iterator[None]:
         ConfigError: for whatever was raised within.
     """
     try:
-        yield
+        with untouched_by_refusal():
+            yield
     except (SeekrError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each optimizer, scheduler and integration raises what it likes
+        # The next config must not find what this one had written.
+        take_back(getattr(config, "environment_changes", {}))
         if isinstance(error, RuntimeError) and collectives.launched_world_size() > 1:
             # Most likely another process is gone, which is no fault of the settings.
             raise
