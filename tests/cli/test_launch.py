@@ -26,17 +26,17 @@ TWO = {
 OF_THIS_MACHINE = ("use_cpu", "num_processes", "main_process_port")
 SAVED = "stopped, and the state is saved; continue with the same command and --resume"
 BROKEN_DISK = """
-import io, os
+import os
 
 if os.environ.get("RANK") == "1":
-    opened = io.open
+    opened = os.open
 
-    def failing(file, *more, **words):
-        if str(file).endswith("manifest.json"):
-            raise OSError(5, "Input/output error")
-        return opened(file, *more, **words)
+    def failing(path, *more, **words):
+        if str(path).endswith("manifest.json"):
+            raise OSError(5, "Input/output error", str(path))
+        return opened(path, *more, **words)
 
-    io.open = failing
+    os.open = failing
 """
 """A ``sitecustomize`` for a process whose node cannot read the memory."""
 NOTHING_COMPILED = """
