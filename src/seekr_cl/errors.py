@@ -57,3 +57,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
     by_lower = {str(word).lower(): str(word) for word in known}
     found = difflib.get_close_matches(str(key).lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing. For messages made of other libraries' errors."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from seekr_cl.cli.output import out
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
 from seekr_cl.distributed import collectives
-from seekr_cl.errors import ConfigError, DataError, ModelError
+from seekr_cl.errors import ConfigError, DataError, ModelError, first_line
 from seekr_cl.evaluation import (
     Engine,
     TransformersEngine,
@@ -157,8 +157,7 @@ def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
         tokenizer = AutoTokenizer.from_pretrained(given.model)
         context = context_length(SimpleNamespace(config=AutoConfig.from_pretrained(given.model)))  # type: ignore[arg-type]
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{given.model}: cannot be loaded ({first_line})") from error
+        raise ModelError(f"{given.model}: cannot be loaded ({first_line(error)})") from error
     length = _length(given.max_length, context)
     files = sorted(Path(given.model).glob("*.safetensors")) if Path(given.model).is_dir() else []
     # vLLM loads the weights itself; a name on the Hub is all there is to tell a model by.

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
-from seekr_cl.errors import ConfigError, ModelError
+from seekr_cl.errors import ConfigError, ModelError, first_line
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_tokenizer
 from seekr_cl.tasks import Encoder, Example, Task
@@ -61,8 +61,7 @@ def _context(model: str, config: SeekrConfig) -> int | None:
     try:
         found = AutoConfig.from_pretrained(model, trust_remote_code=config.trust_remote_code)
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{model}: its config.json cannot be read ({first_line})") from error
+        raise ModelError(f"{model}: its config.json cannot be read ({first_line(error)})") from error
     return context_length(SimpleNamespace(config=found))  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import noting_changes, untouched_by_refusal
-from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.errors import ConfigError, first_line, nearest
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.method_config import MethodConfig, read_method
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
@@ -199,8 +199,7 @@ class SeekrConfig(TrainingArguments):
                 _ = self.device
                 super().to_dict()
         except Exception as error:  # of values that it was not made for it raises what it likes
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"training settings: {line}") from error
+            raise ConfigError(f"training settings: {first_line(error)}") from error
         collectives.require_all_ranks()
         warn_of_training(self)
         if not collectives.is_main():

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import take_back, untouched_by_refusal
-from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.errors import ConfigError, SeekrError, first_line
 
 MOST_BATCHES = 100_000_000
 """Of one task over all its epochs: their order is a list made before training."""
@@ -144,7 +144,7 @@ def refused(config: Any, key: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and collectives.launched_world_size() > 1:
             # Most likely another process is gone, which is no fault of the settings.
             raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         reports = [one for one in config.report_to or [] if one != "none"]
         if key == "training settings" and reports and "install" in str(error):
             raise ConfigError(

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl.errors import ConfigError, ModelError
+from seekr_cl.errors import ConfigError, ModelError, first_line
 from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids
 
 ENGINES = ("transformers", "vllm")
@@ -115,8 +115,7 @@ class VllmEngine:
                 model=self.model, dtype=self.dtype, max_model_len=self.max_length, seed=0, generation_config="vllm"
             )
         except Exception as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{self.model}: vllm cannot load it ({first_line})") from error
+            raise ModelError(f"{self.model}: vllm cannot load it ({first_line(error)})") from error
 
     def describe(self) -> dict[str, Any]:
         """What the score file records."""

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
-from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.errors import ConfigError, DataError, first_line
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 from seekr_cl.evaluation.generate import has_prompt
 from seekr_cl.models.context import context_length
@@ -116,9 +116,8 @@ def evaluate_general(
                         fewshot_random_seed=SEED,
                     )
             except (OSError, ValueError, KeyError, AssertionError) as error:
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise DataError(
-                    f"--general: {name} cannot be evaluated ({first_line}); without a network, name a folder "
+                    f"--general: {name} cannot be evaluated ({first_line(error)}); without a network, name a folder "
                     "of local data after --general"
                 ) from error
             tasks[name] = _score(results, configs[name].metric) | {"shots": shots}

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.errors import ConfigError, first_line, nearest
 from seekr_cl.methods.agem import AGEM
 from seekr_cl.methods.base import Method, Paper
 from seekr_cl.methods.derpp import DERpp
@@ -112,8 +112,7 @@ def _imported(name: str) -> Any:
     try:
         found = getattr(import_module(module), attribute, None)
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"method: {module} cannot be imported ({first_line}); check PYTHONPATH") from error
+        raise ConfigError(f"method: {module} cannot be imported ({first_line(error)}); check PYTHONPATH") from error
     if found is None:
         raise ConfigError(f"method: module {module} has no {attribute}")
     return found

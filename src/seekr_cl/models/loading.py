@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from seekr_cl.distributed.dtensor import state_of
-from seekr_cl.errors import ModelError, OutputError
+from seekr_cl.errors import ModelError, OutputError, first_line
 from seekr_cl.models.bitsandbytes import keep_as_loaded, loading_options
 from seekr_cl.models.load_report import LoadReport, held_back
 from seekr_cl.models.peft_adapters import base_of, is_adapter, load_adapter, own_state, refuse_mixed, save_adapter
@@ -81,7 +81,7 @@ def load_model(
                 name, dtype=torch_dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
     except Exception as error:
-        reason = report.reason() or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = report.reason() or first_line(error)
         raise ModelError(f"{name}: cannot be loaded as a causal language model ({reason})") from error
     model, info = loaded
     require_weights(name, model, info)
@@ -108,8 +108,7 @@ def load_tokenizer(source: str | os.PathLike[str], trust_remote_code: bool = Fal
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: its tokenizer cannot be loaded ({first_line})") from error
+        raise ModelError(f"{name}: its tokenizer cannot be loaded ({first_line(error)})") from error
 
 
 def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -119,8 +118,7 @@ def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase, trust_remote_cod
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{folder}: its tokenizer cannot be loaded ({first_line})") from error
+        raise ModelError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

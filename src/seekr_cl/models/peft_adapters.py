@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from seekr_cl.distributed.dtensor import state_of, whole
-from seekr_cl.errors import ConfigError, ModelError, nearest
+from seekr_cl.errors import ConfigError, ModelError, first_line, nearest
 from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
 from seekr_cl.models.whole import require_same_rows
 from seekr_cl.system import reading
@@ -116,7 +116,7 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
     try:
         return types[name](task_type=TaskType.CAUSAL_LM, **values)
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"peft: {_first_line(error)}") from error
+        raise ConfigError(f"peft: {first_line(error)}") from error
 
 
 def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str, seed: int) -> "PeftModel":
@@ -140,7 +140,7 @@ def put_adapter(model: "PreTrainedModel", given: Mapping[str, Any], source: str,
         try:
             found = get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-            raise ConfigError(f"peft: does not fit this model: {_first_line(error)}") from error
+            raise ConfigError(f"peft: does not fit this model: {first_line(error)}") from error
     config.base_model_name_or_path = os.path.abspath(source) if Path(source).exists() else source
     if unfit := special_layers(found):
         raise ConfigError(
@@ -360,7 +360,7 @@ def merged(model: Any, source: str) -> Any:
         with _quiet():
             return model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:
-        raise ModelError(f"{source}: its adapter of type {kind} cannot be merged ({_first_line(error)})") from error
+        raise ModelError(f"{source}: its adapter of type {kind} cannot be merged ({first_line(error)})") from error
 
 
 def is_prompt_learning(model: nn.Module) -> bool:
@@ -400,7 +400,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

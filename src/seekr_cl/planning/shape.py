@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from seekr_cl.attention import AttentionCall, AttentionTap
-from seekr_cl.errors import ModelError, nearest
+from seekr_cl.errors import ModelError, first_line, nearest
 from seekr_cl.models.context import context_length
 from seekr_cl.models.peft_adapters import WEIGHTS, base_of, is_adapter, put_adapter
 from seekr_cl.system import reading
@@ -86,8 +86,9 @@ def read_shape(source: str | os.PathLike[str]) -> ModelShape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{source}: no causal language model can be made of this config ({line})") from error
+        raise ModelError(
+            f"{source}: no causal language model can be made of this config ({first_line(error)})"
+        ) from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
         layers = _tapped(model)
@@ -137,8 +138,7 @@ def _read_config(path: Path) -> PretrainedConfig:
     try:
         return CONFIG_MAPPING[kind].from_dict(content)
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{file}: not a usable config of type {kind} ({line})") from error
+        raise ModelError(f"{file}: not a usable config of type {kind} ({first_line(error)})") from error
 
 
 def _tapped(model: Any) -> dict[int, LayerShape]:
