@@ -28,27 +28,13 @@ def environment_number(name: str, default: int) -> int:
 
 
 @contextmanager
-def untouched_by_refusal() -> Iterator[None]:
-    """Puts the environment back if what is done here raises.
-
-    transformers writes settings such as ``fsdp`` and ``torch_compile`` into it, where the next config would find them.
-    """
-    before = dict(os.environ)
-    try:
-        yield
-    except BaseException:
-        for key in os.environ.keys() - before.keys():
-            del os.environ[key]
-        os.environ.update(before)
-        raise
-
-
-@contextmanager
 def noting_changes() -> Iterator[dict[str, str | None]]:
     """Gives a mapping that holds, afterwards, the former value of every variable that was written meanwhile."""
     before, changes = dict(os.environ), dict[str, str | None]()
-    yield changes
-    changes |= {key: before.get(key) for key, value in os.environ.items() if before.get(key) != value}
+    try:
+        yield changes
+    finally:
+        changes |= {key: before.get(key) for key, value in os.environ.items() if before.get(key) != value}
 
 
 def take_back(changes: dict[str, str | None]) -> None:
@@ -58,3 +44,19 @@ def take_back(changes: dict[str, str | None]) -> None:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
+
+
+@contextmanager
+def untouched_by_refusal() -> Iterator[dict[str, str | None]]:
+    """``noting_changes``, and what was written is taken back if what is done here raises.
+
+    transformers writes settings such as ``fsdp`` and ``torch_compile`` into the environment, where the next config would
+    find them.
+    """
+    changes: dict[str, str | None] = {}
+    try:
+        with noting_changes() as changes:
+            yield changes
+    except BaseException:
+        take_back(changes)
+        raise

@@ -17,7 +17,7 @@ from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
-from seekr_cl.environment import noting_changes, untouched_by_refusal
+from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line, nearest
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.method_config import MethodConfig, read_method
@@ -193,7 +193,7 @@ class SeekrConfig(TrainingArguments):
             # Without a GPU accelerate forms a group only of processes that ask for the CPU.
             self.use_cpu = True
         try:
-            with untouched_by_refusal(), noting_changes() as self.environment_changes:
+            with untouched_by_refusal() as self.environment_changes:
                 super().__post_init__()
                 # Asking for the device is what makes the launched processes find each other.
                 _ = self.device
