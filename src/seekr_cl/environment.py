@@ -50,8 +50,8 @@ def take_back(changes: dict[str, str | None]) -> None:
 def untouched_by_refusal() -> Iterator[dict[str, str | None]]:
     """``noting_changes``, and what was written is taken back if what is done here raises.
 
-    transformers writes settings such as ``fsdp`` and ``torch_compile`` into the environment, where the next config would
-    find them.
+    transformers writes settings such as ``fsdp`` and ``torch_compile`` into the environment, where the next config
+    would find them.
     """
     changes: dict[str, str | None] = {}
     try:

@@ -26,7 +26,7 @@ from seekr_cl.evaluation.answer_engines import VllmEngine
 from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
 from seekr_cl.evaluation.task_scoring import GENERAL, read_scores, score_into
 from seekr_cl.memory import model_hash
-from seekr_cl.models.context import context_length
+from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
 from seekr_cl.settings import build
@@ -35,7 +35,7 @@ from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
 from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.tasks import Encoder, StreamSpec, Task
-from seekr_cl.training.fitting import DEFAULT_LENGTH, NoEffectWarning
+from seekr_cl.training.fitting import NoEffectWarning
 
 
 def evaluate_command(given: Any) -> None:

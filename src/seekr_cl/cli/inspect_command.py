@@ -15,11 +15,10 @@ from transformers import AutoConfig
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, ModelError, first_line
-from seekr_cl.models.context import context_length
+from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_tokenizer
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
-from seekr_cl.training.fitting import DEFAULT_LENGTH
 
 _LEARNT = "bold green"
 # What would move the cursor, change colors or turn the text around; line breaks and tabs stay.

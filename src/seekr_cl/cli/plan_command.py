@@ -8,12 +8,12 @@ from rich.console import Console
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory.budget import parse_bytes
+from seekr_cl.models.context import DEFAULT_LENGTH
 from seekr_cl.planning import Workload, adapter_size, make_plan, read_shape
 from seekr_cl.planning.nodes import Cluster, terms
 from seekr_cl.planning.show import show_plan, show_terms
 from seekr_cl.tasks import StreamSpec
 from seekr_cl.training import SeekrConfig
-from seekr_cl.training.fitting import DEFAULT_LENGTH
 
 TASKS, EXAMPLES, ANSWER = 8, 5000, 128
 """What is assumed where nothing says otherwise: TRACE, and an answer of a few sentences."""

@@ -16,15 +16,13 @@ from seekr_cl.evaluation.answer_engines import TransformersEngine
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.task_scoring import Scored, check_prompts, score_into, score_tasks
 from seekr_cl.memory import model_hash
-from seekr_cl.models.context import context_length
+from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import require_free
-from seekr_cl.models.source import is_loaded, name_of, open_model
+from seekr_cl.models.source import ModelSource, name_of
 from seekr_cl.os_errors import named
 from seekr_cl.system.locks import hold
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.chat_template import ChatSettings
-
-DEFAULT_LENGTH = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,8 @@ def evaluate(
     folder = None if output is None else Path(output)
     if folder is not None and not resume:
         collectives.on_main(lambda: require_free(folder))
-    network, tokenizer = open_model(model, processing_class, dtype, trust_remote_code, quantization)
+    source = ModelSource(model, processing_class)
+    network, tokenizer = source.open(dtype, trust_remote_code, quantization)
     context = context_length(network)
     if max_length is not None and context is not None and max_length > context:
         raise ConfigError(f"max_length: {max_length} is more than the model's context of {context} tokens")
@@ -107,7 +106,7 @@ def evaluate(
         score_tasks(engine, asked, encoder, scored)
         return Evaluation(scored.tasks, scored.broken_off)
     model_id = model_hash(network)
-    if not is_loaded(model) and torch.cuda.is_available():
+    if not source.loaded and torch.cuda.is_available():
         network.to("cuda")  # type: ignore[arg-type]
     with hold(folder, "evaluation"):
         described = {"model": name_of(model)}

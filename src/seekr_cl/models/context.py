@@ -2,6 +2,9 @@
 
 from transformers import PreTrainedModel
 
+DEFAULT_LENGTH = 1024
+"""Tokens of prompt and answer where neither the user nor the model sets a limit."""
+
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The longest sequence the model's config allows, if it says so, less a prompt's virtual tokens (PEFT)."""

@@ -55,46 +55,35 @@ class ModelSource:
         return is_loaded(self.model)
 
     def open(
-        self, dtype: str, trust_remote_code: bool, quantization: str | None, empty: bool = False
+        self,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        quantization: str | None = None,
+        empty: bool = False,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """As ``open_model``."""
-        return open_model(self.model, self.processing_class, dtype, trust_remote_code, quantization, empty)
+        """The model and its tokenizer; a loaded model is given back as it is. Arguments as for ``load_model``.
 
-
-def open_model(
-    model: Any,
-    processing_class: PreTrainedTokenizerBase | None = None,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-    quantization: str | None = None,
-    empty: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer.
-
-    Args:
-        model: a folder, a name on the Hub, or a loaded model, which is given back as it is.
-        processing_class: takes the place of the tokenizer that comes with the model.
-        dtype: of the weights, when they are loaded.
-        trust_remote_code: run code that comes with the model.
-        quantization: of the weights, when they are loaded.
-        empty: without weights, when they are loaded.
-
-    Raises:
-        ModelError: if it is not there, cannot be loaded, or no tokenizer is known.
-    """
-    if processing_class is not None and not isinstance(processing_class, PreTrainedTokenizerBase):
-        raise ModelError(
-            f"processing_class: a {type(processing_class).__name__} is not a tokenizer; load it with "
-            "AutoTokenizer.from_pretrained, or leave it out"
-        )
-    name = name_of(model)
-    if not is_loaded(model):
-        network, tokenizer = load_model(name, dtype, trust_remote_code, quantization, empty)
-        return network, processing_class or tokenizer
-    if quantization is not None:
-        raise ModelError("quantization: is for a model that is loaded here; load the object with it, or name a folder")
-    if processing_class is None:
-        if not Path(name).is_dir() and name.count("/") != 1:
-            raise ModelError("processing_class: the loaded model does not say where it comes from; pass its tokenizer")
-        processing_class = load_tokenizer(name, trust_remote_code)
-    return model, processing_class
+        Raises:
+            ModelError: if it is not there, cannot be loaded, or no tokenizer is known.
+        """
+        own = self.processing_class
+        if own is not None and not isinstance(own, PreTrainedTokenizerBase):
+            raise ModelError(
+                f"processing_class: a {type(own).__name__} is not a tokenizer; load it with "
+                "AutoTokenizer.from_pretrained, or leave it out"
+            )
+        name = name_of(self.model)
+        if not self.loaded:
+            network, tokenizer = load_model(name, dtype, trust_remote_code, quantization, empty)
+            return network, own or tokenizer
+        if quantization is not None:
+            raise ModelError(
+                "quantization: is for a model that is loaded here; load the object with it, or name a folder"
+            )
+        if own is None:
+            if not Path(name).is_dir() and name.count("/") != 1:
+                raise ModelError(
+                    "processing_class: the loaded model does not say where it comes from; pass its tokenizer"
+                )
+            own = load_tokenizer(name, trust_remote_code)
+        return self.model, own

@@ -124,14 +124,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, content: Any, private: bool = False) -> None:
     """``write_bytes`` of indented JSON in UTF-8."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), private)
+    write_bytes(path, _json_bytes(content), private)
 
 
 def keep_json(path: Path, content: Any) -> None:
     """``write_json`` where the file does not say just that already, so that a full disk costs nothing."""
-    text = (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = _json_bytes(content)
     if not (path.is_file() and path.stat().st_size == len(text) and path.read_bytes() == text):
         write_bytes(path, text)
 

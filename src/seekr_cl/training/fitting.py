@@ -7,10 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.config.rates import NoEffectWarning
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import DataError, TooLongError
-from seekr_cl.models.context import context_length
+from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
-
-DEFAULT_LENGTH = 1024
 
 
 def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
