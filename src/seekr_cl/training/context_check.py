@@ -15,42 +15,6 @@ from seekr_cl.models.whole import require_known, token_rows
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 
 
-def check_room(
-    model: PreTrainedModel,
-    config: SeekrConfig,
-    task: Task,
-    examples: Sequence[Example],
-    encoded: Sequence[Encoded],
-    number: int = 1,
-    last: int = 1,
-) -> None:
-    """Makes sure that a task's examples and the virtual tokens before them fit into the model's context.
-
-    Args:
-        model: before any of the tasks, with the prompts that it comes with.
-        config: all settings.
-        task: what is learnt.
-        examples: its training examples.
-        encoded: their tokens.
-        number: which task of those that are to be learnt this is, from 1.
-        last: how many these are.
-
-    Raises:
-        DataError: naming the task, the first example that does not fit and what to set.
-    """
-    context, virtual = context_length(model), _virtual(model, config, number)
-    if not virtual or context is None:
-        return
-    for example, item in zip(examples, encoded, strict=True):
-        length = len(item.input_ids)
-        if length + virtual > context:
-            raise DataError(
-                f"{example.source or 'an example'}: task '{task.name}': its {length} tokens and {virtual} virtual "
-                f"tokens of prompts before them are more than the model's context of {context}; "
-                f"{_remedy(config, context, _virtual(model, config, last), last)}"
-            )
-
-
 def check_memory(store: ReplayMemory, model: PreTrainedModel) -> None:
     """Makes sure that a memory, which may be a stranger's, is about tokens, layers and heads that the model has.
 
@@ -83,13 +47,30 @@ def check_task(
     number: int = 1,
     last: int = 1,
 ) -> None:
-    """Makes sure that a task can be learnt: its schedule, its lengths (``check_room``, same arguments), its tokens.
+    """Makes sure that a task can be learned: its schedule, its tokens, room for them beside a method's virtual tokens.
+
+    Args:
+        model: before any of the tasks, with the prompts that it comes with.
+        config: all settings.
+        task: what is learned.
+        examples: its training examples.
+        encoded: their tokens.
+        number: which task of those that are to be learned this is, from 1.
+        last: how many these are.
 
     Raises:
-        SeekrError: naming the task.
+        SeekrError: naming the task and, where one is too long, the first example that does not fit and what to set.
     """
     require_schedulable(task.name, len(examples), float(task.epochs or config.num_train_epochs))
-    check_room(model, config, task, examples, encoded, number, last)
+    context, virtual = context_length(model), _virtual(model, config, number)
+    for example, item in zip(examples, encoded, strict=True):
+        length = len(item.input_ids)
+        if virtual and context is not None and length + virtual > context:
+            raise DataError(
+                f"{example.source or 'an example'}: task '{task.name}': its {length} tokens and {virtual} virtual "
+                f"tokens of prompts before them are more than the model's context of {context}; "
+                f"{_remedy(config, context, _virtual(model, config, last), last)}"
+            )
     check_tokens(model, task.name, (item.input_ids for item in encoded))
 
 
@@ -114,7 +95,7 @@ def tests_encoder(
         tokenizer: its tokenizer.
         config: all settings.
         encoder: for this model as it is.
-        last: how many tasks are to be learnt; ``check_room`` has found room for each.
+        last: how many tasks are to be learnt; ``check_task`` has found room for each.
     """
     context, virtual = context_length(model), _virtual(model, config, last)
     if not virtual or context is None:
