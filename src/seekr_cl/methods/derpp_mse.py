@@ -23,7 +23,6 @@ from seekr_cl.settings import Ge, Hint, Settings
 from seekr_cl.tasks.collate import collate
 
 _POSITIONS = LogitSettings()
-DISTANCES = ("mean", "sum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from seekr_cl.tasks.chat_reading import AnswerReader
 from seekr_cl.tasks.chat_rendering import Renderer
 from seekr_cl.tasks.chat_template import ChatSettings
 
-SCORERS = ("metric", "confidence")
 ROOM = 2
 """An answer may be this many times as long as the longest reference of its task before it is broken off."""
 

@@ -11,8 +11,6 @@ from seekr_cl.methods.base import Context, Method, Paper
 from seekr_cl.methods.common.lora import attach, layer_names, merged
 from seekr_cl.settings import Gt, Le, Settings
 
-OTHERS = ("trained", "frozen")
-
 
 @dataclass(frozen=True, kw_only=True)
 class OSFTSettings(Settings):

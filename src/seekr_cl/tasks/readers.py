@@ -8,8 +8,7 @@ that is there.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,21 +213,6 @@ def _read_parquet(path: Path) -> list[Any]:
             except Exception as error:
                 raise DataError(f"{path} row {number + 1}: cannot be read ({_brief(error)}); fix it") from None
         raise
-
-
-@contextmanager
-def quiet_bars() -> Iterator[None]:
-    """Hide the progress bars of ``datasets`` while a small local file is read, and put them back."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _brief(error: BaseException) -> str:

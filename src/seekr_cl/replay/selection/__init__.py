@@ -32,15 +32,10 @@ BY_MODEL = ("herding", "loss")
 AFTER_TRAINING = ("herding",)
 """Choices that ask the model that has learnt the task, unless the method looks at the kept samples before that."""
 
-TASK_WEIGHTS = ("equal", "similarity")
-SAMPLE_WEIGHTS = ("equal", "information", "surprise")
-
 __all__ = [
     "AFTER_TRAINING",
     "BY_MODEL",
     "CHOICES",
-    "SAMPLE_WEIGHTS",
-    "TASK_WEIGHTS",
     "UNRANKED",
     "Candidates",
     "Choose",
