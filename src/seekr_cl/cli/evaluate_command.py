@@ -20,11 +20,10 @@ from seekr_cl.errors import ConfigError, DataError, ModelError, first_line
 from seekr_cl.evaluation import (
     Engine,
     TransformersEngine,
-    get_metric,
 )
 from seekr_cl.evaluation.answer_engines import VllmEngine
 from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
-from seekr_cl.evaluation.task_scoring import GENERAL, read_scores, score_into
+from seekr_cl.evaluation.task_scoring import GENERAL, read_scores, require_apart, score_into
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
@@ -171,11 +170,7 @@ def _tasks(given: Any, streams: dict[str, StreamSpec]) -> list[Task]:
         for source in given.task or []
         for task in (streams[source].load_tasks(require_test=True) if source in streams else _test_tasks(source, given))
     ]
-    slugs = [task.slug.casefold() for task in tasks]
-    for task, slug in zip(tasks, slugs):
-        if slugs.count(slug) > 1:
-            raise ConfigError(f"--task: two tasks are called '{task.name}'; rename a file or folder")
-        get_metric(task.metric)
+    require_apart(tasks, "--task", "a file or folder")
     return tasks
 
 

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation.answer_engines import TransformersEngine
-from seekr_cl.evaluation.metrics import get_metric
-from seekr_cl.evaluation.task_scoring import Scored, check_prompts, score_into, score_tasks
+from seekr_cl.evaluation.task_scoring import Scored, check_prompts, require_apart, score_into, score_tasks
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import require_free
@@ -130,15 +129,11 @@ def _with_room(task: Task, length: int) -> Task:
 def _check(tasks: list[Any], batch_size: int) -> None:
     if not tasks:
         raise ConfigError("tasks: nothing to evaluate on; give at least one Task with a test split")
-    names = []
     for task in tasks:
         if not isinstance(task, Task):
             raise ConfigError(f"tasks: {task!r} is not a Task; make one with Task.load(data, name=...)")
         if not task.test:
             raise DataError(f"task '{task.name}' has no test examples; add a test split to it")
-        if task.slug.casefold() in names:
-            raise ConfigError(f"tasks: two tasks are called '{task.name}'; rename one")
-        names.append(task.slug.casefold())
-        get_metric(task.metric)
+    require_apart(tasks, "tasks", "one")
     if batch_size < 1:
         raise ConfigError(f"batch_size: {batch_size} must be at least 1")

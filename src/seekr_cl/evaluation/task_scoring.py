@@ -14,6 +14,7 @@ from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
+from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.models.whole import require_known, token_rows
 from seekr_cl.renamed import as_named_now
@@ -75,6 +76,24 @@ def scoring_hash(task: Task) -> str:
     texts = [[one.prompt, one.completion, one.references, one.messages, *one.told] for one in task.test]
     content = [task.max_new_tokens, texts, *([] if task.extract == "whole" else [task.extract])]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def require_apart(tasks: Sequence[Task], where: str, rename: str) -> None:
+    """Makes sure that every task has a known metric and a file of predictions to itself, whatever the file system.
+
+    Args:
+        tasks: to be scored together.
+        where: what messages call them.
+        rename: what to give another name.
+
+    Raises:
+        ConfigError: naming the task or the metric.
+    """
+    slugs = [task.slug.casefold() for task in tasks]
+    for task, slug in zip(tasks, slugs):
+        if slugs.count(slug) > 1:
+            raise ConfigError(f"{where}: two tasks are called '{task.name}'; rename {rename}")
+        get_metric(task.metric)
 
 
 def score_tasks(
