@@ -92,6 +92,9 @@ def evaluate(
         collectives.on_main(lambda: require_free(folder))
     source = ModelSource(model, processing_class)
     network, tokenizer = source.open(dtype, trust_remote_code, quantization)
+    model_id = "" if folder is None else model_hash(network)
+    if not source.loaded and torch.cuda.is_available():
+        network.to("cuda")  # type: ignore[arg-type]
     context = context_length(network)
     if max_length is not None and context is not None and max_length > context:
         raise ConfigError(f"max_length: {max_length} is more than the model's context of {context} tokens")
@@ -104,9 +107,6 @@ def evaluate(
         scored = Scored()
         score_tasks(engine, asked, encoder, scored)
         return Evaluation(scored.tasks, scored.broken_off)
-    model_id = model_hash(network)
-    if not source.loaded and torch.cuda.is_available():
-        network.to("cuda")  # type: ignore[arg-type]
     with hold(folder, "evaluation"):
         described = {"model": name_of(model)}
         scored = score_into(folder, engine, asked, encoder, model_id, described)
