@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,12 @@ class Launched:
         return [line for line in err.splitlines() if not line.startswith(said)]
 
 
+def is_signalled(number: int) -> bool:
+    """Whether a process that is held still has a signal waiting for it."""
+    status = Path(f"/proc/{number}/status").read_text().splitlines()
+    return any(int(line.split()[1], 16) for line in status if line.startswith(("SigPnd:", "ShdPnd:")))
+
+
 def step_of(run: Path) -> int:
     """The step of the newest checkpoint."""
     return json.loads((max(run.glob("checkpoints/0*")) / "trainer_state.json").read_text())["global_step"]
@@ -168,9 +175,18 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert first.end(143) == [SAVED]
     assert 0 < step_of(run) < 36
     second = Launched(words, run, "--resume").at("second: step 1/")
-    environment = Path(f"/proc/{second.processes()['0']}/environ").read_text()
+    workers = second.processes()
+    # Held still: the steps are shorter than the signal's way through the launcher.
+    for number in workers.values():
+        os.kill(number, signal.SIGSTOP)
+    environment = Path(f"/proc/{workers['0']}/environ").read_text()
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in environment, "a long step would be cut off"
     second.process.send_signal(signal.SIGINT)
+    while not all(map(is_signalled, workers.values())):
+        assert second.process.poll() is None
+        time.sleep(0.02)
+    for number in workers.values():
+        os.kill(number, signal.SIGCONT)
     assert second.end(130) == [SAVED]
     assert 0 < step_of(run) < 60
     third = Launched(words, run, "--resume").at("second: step")
