@@ -103,6 +103,8 @@ CHOICE_ROWS = {
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
+    # Each of its kinds is in test_task_loss.py.
+    "task_loss": Row("dft", "weights"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
     "general": Row("GENERAL", "memory"),

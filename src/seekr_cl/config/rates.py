@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from seekr_cl.methods import Method
+from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
 
 RATE = 1e-5
@@ -150,7 +151,8 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
         source: where its learning rate comes from.
         steps: optimizer steps that were made.
     """
-    return {
+    beside = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    return beside | {
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": _name(args.lr_scheduler_type),
         "optim": _name(args.optim),

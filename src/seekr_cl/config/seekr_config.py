@@ -20,7 +20,9 @@ from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line, nearest
 from seekr_cl.memory.memory_config import MemoryConfig
+from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
+from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
@@ -56,6 +58,8 @@ class SeekrConfig(TrainingArguments):
         optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
+        task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
+            or a mapping with ``name`` and its settings (docs/task_losses.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
         general: examples of general data that go into the memory, with the base model's own signals, before the
@@ -110,6 +114,7 @@ class SeekrConfig(TrainingArguments):
     logging_steps: float = 10
     preset: Annotated[str, OneOf(PRESETS)] = "default"
     method: Any = "seekr"
+    task_loss: Any = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
     general: str | None = None
@@ -159,8 +164,10 @@ class SeekrConfig(TrainingArguments):
             if getattr(self, key) is None:
                 setattr(self, key, value)
         self.method: MethodConfig = read_method(self.method, preset)
+        self.task_loss: TaskLossSettings | None = read_task_loss(self.task_loss)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        _refuse_prompts(self.method, self.task_loss)
         _refuse_unused(self.method, given_replay, given_memory, self.general)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
@@ -218,7 +225,17 @@ class SeekrConfig(TrainingArguments):
         """All settings as JSON types."""
         plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
-        return super().to_dict() | plain
+        return super().to_dict() | plain | {"task_loss": as_json(self.task_loss)}
+
+
+def _refuse_prompts(method: MethodConfig, task_loss: TaskLossSettings | None) -> None:
+    """The model before the task cannot be asked once untrained prompts stand before every example."""
+    puts_prompts = method.kind.virtual_tokens.__func__ is not Method.virtual_tokens.__func__  # type: ignore[attr-defined]
+    if task_loss is not None and task_loss.before and puts_prompts:
+        raise ConfigError(
+            f"task_loss: {task_loss.name} asks the model before the task, and method {method.name} puts untrained "
+            "prompts before every example; use dft, eaft or talr"
+        )
 
 
 def _refuse_unused(
@@ -245,7 +262,7 @@ def _refuse_unused(
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "boundary", "peft", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, "boundary", "peft", "task_loss", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
@@ -18,6 +20,7 @@ from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.sample_selection import check_budget, replay_weights
+from seekr_cl.training.task_weights import RequireUse
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -92,13 +95,21 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *state.callbacks],
+        callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
+
+
+def _added(state: Learning, schedule: list[MicroBatch]) -> list[TrainerCallback]:
+    """What settings that are off by default do beside the steps."""
+    config, loss = state.config, state.context.task_loss
+    if loss is None:
+        return []
+    return [RequireUse(loss, config.method.name, schedule, config.gradient_accumulation_steps)]
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:
