@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.config.average import KINDS as AVERAGES
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
@@ -73,6 +74,10 @@ def page() -> str:
             table(f"method: {name}", f"{method.paper.authors}: {method.paper.title}.", method.Settings, list(found))
             for name, method in METHODS.items()
             if (found := attributes(method.Settings)) and method.Settings not in (LogitSettings, SeekrSettings)
+        ),
+        *(
+            table(f"average: {kind}", f"`average: {{kind: {kind}, ...}}`", group, list(attributes(group)))
+            for kind, group in AVERAGES.items()
         ),
         *(
             table(f"task_loss: {name}", f"`task_loss: {{name: {name}, ...}}`", kind, list(found))

@@ -151,11 +151,9 @@ def test_what_cannot_be_combined_is_refused(base: Path, tmp_path: Path) -> None:
     for method in ("l2p", "progressive_prompts"):
         with pytest.raises(ConfigError, match=f"stm asks the model before the task, and method {method}"):
             config_for(method, tmp_path, task_loss="stm")
-    prompt = config_for(
-        "seqft", tmp_path, task_loss="flow", peft={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
-    )
-    with pytest.raises(ConfigError, match="an untrained prompt stands before it"):
-        learn(base, tasks()[0], tmp_path / "memory", tmp_path / "m", prompt)
+    tuning = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
+    with pytest.raises(ConfigError, match="flow asks the model before the task, and peft puts untrained prompts"):
+        config_for("seqft", tmp_path, task_loss="flow", peft=tuning)
     unlikely = config_for("seqft", tmp_path, task_loss={"name": "stm", "threshold": 1.001})
     with pytest.raises(ConfigError, match="leaves no token of this task to learn"):
         learn(base, tasks()[0], tmp_path / "memory", tmp_path / "m", unlikely)

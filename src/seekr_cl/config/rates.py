@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from seekr_cl.config.average import as_json as average_json
 from seekr_cl.methods import Method
 from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
@@ -152,6 +153,7 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
         steps: optimizer steps that were made.
     """
     beside = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside |= {} if config.average is None else {"average": average_json(config.average)}
     return beside | {
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": _name(args.lr_scheduler_type),

@@ -11,6 +11,11 @@ _FOREVER = Paper(
     "Feng et al., ACL 2026",
     "https://arxiv.org/abs/2601.03938",
 )
+_SURE = Paper(
+    "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning",
+    "Hazard et al., 2025",
+    "https://arxiv.org/abs/2511.22367",
+)
 _BFP = Paper(
     "Preserving Linear Separability in Continual Learning by Backward Feature Projection",
     "Gu et al., CVPR 2023",
@@ -64,11 +69,7 @@ OPTIONS = (
         "replay.sample_weights",
         "surprise",
         "replays more of what the model before the task finds unlikely",
-        Paper(
-            "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning",
-            "Hazard et al., 2025",
-            "https://arxiv.org/abs/2511.22367",
-        ),
+        _SURE,
     ),
     Option("replay.sample_weights", "information", "replays more of prompts with rare words", InsCL.paper),
     Option("replay.task_weights", "similarity", "replays more of old tasks unlike the new one", InsCL.paper),
@@ -121,6 +122,23 @@ OPTIONS = (
         _BFP,
         "method.target=hidden",
     ),
+    Option(
+        "average",
+        "sfa",
+        "averages the weights with those before the task, again and again",
+        Paper("Soup to go (SFA)", "2025", "https://arxiv.org/abs/2501.05559"),
+    ),
+    Option(
+        "average",
+        "wise_ft",
+        "ends a task between the weights before and after it",
+        Paper(
+            "Robust fine-tuning of zero-shot models",
+            "Wortsman et al., CVPR 2022",
+            "https://arxiv.org/abs/2109.01903",
+        ),
+    ),
+    Option("average", "ema", "ends a task with the moving average of its weights", _SURE),
     Option(
         "task_loss",
         "dft",

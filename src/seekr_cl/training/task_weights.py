@@ -16,7 +16,6 @@ from seekr_cl.methods import Context
 from seekr_cl.methods.base import forward
 from seekr_cl.methods.common.gradients import example_batch
 from seekr_cl.methods.task_loss import TaskLoss, TaskLossSettings
-from seekr_cl.models.peft_adapters import is_prompt_learning
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
@@ -29,18 +28,13 @@ def weigh(config: SeekrConfig, context: Context) -> TaskLoss | None:
     A resumed task asks the model before it once more, which says the same.
 
     Raises:
-        ConfigError: if the weights leave nothing to learn, or the model before the task cannot be asked.
+        ConfigError: if the weights leave nothing to learn.
     """
     settings: TaskLossSettings | None = config.task_loss
     if settings is None:
         return None
     if not settings.before:
         return TaskLoss(settings)
-    if is_prompt_learning(context.model):
-        raise ConfigError(
-            f"task_loss: {settings.name} asks the model before the task, and an untrained prompt stands before it; use "
-            "dft, eaft or talr, or another peft"
-        )
     weights = settings.of_examples(_losses(context, config))
     if config.progress != "none":
         learnt = sum(int((weight_A > 0).sum()) for weight_A in weights) / max(1, sum(map(len, weights)))

@@ -42,6 +42,8 @@ def train(state: Learning) -> None:
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
+    if state.trainer.averaging is not None:
+        state.trainer.averaging.finish()
     fault_point("learn.trained")
 
 
@@ -98,6 +100,8 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
+    if config.average is not None:
+        trainer.average(config.average)
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
