@@ -152,7 +152,8 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
         source: where its learning rate comes from.
         steps: optimizer steps that were made.
     """
-    beside = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside: dict[str, Any] = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside |= {} if config.train is None else {"train": config.train}
     beside |= {} if config.average is None else {"average": average_json(config.average)}
     return beside | {
         "learning_rate": args.learning_rate,

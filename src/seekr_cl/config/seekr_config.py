@@ -14,6 +14,7 @@ from seekr_cl.config.average import AverageSettings, read_average
 from seekr_cl.config.average import as_json as average_json
 from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
+from seekr_cl.config.muon import MUON
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.trainer_settings import DECIDED
@@ -28,6 +29,7 @@ from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import PROMPTS, read_peft
+from seekr_cl.models.trained_part import check_pattern
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
@@ -44,6 +46,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
+_LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
 _GROUPS = ("replay", "memory", "method")
 
 
@@ -57,7 +60,10 @@ class SeekrConfig(TrainingArguments):
     Attributes:
         learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
         lr_scheduler_type: default the method's own, else ``cosine``.
-        optim: default the method's own, else AdamW.
+        optim: default the method's own, else AdamW; ``muon`` is torch's Muon for the matrices of hidden layers and
+            AdamW for the rest (docs/partial_training.md).
+        train: which weights are trained: ``attention``, ``mlp``, or a regular expression that is looked for in their
+            names; default all.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
@@ -120,6 +126,7 @@ class SeekrConfig(TrainingArguments):
     method: Any = "seekr"
     task_loss: Any = None
     average: Any = None
+    train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
     general: str | None = None
@@ -179,6 +186,10 @@ class SeekrConfig(TrainingArguments):
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
         self.peft = read_peft(self.peft)
+        check_pattern(self.train)
+        if self.train is not None and (self.peft is not None or self.method.kind.adapters):
+            owner = "peft" if self.peft is not None else f"method {self.method.name}"
+            raise ConfigError(f"train: {owner} decides what is trained; remove train")
         _refuse_unwatched(self.method, self.task_loss, self.average, self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
@@ -207,7 +218,11 @@ class SeekrConfig(TrainingArguments):
             self.use_cpu = True
         try:
             with untouched_by_refusal() as self.environment_changes:
+                # The Trainer knows no such optimizer; SeekrTrainer makes it.
+                optim = self.optim
+                self.optim = _LIBRARY_OPTIM if optim == MUON else optim
                 super().__post_init__()
+                self.optim = optim if optim == MUON else self.optim
                 # Asking for the device is what makes the launched processes find each other.
                 _ = self.device
                 super().to_dict()

@@ -7,6 +7,7 @@ from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
+from seekr_cl.models.trained_part import chosen as trained_part
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
@@ -176,11 +177,13 @@ def _overhead(
     steps: Steps,
     forward: float,
 ) -> Overhead:
-    dtype = config.signal_dtype or "int8"
+    dtype, parameters = config.signal_dtype or "int8", shape.parameters
+    if config.train is not None:
+        parameters = sum(weight.numel() for weight in trained_part(shape.build(), config.train).values())
     chosen = choose_heads(shape, config.method.settings) if isinstance(config.method.settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
-        weights=shape.parameters if adapter is None else adapter // FLOAT,
+        weights=parameters if adapter is None else adapter // FLOAT,
         width=WIDTHS[config.dtype] if adapter is None else FLOAT,
         hidden=shape.hidden,
         examples=work.examples,
