@@ -13,6 +13,8 @@ from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.average import AverageSettings, read_average
 from seekr_cl.config.average import as_json as average_json
 from seekr_cl.config.chat import chat_settings
+from seekr_cl.config.general import SelfWritten, read_general
+from seekr_cl.config.general import as_json as general_json
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.muon import MUON
 from seekr_cl.config.presets import PRESETS
@@ -48,6 +50,8 @@ _DEFAULTS: dict[str, Any] = {
 
 _LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
 _GROUPS = ("replay", "memory", "method")
+_READ = ("peft", "general", "task_loss", "average")
+"""Settings that may be a name or a mapping, each with a reader of its own."""
 
 
 @dataclass
@@ -73,8 +77,9 @@ class SeekrConfig(TrainingArguments):
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
         general: examples of general data that go into the memory, with the base model's own signals, before the
-            first task.
-        general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
+            first task: a file or folder, or ``self``: the base model writes them (a mapping with ``source: self`` has
+            settings; docs/general.md).
+        general_samples: how many of them; default as many as the replay ratio keeps, at least 8; of ``self`` 32.
         dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         trust_remote_code: run code that comes with the model.
         peft: train an adapter instead of all weights: ``lora``, a PEFT config such as ``LoraConfig(...)``, or a mapping
@@ -129,7 +134,7 @@ class SeekrConfig(TrainingArguments):
     train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
-    general: str | None = None
+    general: Any = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     trust_remote_code: bool = False
@@ -180,6 +185,7 @@ class SeekrConfig(TrainingArguments):
         self.average: AverageSettings | None = read_average(self.average)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        self.general: str | SelfWritten | None = read_general(self.general)
         _refuse_unused(self.method, given_replay, given_memory, self.general)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
@@ -252,6 +258,7 @@ class SeekrConfig(TrainingArguments):
             | {
                 "task_loss": as_json(self.task_loss),
                 "average": average_json(self.average),
+                "general": general_json(self.general),
             }
         )
 
@@ -285,7 +292,7 @@ def _refuse_unwatched(
 
 
 def _refuse_unused(
-    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | None
+    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | SelfWritten | None
 ) -> None:
     """Refuses settings of samples and of their schedule for a method that has no use for them."""
     if not method.kind.keeps:
@@ -308,7 +315,7 @@ def _refuse_unused(
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "boundary", "peft", "task_loss", "average", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, *_READ, "boundary", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

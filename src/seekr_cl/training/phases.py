@@ -142,7 +142,7 @@ def score_general(state: Learning) -> None:
     progress = state.progress
     if progress.phase_done("general"):
         return
-    samples = general_samples(state.config, state.store, state.encoder, GENERAL)
+    samples = general_samples(state.config, state.store, state.encoder, state.context, GENERAL)
     if samples:
         state.method.before_task(samples)
         scored = state.method.after_task(GENERAL, samples).task
