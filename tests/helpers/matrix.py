@@ -250,6 +250,20 @@ ROWS: dict[str, Row] = {
         # It does not look at attention.
         skip_invariants=("sdpa is eager",),
     ),
+    "slao": Row(
+        settings={"dropout": 0.05},
+        changes={
+            "rank": Change(4),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear"),
+        },
+        wrong={"rank": 0, "alpha": 0, "dropout": 1, "targets": 3},
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        invariants={"dropout": 0.0},
+    ),
     "lwf": Row(
         settings={"strength": 0.3},
         changes={"strength": Change(3.0), "temperature": Change(1.0)},

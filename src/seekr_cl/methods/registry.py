@@ -30,6 +30,7 @@ from seekr_cl.methods.sapt import SAPT
 from seekr_cl.methods.sdft import SDFT
 from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seqft import SeqFT
+from seekr_cl.methods.slao import SLAO
 from seekr_cl.methods.tree_lora import TreeLora
 
 _ALL: tuple[type[Method], ...] = (
@@ -56,6 +57,7 @@ _ALL: tuple[type[Method], ...] = (
     LFPT5,
     OnPolicyReplay,
     SDFT,
+    SLAO,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

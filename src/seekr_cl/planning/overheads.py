@@ -287,6 +287,13 @@ def _tree_lora(settings: TreeLoraSettings, scale: Scale) -> Overhead:
     )
 
 
+def _slao(settings: AdapterSettings, scale: Scale) -> Overhead:
+    """The adapter, and beside it the up-projections: merged so far, and as the task before left them."""
+    adapter, down, _ = lora_bytes(scale.build, settings)
+    up = adapter - down
+    return Overhead(device=adapter + up, ram=up if scale.later else 0, carried=up, written=adapter)
+
+
 def _icarl(settings: ICaRLSettings, scale: Scale) -> Overhead:
     """From the first task with exemplars behind it: a copy of the trained weights and its forward passes."""
     if not (settings.distillation and any(scale.kept[:-1])):
@@ -388,4 +395,5 @@ COSTS: dict[str, MethodCosts] = {
     "lfpt5": MethodCosts(_lfpt5, _replayed_lfpt5),
     "onpolicy_replay": MethodCosts(_onpolicy_replay, _replayed_onpolicy_replay),
     "sdft": MethodCosts(_sdft),
+    "slao": MethodCosts(_slao),
 }
