@@ -121,7 +121,7 @@ ROWS: dict[str, Row] = {
     ),
     "sdft": Row(
         changes={
-            "teacher": Change("ema", on={"ema_rate": 0.5}),
+            "teacher": Change("ema"),
             "ema_rate": Change(0.9, on={"teacher": "ema"}),
             "top_k": Change(3),
             "temperature": Change(0.2),
