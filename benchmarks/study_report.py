@@ -146,7 +146,7 @@ def _bytes(count: float) -> str:
 def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:
     lines = [
         f"{whole} of {len(stage.runs())} runs are made. OP, BWT: mean (least to most) over seeds. Differences are",
-        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds: training, beside other runs.",
+        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds are of training.",
         "",
         "```bash",
         f"python benchmarks/study.py run benchmarks/results/study/plan.yaml --stage {stage.name}",
