@@ -2,11 +2,13 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.output import out, size
+from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
@@ -14,6 +16,7 @@ from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
+from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
@@ -79,6 +82,7 @@ def run_command(given: Any) -> None:
         benchmark=benchmark,
     )  # fmt: skip
     out().print(score_table(matrix))
+    print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
 
@@ -94,6 +98,13 @@ def compare_command(given: Any) -> None:
     from seekr_cl.cli.compare_command import compare_command
 
     compare_command(given)
+
+
+def gate_command(given: Any) -> int:
+    """``seekr gate``."""
+    from seekr_cl.cli.gate_command import gate_command
+
+    return gate_command(given)
 
 
 def export_command(given: Any) -> None:
@@ -169,13 +180,14 @@ def plan_command(given: Any) -> None:
     plan(given, spec, _config({"use_cpu": True} | settings, given.plan_stream or "settings"), limit, out())
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "plan": plan_command,
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "compare": compare_command,
+    "gate": gate_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

@@ -19,7 +19,7 @@ MAX_DROP = 2.0
 """Points that an old task may lose and still counts as kept."""
 CONFIDENCE = 0.95
 KINDS = {"old": "old task", "skill": "base skill", "general": "general benchmark", "new": "new task"}
-OUTCOMES = ("kept", "lost", "unsure", "learned")
+OUTCOMES = ("kept", "lost", "unsure", "learned", "not learned")
 _NAMED = 4
 """So many tasks are named in a part of the sentence."""
 
@@ -60,11 +60,18 @@ class Line:
     transitions: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def gained(self) -> bool:
+        """Whether an old task surely got better."""
+        return self.kind != "new" and self.interval is not None and self.interval[0] > 0
+
     @classmethod
     def of(cls, task: str, kind: str, measure: str, change: Change, max_drop: float = MAX_DROP, **more: Any) -> Self:
         """The line of a change that was measured."""
         told = describe(change)
-        outcome = "learned" if kind == "new" else change.outcome(max_drop)
+        outcome = change.outcome(max_drop)
+        if kind == "new":
+            outcome = "learned" if change.interval.low > 0 else "not learned"
         needed = change.needed(max_drop) if outcome == "unsure" else None
         low, high = told.pop("interval")
         return cls(
@@ -125,7 +132,10 @@ class Verdict:
         parts.append(_list("lost", (f"{_short(line.task)} {moved(line)}" for line in lost)))
         parts.append(_list("unsure", (f"{_short(line.task)} {moved(line)}{_needed(line)}" for line in unsure)))
         new = self.of_kind("new")
-        parts.append(_list("learned", (f"{_short(line.task)} {_learned(line)}" for line in new)))
+        parts.append(_list("gained", (f"{_short(one.task)} {moved(one)}" for one in guarded if one.gained)))
+        for outcome, head in (("learned", "learned"), ("not learned", "not surely learned")):
+            named = (f"{_short(line.task)} {_learned(line)}" for line in new if line.outcome == outcome)
+            parts.append(_list(head, named))
         parts.append(_cost(self.cost))
         told = "; ".join(part for part in parts if part) or "nothing was measured"
         about = " (on the memory's own samples)" if self.measured_on == "memory" else ""
@@ -214,8 +224,14 @@ def _needed(line: Line) -> str:
     return "" if line.needed is None else f" (about {line.needed:,} examples would tell)"
 
 
+def shown(text: str) -> str:
+    """A text from data on one line, with signs that would act on a terminal as escapes."""
+    plain = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in plain)
+
+
 def _short(name: str) -> str:
-    plain = " ".join(name.split())
+    plain = shown(name)
     return plain if len(plain) <= 40 else plain[:39] + "…"
 
 

@@ -3,9 +3,9 @@
 from rich.table import Table
 from rich.text import Text
 
-from seekr_cl.report.verdict import KINDS, Line, Verdict, points, signed, span
+from seekr_cl.report.verdict import KINDS, Line, Verdict, points, shown, signed, span
 
-_STYLES = {"lost": "red", "unsure": "yellow", "kept": "green", "learned": ""}
+_STYLES = {"lost": "red", "unsure": "yellow", "kept": "green", "learned": "", "not learned": "yellow"}
 
 
 def verdict_table(verdict: Verdict) -> Table:
@@ -40,7 +40,7 @@ def outcome_of(line: Line) -> str:
 
 def _cells(line: Line, told: bool) -> list[Text | str]:
     # Names come from data: nothing in them is markup.
-    cells: list[Text | str] = [Text(line.task), KINDS[line.kind], Text(line.measure)]
+    cells: list[Text | str] = [Text(shown(line.task)), KINDS[line.kind], Text(shown(line.measure))]
     cells += ["-" if line.before is None else points(line.before), points(line.after)]
     cells += ["-" if line.change is None else signed(line.change), span(line.interval) or "-", str(line.examples)]
     if told:

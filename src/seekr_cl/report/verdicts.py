@@ -1,17 +1,18 @@
 """Verdicts made of what lies in folders: of a run, of two evaluations, of one learning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError
-from seekr_cl.evaluation.change import Predictions, paired_change, read_predictions
+from seekr_cl.evaluation.change import FEW, Change, Predictions, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
-from seekr_cl.evaluation.statistics import RESAMPLES, paired_interval
+from seekr_cl.evaluation.statistics import RESAMPLES, Interval, paired_interval
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Cost, Line, Verdict
 from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
+Compared = tuple[Predictions, Predictions, Change]
 SINCE = ("learned", "previous")
 """What an old task's score in a run is compared with: right after it was learned, or before the last task."""
 
@@ -23,6 +24,7 @@ def of_run(
     drops: Mapping[str, float] | None = None,
     confidence: float = CONFIDENCE,
     since: str = "learned",
+    scores: dict[str, Any] | None = None,
     resamples: int = RESAMPLES,
 ) -> Verdict:
     """The verdict on a run's last model.
@@ -33,19 +35,21 @@ def of_run(
         drops: other values of single tasks.
         confidence: of the intervals.
         since: one of ``SINCE``.
+        scores: the content of ``scores.json``, where it is not written yet.
         resamples: of the bootstrap.
 
     Raises:
         DataError: if the folder holds no scores of a learned task.
     """
-    scores = _read_scores(run / "scores.json")
+    scores = _read_scores(run / "scores.json") if scores is None else scores
     matrix = ScoreMatrix.from_json(scores, str(run / "scores.json"))
     if not matrix.rows:
         raise DataError(f"{run / 'scores.json'}: no task has been learned yet; continue with seekr run --resume")
     drops = drops or {}
     stages = _stages(run, matrix)
     last = len(matrix.rows) - 1
-    lines, notes, pairs = [], [], []
+    lines, notes = list[Line](), list[str]()
+    compared: list[Compared] = []
 
     def compare(task: str, kind: str, metric: str, scored: tuple[float | None, float], early: int) -> None:
         before, after = scored
@@ -55,7 +59,7 @@ def of_run(
             both = [read_predictions(stages[stage] / f"{slug}.jsonl", metric) for stage in (early, last + 1)]
             if abs(both[1].tally.score - after) > 1e-6 or (before is None or abs(both[0].tally.score - before) > 1e-6):
                 raise DataError(f"{task}: the predictions do not give the scores of scores.json")
-            change = paired_change(*both, level=confidence, resamples=resamples)
+            change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
         except DataError as error:
             if kind != "new":
                 notes.append(f"no interval for {task}: {error}")
@@ -64,7 +68,7 @@ def of_run(
             lines.append(Line(task, kind, metric, after, before, moved, outcome=outcome, max_drop=allowed))
             return
         if kind == "old":
-            pairs.append(both)
+            compared.append((both[0], both[1], change))
         lines.append(Line.of(task, kind, metric, change, allowed))
 
     for place in range(0 if matrix.joint else last):
@@ -80,7 +84,13 @@ def of_run(
         before = None if matrix.base is None else matrix.base[place]
         compare(matrix.tasks[place], "new", matrix.metrics[place], (before, matrix.rows[last][place]), 0)
     return Verdict(
-        tuple(lines), "tests", max_drop, confidence, _mean(pairs, confidence, resamples), _cost(scores), tuple(notes)
+        tuple(lines),
+        "tests",
+        max_drop,
+        confidence,
+        mean_change(compared, confidence, resamples),
+        _cost(scores),
+        tuple(notes),
     )
 
 
@@ -98,13 +108,18 @@ def _metric_of_probe(scores: Mapping[str, Any], probe: str) -> str:
         return "exact_match"
 
 
-def _mean(pairs: list[list[Predictions]], level: float, resamples: int) -> tuple[float, tuple[float, float]] | None:
-    if not pairs:
+def mean_change(compared: Sequence[Compared], level: float, resamples: int) -> tuple[float, tuple[float, float]] | None:
+    """Mean change of tasks and its interval; None without any."""
+    if not compared:
         return None
-    before, after = ([both[side].tally for both in pairs] for side in (0, 1))
+    before, after = ([both[side].tally for *both, _ in compared] for side in (0, 1))
     found = paired_interval(before, after, level=level, resamples=resamples)
-    value = sum(late.score - early.score for early, late in zip(before, after)) / len(pairs)
-    return value, (found.low, found.high)
+    changes = [change for *_, change in compared]
+    value = sum(change.value for change in changes) / len(changes)
+    if sum(change.changed or 0 for change in changes) < FEW:
+        half = sum(((one.interval.high - one.interval.low) / 2) ** 2 for one in changes) ** 0.5 / len(changes)
+        found = Interval(min(found.low, value - half), max(found.high, value + half))
+    return round(value, 4), (found.to_json()[0], found.to_json()[1])
 
 
 def _cost(scores: Mapping[str, Any]) -> Cost:

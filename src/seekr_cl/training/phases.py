@@ -43,6 +43,7 @@ from seekr_cl.training.sample_selection import (
     previous_state,
     within_budget,
 )
+from seekr_cl.training.steps_made import steps_made
 from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
 from seekr_cl.training.trainer_state import take_weights
 
@@ -246,7 +247,7 @@ def _facts(state: Learning) -> dict[str, object]:
     }
     if config.method.kind.keeps:
         facts["choice"] = config.replay.choice
-    return facts | {"training": record(config, trainer.args, trainer.rate_source, trainer.state.global_step)}
+    return facts | {"training": record(config, trainer.args, trainer.rate_source, *steps_made(trainer))}
 
 
 def _carry(state: Learning) -> OptimizerCarryover | None:
