@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
+from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.evaluation.change import FEW, Change, Predictions, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.evaluation.statistics import RESAMPLES, Interval, paired_interval
@@ -40,6 +40,7 @@ def of_run(
 
     Raises:
         DataError: if the folder holds no scores of a learned task.
+        ConfigError: if ``drops`` name a task that is not compared.
     """
     scores = _read_scores(run / "scores.json") if scores is None else scores
     matrix = ScoreMatrix.from_json(scores, str(run / "scores.json"))
@@ -83,6 +84,7 @@ def of_run(
     for place in range(0 if matrix.joint else last, matrix.learnt):
         before = None if matrix.base is None else matrix.base[place]
         compare(matrix.tasks[place], "new", matrix.metrics[place], (before, matrix.rows[last][place]), 0)
+    require_known(drops, lines)
     return Verdict(
         tuple(lines),
         "tests",
@@ -106,6 +108,18 @@ def _metric_of_probe(scores: Mapping[str, Any], probe: str) -> str:
         return str(scores["tests"][probe]["metric"])
     except (KeyError, TypeError):  # of former versions, which wrote none
         return "exact_match"
+
+
+def require_known(drops: Mapping[str, float], lines: Sequence[Line]) -> None:
+    """Refuses an allowed drop of a task that is not compared, which would guard nothing.
+
+    Raises:
+        ConfigError: naming it and those that are.
+    """
+    known = [line.task for line in lines if line.kind != "new"]
+    for task in drops:
+        if task not in known:
+            raise ConfigError(f"--task {task}: is not compared{nearest(task, known)} (known: {', '.join(known)})")
 
 
 def mean_change(compared: Sequence[Compared], level: float, resamples: int) -> tuple[float, tuple[float, float]] | None:
