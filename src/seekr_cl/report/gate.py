@@ -60,9 +60,8 @@ def junit(verdict: Verdict) -> bytes:
     """JUnit XML: a test case a task; a failure where it fell, an error where the data cannot say."""
     lines = guarded(verdict)
     counts = {name: sum(line.outcome == outcome for line in lines) for name, outcome in _COUNTED.items()}
-    suite = ElementTree.Element(
-        "testsuite", name="seekr gate", tests=str(len(lines)), **{name: str(count) for name, count in counts.items()}
-    )
+    attributes = {"name": "seekr gate", "tests": str(len(lines))} | {name: str(n) for name, n in counts.items()}
+    suite = ElementTree.Element("testsuite", attributes)
     for line in lines:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"seekr.gate.{KINDS[line.kind].replace(' ', '_')}", name=_plain(line.task)

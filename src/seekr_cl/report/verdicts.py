@@ -91,7 +91,7 @@ def of_run(
         max_drop,
         confidence,
         mean_change(compared, confidence, resamples),
-        _cost(scores),
+        cost_of(scores),
         tuple(notes),
     )
 
@@ -136,7 +136,8 @@ def mean_change(compared: Sequence[Compared], level: float, resamples: int) -> t
     return round(value, 4), (found.to_json()[0], found.to_json()[1])
 
 
-def _cost(scores: Mapping[str, Any]) -> Cost:
+def cost_of(scores: Mapping[str, Any]) -> Cost:
+    """What ``scores.json`` says of the cost."""
     made = scores.get("training")
     tasks = [one for one in made if isinstance(one, dict)] if isinstance(made, list) else []
     total, extra = (_sum(tasks, key) for key in ("optimizer_steps", "replay_steps"))
