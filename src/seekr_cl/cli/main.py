@@ -256,7 +256,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM; gate has 1, 3."""
+    """Runs the command; returns its exit code: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, the gate's own."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.

@@ -141,6 +141,25 @@ def paired_change(
     return Change(before.tally.score, after.tally.score, found, level, len(change_N), changed, squares, moved)
 
 
+def score_change(before_N: Array, after_N: Array, *, level: float = LEVEL) -> Change:
+    """The change of a mean over examples, of whose answers nothing is known but their scores.
+
+    Args:
+        before_N: of each example before, 0 to 100.
+        after_N: of the same examples after.
+        level: of the intervals.
+
+    Raises:
+        DataError: if they are not as many, none, or not all finite.
+    """
+    if not len(before_N) or before_N.shape != after_N.shape:
+        raise DataError(f"{len(before_N)} examples before and {len(after_N)} after; a change needs the same ones")
+    if not (np.isfinite(before_N).all() and np.isfinite(after_N).all()):
+        raise DataError("a score is not a finite number")
+    both = [Predictions(Path(), Tally(one[:, None]), one, [None] * len(one)) for one in (before_N, after_N)]
+    return paired_change(both[0], both[1], level=level)
+
+
 def unpaired_change(
     before: float, after: float, errors: tuple[float, float], examples: int, *, level: float = LEVEL
 ) -> Change:

@@ -60,7 +60,7 @@ def of_evaluations(
         both = [read_predictions(folder / f"{safe_name(task)}.jsonl", metric) for folder in (before, after)]
         change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
         lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop)))
-        compared.append((both[0], both[1], change))
+        compared.append((both[0].tally, both[1].tally, change))
     missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
     if missing:
         notes.append(f"not evaluated after: {', '.join(missing)}")

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
-from seekr_cl.evaluation.change import FEW, Change, Predictions, paired_change, read_predictions
+from seekr_cl.evaluation.change import FEW, Change, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
-from seekr_cl.evaluation.statistics import RESAMPLES, Interval, paired_interval
+from seekr_cl.evaluation.statistics import RESAMPLES, Interval, Tally, paired_interval
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Cost, Line, Verdict
 from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
-Compared = tuple[Predictions, Predictions, Change]
+Compared = tuple[Tally, Tally, Change]
+"""A task's answers before and after, and its change."""
 SINCE = ("learned", "previous")
 """What an old task's score in a run is compared with: right after it was learned, or before the last task."""
 
@@ -69,7 +70,7 @@ def of_run(
             lines.append(Line(task, kind, metric, after, before, moved, outcome=outcome, max_drop=allowed))
             return
         if kind == "old":
-            compared.append((both[0], both[1], change))
+            compared.append((both[0].tally, both[1].tally, change))
         lines.append(Line.of(task, kind, metric, change, allowed))
 
     for place in range(0 if matrix.joint else last):
@@ -126,7 +127,7 @@ def mean_change(compared: Sequence[Compared], level: float, resamples: int) -> t
     """Mean change of tasks and its interval; None without any."""
     if not compared:
         return None
-    before, after = ([both[side].tally for *both, _ in compared] for side in (0, 1))
+    before, after = ([both[side] for *both, _ in compared] for side in (0, 1))
     found = paired_interval(before, after, level=level, resamples=resamples)
     changes = [change for *_, change in compared]
     value = sum(change.value for change in changes) / len(changes)
