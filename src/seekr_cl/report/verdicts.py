@@ -141,8 +141,8 @@ def cost_of(scores: Mapping[str, Any]) -> Cost:
     """What ``scores.json`` says of the cost."""
     made = scores.get("training")
     tasks = [one for one in made if isinstance(one, dict)] if isinstance(made, list) else []
-    total, extra = (_sum(tasks, key) for key in ("optimizer_steps", "replay_steps"))
-    more = extra / (total - extra) if total is not None and extra is not None and total > extra else None
+    total, new, replay = (_sum(tasks, key) for key in ("optimizer_steps", "new_steps", "replay_steps"))
+    more = None if not new or replay is None else replay / new
     size = scores.get("memory_bytes")
     return Cost(total, more, size if isinstance(size, int) else None)
 
