@@ -141,13 +141,14 @@ def paired_change(
     return Change(before.tally.score, after.tally.score, found, level, len(change_N), changed, squares, moved)
 
 
-def score_change(before_N: Array, after_N: Array, *, level: float = LEVEL) -> Change:
+def score_change(before_N: Array, after_N: Array, *, level: float = LEVEL, resamples: int = RESAMPLES) -> Change:
     """The change of a mean over examples, of whose answers nothing is known but their scores.
 
     Args:
         before_N: of each example before, 0 to 100.
         after_N: of the same examples after.
         level: of the intervals.
+        resamples: replicates.
 
     Raises:
         DataError: if they are not as many, none, or not all finite.
@@ -157,7 +158,7 @@ def score_change(before_N: Array, after_N: Array, *, level: float = LEVEL) -> Ch
     if not (np.isfinite(before_N).all() and np.isfinite(after_N).all()):
         raise DataError("a score is not a finite number")
     both = [Predictions(Path(), Tally(one[:, None]), one, [None] * len(one)) for one in (before_N, after_N)]
-    return paired_change(both[0], both[1], level=level)
+    return paired_change(both[0], both[1], level=level, resamples=resamples)
 
 
 def unpaired_change(
