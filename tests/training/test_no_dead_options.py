@@ -110,6 +110,9 @@ CHOICE_ROWS = {
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
+    # Each of their kinds is in test_task_loss.py and test_averaging.py.
+    "average": Row("wise_ft", "weights"),
+    "task_loss": Row("dft", "weights"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
     "retention": Row({"samples": 2}, "probes"),
