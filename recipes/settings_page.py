@@ -17,7 +17,7 @@ from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.methods.task_loss import KINDS as TASK_LOSSES
 from seekr_cl.tasks.benchmarks.use import BenchmarkBlock
 from seekr_cl.tasks.stream import TaskSpec
-from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, RetentionConfig, SeekrConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -69,6 +69,12 @@ def page() -> str:
             list(attributes(ReplayConfig)),
         ),
         table("memory", "Of every method that keeps samples.", MemoryConfig, list(attributes(MemoryConfig))),
+        table(
+            "retention",
+            "Old tasks probed on stored samples while a new one is learned; see [gate.md](gate.md).",
+            RetentionConfig,
+            list(attributes(RetentionConfig)),
+        ),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         *(

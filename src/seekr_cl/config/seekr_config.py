@@ -19,6 +19,7 @@ from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.muon import MUON
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
+from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
@@ -49,7 +50,7 @@ _DEFAULTS: dict[str, Any] = {
 """What a setting left at ``None`` is where the preset says nothing."""
 
 _LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
-_GROUPS = ("replay", "memory", "method")
+_GROUPS = ("replay", "memory", "method", "retention")
 _READ = ("peft", "general", "task_loss", "average")
 """Settings that may be a name or a mapping, each with a reader of its own."""
 
@@ -76,6 +77,7 @@ class SeekrConfig(TrainingArguments):
             or a mapping with ``kind`` and its settings (docs/averaging.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task: a file or folder, or ``self``: the base model writes them (a mapping with ``source: self`` has
             settings; docs/general.md).
@@ -134,6 +136,7 @@ class SeekrConfig(TrainingArguments):
     train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    retention: Any = field(default_factory=dict)
     general: Any = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -186,11 +189,14 @@ class SeekrConfig(TrainingArguments):
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
         self.general: str | SelfWritten | None = read_general(self.general)
+        given_retention = as_mapping(self.retention, RetentionConfig, "retention")
         _refuse_unused(self.method, given_replay, given_memory, self.general)
+        _refuse_blind(self.method, given_retention)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
         check_pattern(self.train)
         if self.train is not None and (self.peft is not None or self.method.kind.adapters):
@@ -250,7 +256,7 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in ("replay", "memory", "retention")}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
         return (
             super().to_dict()
@@ -310,6 +316,18 @@ def _refuse_unused(
                     f"replay.{key}: would be ignored: {method.name} keeps samples but does not replay them on a "
                     f"schedule; only {', '.join(KEEPING)} are for it"
                 )
+
+
+def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
+    """Refuses to watch old tasks where no samples of them are kept, and to replay where nothing is replayed."""
+    if retention and not method.kind.keeps:
+        raise ConfigError(
+            f"retention: method {method.name} keeps no samples of old tasks to probe; drop the key or change the method"
+        )
+    if retention.get("on_drop") == "more_replay" and not method.kind.replays:
+        raise ConfigError(
+            f"retention.on_drop: method {method.name} does not replay, so more_replay does nothing; use warn or stop"
+        )
 
 
 _CHECKED = tuple(
