@@ -159,4 +159,6 @@ def _read_scores(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
+    if "matrix" not in content and isinstance(content.get("tasks"), dict):
+        raise DataError(f"{path.parent}: is an evaluation, not a run; give two of them with --before and --after")
     return content
