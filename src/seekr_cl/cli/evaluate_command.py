@@ -119,12 +119,13 @@ def _score_tasks(
         output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
     )
     scores = scored.tasks
-    table = Table("task", "metric", "score", "examples", "95% interval")
+    table = Table("task", "metric", "score", "examples", "95% interval", "valid format")
     for name, score in scores.items():
         low, high = score["interval"]
         table.add_row(
-            Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}"
-        )
+            Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}",
+            f"{score['format']['valid']:.0f}%" if score.get("format") else "-",
+        )  # fmt: skip
     out().print(table)
     scored.warn_of_broken_off()
 

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
+from seekr_cl.evaluation import answer_form
 from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
@@ -34,11 +35,12 @@ class TaskScore:
         metric: the metric's name.
         score: 0 to 100: the mean over the examples, unless the metric is one of a whole task.
         count: examples.
-        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
-            only a part of the prediction was.
+        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, ``scored`` where
+            only a part of the prediction was, and ``faults`` of its form where there are any (``answer_form``).
         interval: 95% bootstrap interval of the score over the examples.
         references_longer: examples whose references do not fit into ``max_new_tokens``.
         broken_off: answers that fill ``max_new_tokens``.
+        form: how many answers have the form they should, ``answer_form.summary``.
     """
 
     task: str
@@ -49,6 +51,7 @@ class TaskScore:
     interval: Interval
     references_longer: int = 0
     broken_off: int = 0
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +190,26 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
     else:
         scored = [extract(answer) for answer in answers]
     scores = metric.score(scored, references, texts)
+    cut = [encoder.texts.length(answer) >= task.max_new_tokens for answer in answers]
+    in_json = answer_form.wants_json(references)
+    faults = [
+        answer_form.faults_of(answer, part, prompt, cut=broken, wants_json=in_json)
+        for answer, part, prompt, broken in zip(answers, scored, texts, cut)
+    ]
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
         | ({} if part == answer else {"scored": part})
         | ({} if accepted == as_given else {"references_given": as_given})
-        for prompt, answer, part, accepted, as_given, score in zip(
-            texts, answers, scored, references, given, scores, strict=True
+        | ({"faults": wrong} if wrong else {})
+        for prompt, answer, part, accepted, as_given, score, wrong in zip(
+            texts, answers, scored, references, given, scores, faults, strict=True
         )
     ]
     tally = metric.tally(scored, references, scores)
     return TaskScore(
         task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally),
         long_references(task, encoder)[0],
-        sum(encoder.texts.length(answer) >= task.max_new_tokens for answer in answers),
+        sum(cut), answer_form.summary(faults),
     )  # fmt: skip
 
 

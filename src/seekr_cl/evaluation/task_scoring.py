@@ -35,8 +35,8 @@ class Scored:
     """What scoring gave so far.
 
     Attributes:
-        tasks: by name: ``metric``, ``score`` (0 to 100), ``interval`` (95%), ``examples``, ``max_new_tokens``, and
-            ``sha256`` of what was asked.
+        tasks: by name: ``metric``, ``score`` (0 to 100), ``interval`` (95%), ``examples``, ``max_new_tokens``,
+            ``sha256`` of what was asked, ``format``: how many answers have the form they should.
         broken_off: by name: ``answers`` that fill ``max_new_tokens``, and ``references_longer`` than that.
     """
 
@@ -52,6 +52,7 @@ class Scored:
             "examples": score.count,
             "max_new_tokens": task.max_new_tokens,
             "sha256": scoring_hash(task),
+            "format": score.form,
         }
         self.broken_off[task.name] = {"references_longer": score.references_longer, "answers": score.broken_off}
 

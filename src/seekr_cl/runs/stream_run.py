@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
-from seekr_cl.report.verdict import VERDICT
+from seekr_cl.report.verdict import VERDICT, Cost
 from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
@@ -60,13 +60,14 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, seconds of training, how it went, answers that were broken off."""
+    """What one stage gave: scores on the tasks, seconds of training, how it went, and the form of the answers."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     broken_off: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -256,6 +257,7 @@ class Run:
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
             content |= {"broken_off": scored.broken_off}
+            content |= {"format": {task: one.get("format", {}) for task, one in scored.tasks.items()}}
             content |= {"training": training} if training else {}
             collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
@@ -270,7 +272,7 @@ class Run:
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
         in_order = [scores[task.name] for task in self.tasks]
-        made = content.get("training", {}), content.get("broken_off", {})
+        made = content.get("training", {}), content.get("broken_off", {}), content.get("format", {})
         return _Stage(in_order, content["seconds"], evaluation, *made)
 
     def _evaluate(
@@ -317,6 +319,7 @@ class Run:
                 "training": training,
                 "evaluation": last.evaluation,
                 "broken_off": last.broken_off,
+                "format": last.form,
                 "tests": {
                     task.name: {
                         "metric": task.metric,
@@ -332,9 +335,11 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
-        content["verdict"] = of_run(self.output, scores=content).to_json()
+        verdict = of_run(self.output, scores=content)
+        # What it cost stands beside it already.
+        content["verdict"] = replace(verdict, cost=Cost()).to_json()
         keep_json(self.output / SCORES, content)
-        write_json(self.output / VERDICT, content["verdict"])
+        write_json(self.output / VERDICT, verdict.to_json())
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:
