@@ -144,6 +144,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--task yahoo=5 --general 1 --junit gate.xml"
     )
 
+    drift = commands.add_parser("drift", help="how far a model has moved: KL on stored prompts, loss on plain text")
+    drift.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run, instead of the models")
+    drift.add_argument("--model", help="model folder or Hub name")
+    drift.add_argument("--base", help="the base model")
+    drift.add_argument("--previous", help="the model before the last task")
+    drift.add_argument("--memory", help="memory folder: prompts and answers of old, general and new tasks")
+    drift.add_argument(
+        "--text", metavar="FILE", help="plain text, or JSON lines with 'text': its loss under each model"
+    )
+    drift.add_argument("--limit", type=int, default=32, help="samples of each task, windows of text (default 32)")
+    drift.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    drift.add_argument("--output", help="folder for drift.json; of a run it is the run's")
+    drift.add_argument("--json", action="store_true", help="for a program")
+    drift.epilog = "for example: seekr drift my-run --text wiki.txt"
+
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
