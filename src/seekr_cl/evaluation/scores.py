@@ -17,6 +17,7 @@ CONVENTIONS = {
     "bwt_over_n": "the same sum divided by N, as the official SEEKR and TRACE-style scripts print it",
     "forgetting": "mean over the first N-1 tasks of the best earlier score from R_jj on, minus R_Nj",
     "fwt": "forward transfer: mean over the tasks from the second on of R_(j-1)j - base_j",
+    "plasticity": "mean over the learnt tasks of R_jj, the score right after learning",
 }
 
 
@@ -78,6 +79,11 @@ class ScoreMatrix:
         return _mean([self.rows[j - 1][j] - base[j] for j in range(1, len(self.rows))])
 
     @property
+    def plasticity(self) -> float | None:
+        """Mean score of each task right after it was learned; None under multi-task training."""
+        return None if self.joint else _mean([row[place] for place, row in enumerate(self.rows)])
+
+    @property
     def base_kept(self) -> float | None:
         """Mean of the probes in the last row: what is left of what the base model could do."""
         return _mean([scores[-1] for scores in self.extra.values() if scores])
@@ -99,6 +105,7 @@ class ScoreMatrix:
             "bwt_over_n": self.bwt_over_n,
             "forgetting": self.forgetting,
             "fwt": self.fwt,
+            "plasticity": self.plasticity,
             "conventions": CONVENTIONS,
         }
 

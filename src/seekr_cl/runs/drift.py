@@ -1,7 +1,7 @@
 """How far a model has moved from the base model and from the one before its last task, and what plain text costs it.
 
 KL(reference || model) in nats a token, at the stored answers of old tasks, of general data and of the new task apart:
-forgetting goes with how far a model has moved, and on the new task's prompts it is said to predict it (RL's Razor, arXiv
+forgetting goes with how far a model has moved, and on the new task's prompts it is said to predict it (arXiv
 2509.04259). The loss on plain text is the cheapest sign of lost general ability, and needs no question.
 
 Shapes: A answer tokens, L tokens of a window, V vocabulary.
@@ -99,7 +99,8 @@ def drift(model: Any, references: Sequence[Reference], groups: Sequence[ProbeSet
 def _record(against: str, group: ProbeSet, values: list[float]) -> dict[str, Any]:
     tally = Tally(np.array(values)[:, None])
     facts = {"against": against, "kind": group.kind, "task": group.task, "kl": tally.score}
-    return facts | {"interval": [*bootstrap(tally).to_json()], "samples": len(values)}
+    found = bootstrap(tally)
+    return facts | {"interval": [found.low, found.high], "samples": len(values)}
 
 
 def read_text(path: Path, tokenizer: Any, context: int | None, limit: int | None = None) -> list[Tensor]:
@@ -160,7 +161,7 @@ def compare_text(losses: dict[str, Array]) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"loss": tally.score} for name, tally in tallies.items()}
     for name in names[1:]:
         rise = paired_interval([tallies[name]], [tallies[names[0]]])
-        found[name] |= {"rise": tallies[names[0]].score - tallies[name].score, "interval": rise.to_json()}
+        found[name] |= {"rise": tallies[names[0]].score - tallies[name].score, "interval": [rise.low, rise.high]}
     return found | {"windows": len(losses[names[0]]), "tokens": int(losses[names[0]][:, 1].sum())}
 
 
