@@ -23,14 +23,14 @@ from seekr_cl.evaluation import (
     TransformersEngine,
 )
 from seekr_cl.evaluation.answer_engines import VllmEngine
-from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
+from seekr_cl.evaluation.general import BENCHMARKS, SEED, evaluate_general, listed, require_alike, with_drift
 from seekr_cl.evaluation.task_scoring import GENERAL, SCORES, read_scores, require_apart, score_into, scoring_hash
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
 from seekr_cl.report.evaluation_verdict import check_before, check_tests, of_evaluations
-from seekr_cl.report.verdict import VERDICT, Verdict
+from seekr_cl.report.verdict import VERDICT, Verdict, shown
 from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
@@ -44,6 +44,11 @@ def evaluate_command(given: Any) -> None:
     """Evaluates, and goes on where an interrupted evaluation was."""
     given.columns, given.allow_empty, given.overrides = data_settings(given.overrides)
     output = Path(given.output)
+    if given.general_tasks and given.general is None:
+        given.general = ""
+    for name in given.general_tasks or []:
+        if name != "default":
+            listed(name)
     if not given.task and given.general is None:
         raise ConfigError("evaluate: nothing to evaluate on; name tasks with --task, or --general")
     if given.base and given.general is None:
@@ -156,7 +161,9 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
     for name, task in result["tasks"].items():
         numbers = [task["base"], task["score"], task["drift"]] if base else [task["score"]]
         error = "-" if task["stderr"] is None else f"{task['stderr']:.1f}"
-        table.add_row(name, str(task["shots"]), str(task["examples"]), *[f"{n:.1f}" for n in numbers], error)
+        table.add_row(
+            Text(shown(name)), str(task["shots"]), str(task["examples"]), *[f"{n:.1f}" for n in numbers], error
+        )
     means = [result["base_mean"], result["mean"], result["drift"]] if base else [result["mean"]]
     table.add_row("mean", "", "", *[f"{number:.1f}" for number in means], "")
     out().print(table)
@@ -165,7 +172,10 @@ def _score_general(given: Any, output: Path, device: torch.device) -> None:
 def _general_of(source: str, given: Any, data: Path | None, device: torch.device) -> dict[str, Any]:
     model, tokenizer = load_model(source, given.dtype, quantization=given.quantization)
     model.to(device)  # type: ignore[arg-type]
-    return evaluate_general(model, tokenizer, given.batch_size, data, given.limit)
+    names = [
+        name for word in given.general_tasks or ["default"] for name in (BENCHMARKS if word == "default" else [word])
+    ]
+    return evaluate_general(model, tokenizer, given.batch_size, data, given.limit, list(dict.fromkeys(names)))
 
 
 def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:

@@ -89,6 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--general", nargs="?", const="", metavar="FOLDER",
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--general-tasks", nargs="+", metavar="TASK[:SHOTS]",
+        help="tasks of lm-evaluation-harness in place of these: ifeval, hellaswag, any other, a task's YAML, default",
+    )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument(
         "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"

@@ -96,10 +96,9 @@ def transitions(
     asked = [(2, None), (3, None)] + ([(2, choices), (3, choices)] if choices else [])
     tallies = [Tally(columns_NC, partial(_share, column=column, choices=k)) for column, k in asked]
     intervals = bootstrap_each(tallies, level=level, resamples=resamples, seed=seed)
-    shares: list[Share | None] = [Share(tally.score, interval) for tally, interval in zip(tallies, intervals)]
+    shares = [Share(tally.score, interval) for tally, interval in zip(tallies, intervals)]
     lost, gained = int((change_N < 0).sum()), int((change_N > 0).sum())
-    adjusted = shares[2:] or [None, None]
-    return Transitions(shares[0], shares[1], lost, gained, choices, adjusted[0], adjusted[1])
+    return Transitions(shares[0], shares[1], lost, gained, choices, *shares[2:])
 
 
 def choices_of(references: Sequence[Sequence[str]]) -> int | None:
