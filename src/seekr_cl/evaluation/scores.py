@@ -17,7 +17,6 @@ CONVENTIONS = {
     "bwt_over_n": "the same sum divided by N, as the official SEEKR and TRACE-style scripts print it",
     "forgetting": "mean over the first N-1 tasks of the best earlier score from R_jj on, minus R_Nj",
     "fwt": "forward transfer: mean over the tasks from the second on of R_(j-1)j - base_j",
-    "plasticity": "mean over the learnt tasks of R_jj, the score right after learning",
 }
 
 

@@ -38,12 +38,6 @@ def differences(runs: Mapping[str, Files], seeds: Mapping[str, Sequence[int]]) -
     return blocking, notes
 
 
-def _conventions(scores: dict[str, Any]) -> Any:
-    """Those that every version has written."""
-    found = scores.get("conventions")
-    return {key: text for key, text in found.items() if key != "plasticity"} if isinstance(found, dict) else found
-
-
 def _epochs(scores: dict[str, Any], ledger: dict[str, Any]) -> list[Any]:
     default = ledger.get("training", {}).get("num_train_epochs")
     return [task.get("epochs") or default for task in ledger["tasks"]]
@@ -71,7 +65,7 @@ _ASPECTS: tuple[tuple[str, Callable[..., Any], bool], ...] = (
     ("test sets (texts, references or longest answer)", _by_task("test"), False),
     ("epochs of the tasks", _epochs, True),
     ("base model", lambda scores, ledger: ledger.get("model_sha256") or ledger.get("model"), False),
-    ("conventions of OP, BWT, FWT or forgetting", lambda scores, ledger: _conventions(scores), False),
+    ("conventions of OP, BWT, FWT or forgetting", lambda scores, ledger: scores.get("conventions"), False),
     ("evaluation engine", _evaluated("engine"), True),
     ("evaluation dtype", _evaluated("dtype"), True),
     ("decoding", _evaluated("decoding"), True),

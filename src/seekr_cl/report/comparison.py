@@ -24,7 +24,7 @@ from seekr_cl.report.comparable import differences
 from seekr_cl.report.measures import measures_of
 from seekr_cl.system import reading
 
-AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
+AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt", "plasticity")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,16 @@ from rich.text import Text
 
 from seekr_cl.report.measures import MEASURES
 
-COLUMNS = ("method", "seeds", "OP", "BWT", "BWT/N", "forgetting", "FWT", "rate", "steps", "seconds", "memory")
-_KEYS = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
+_SCORES = ("OP", "BWT", "BWT/N", "forgetting", "FWT", "plasticity")
+COLUMNS = ("method", "seeds", *_SCORES, "rate", "steps", "seconds", "memory")
+_KEYS = ("op", "bwt", "bwt_over_n", "forgetting", "fwt", "plasticity")
 
 
 def summary_rows(content: dict[str, Any], size: Any) -> list[list[str]]:
     """A row a method; numbers with the 95% interval where there is one.
 
-    ``rate`` is the learning rate of the tasks, ``steps`` the optimizer steps of all of them, replay's own included.
+    ``plasticity`` is the mean score right after learning, ``rate`` the learning rate of the tasks, ``steps`` the
+    optimizer steps of all of them, replay's own included.
     """
     return [
         [row["method"], str(len(row["seeds"]))]

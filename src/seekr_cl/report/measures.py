@@ -1,4 +1,4 @@
-"""What else was measured of runs, beside their scores: plasticity, form of the answers, drift."""
+"""What else was measured of runs, beside their scores: form of the answers, drift."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,6 @@ from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.system import reading
 
 MEASURES = {
-    "plasticity": ("plasticity", "{:.1f}"),
     "valid_format": ("valid format", "{:.1f}%"),
     "kl_old": ("KL base to model, old", "{:.3g}"),
     "kl_new": ("new", "{:.3g}"),
@@ -39,7 +38,7 @@ def _of_run(folder: Path, scores: dict[str, Any], matrix: ScoreMatrix) -> dict[s
     learned = matrix.tasks[: matrix.learnt]
     known = isinstance(forms, dict) and all(task in forms for task in learned)
     valid = mean_valid({task: forms[task] for task in learned}) if isinstance(forms, dict) and known else None
-    return {"plasticity": matrix.plasticity, "valid_format": valid} | _drift(folder)
+    return {"valid_format": valid} | _drift(folder)
 
 
 def _drift(folder: Path) -> dict[str, float | None]:
