@@ -78,9 +78,8 @@ def evaluate_command(given: Any) -> None:
 def _score_tasks(
     given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec], device: torch.device
 ) -> None:
-    engine, model_id, context = _engine(given, device)
     asked = _chat(given, streams)
-    set_template(engine.tokenizer, asked.chat_template)
+    engine, model_id, context = _engine(given, asked.chat_template, device)
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context), chat=asked.chat())
     # Four bits give other answers, and are none of the engine's own settings.
     settings = {"quantization": given.quantization} if given.quantization else {}
@@ -144,10 +143,14 @@ def _general_of(source: str, given: Any, data: Path | None, device: torch.device
     return evaluate_general(model, tokenizer, given.batch_size, data, given.limit)
 
 
-def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
-    """The engine, what tells its model from others, and the model's context."""
+def _engine(given: Any, template: str | None, device: torch.device) -> tuple[Any, str, int | None]:
+    """The engine, what tells its model from others, and the model's context.
+
+    The tokenizer has the template from the start: an engine may note at once where its turns end.
+    """
     if given.engine == "transformers":
         model, tokenizer = load_model(given.model, given.dtype, quantization=given.quantization)
+        set_template(tokenizer, template)
         model_id = collectives.on_main_broadcast(lambda: model_hash(model))
         model.to(device)  # type: ignore[arg-type]
         engine: Engine = TransformersEngine(model, tokenizer, given.batch_size)
@@ -157,6 +160,7 @@ def _engine(given: Any, device: torch.device) -> tuple[Any, str, int | None]:
         context = context_length(SimpleNamespace(config=AutoConfig.from_pretrained(given.model)))  # type: ignore[arg-type]
     except Exception as error:
         raise ModelError(f"{given.model}: cannot be loaded ({first_line(error)})") from error
+    set_template(tokenizer, template)
     length = _length(given.max_length, context)
     files = sorted(Path(given.model).glob("*.safetensors")) if Path(given.model).is_dir() else []
     # vLLM loads the weights itself; a name on the Hub is all there is to tell a model by.

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.errors import ConfigError, ModelError, first_line
 from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids
 
-ENGINES = ("transformers", "vllm")
 Answers = Callable[[Sequence[int], Sequence[str]], None]
 
 

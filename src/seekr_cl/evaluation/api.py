@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,9 @@ from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import require_free
 from seekr_cl.models.source import ModelSource, name_of
 from seekr_cl.os_errors import named
+from seekr_cl.settings import Ge, check_value
 from seekr_cl.system.locks import hold
+from seekr_cl.system.removal import remove_unfinished_inside
 from seekr_cl.tasks import Encoder, Task
 from seekr_cl.tasks.chat_template import ChatSettings
 
@@ -84,7 +86,7 @@ def evaluate(
         SeekrError: for bad input; nothing is written then.
     """
     asked = [tasks] if isinstance(tasks, Task) else list(tasks)
-    _check(asked, batch_size)
+    _check(asked, batch_size, max_length)
     if resume and output is None:
         raise ConfigError("resume: needs the output folder of the evaluation to go on with")
     folder = None if output is None else Path(output)
@@ -98,7 +100,7 @@ def evaluate(
     context = context_length(network)
     if max_length is not None and context is not None and max_length > context:
         raise ConfigError(f"max_length: {max_length} is more than the model's context of {context} tokens")
-    length = max_length or context or DEFAULT_LENGTH
+    length = (context or DEFAULT_LENGTH) if max_length is None else max_length
     encoder = Encoder(tokenizer, length, chat=chat or ChatSettings())
     asked = [_with_room(task, length) for task in asked]
     engine = TransformersEngine(network, tokenizer, batch_size)
@@ -108,6 +110,8 @@ def evaluate(
         score_tasks(engine, asked, encoder, scored)
         return Evaluation(scored.tasks, scored.broken_off)
     with hold(folder, "evaluation"):
+        if resume:
+            collectives.on_main(lambda: remove_unfinished_inside(folder))
         described = {"model": name_of(model)}
         scored = score_into(folder, engine, asked, encoder, model_id, described)
     return Evaluation(scored.tasks, scored.broken_off)
@@ -126,7 +130,7 @@ def _with_room(task: Task, length: int) -> Task:
     return replace(task, max_new_tokens=shorter)
 
 
-def _check(tasks: list[Any], batch_size: int) -> None:
+def _check(tasks: list[Any], batch_size: int, max_length: int | None) -> None:
     if not tasks:
         raise ConfigError("tasks: nothing to evaluate on; give at least one Task with a test split")
     for task in tasks:
@@ -135,5 +139,5 @@ def _check(tasks: list[Any], batch_size: int) -> None:
         if not task.test:
             raise DataError(f"task '{task.name}' has no test examples; add a test split to it")
     require_apart(tasks, "tasks", "one")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: {batch_size} must be at least 1")
+    check_value(batch_size, Annotated[int, Ge(1)], "batch_size")
+    check_value(max_length, Annotated[int | None, Ge(1)], "max_length")
