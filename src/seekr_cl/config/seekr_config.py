@@ -19,6 +19,7 @@ from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line, nearest
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.method_config import MethodConfig, read_method
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
@@ -40,7 +41,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
-_GROUPS = ("replay", "memory", "method")
+_GROUPS = ("replay", "memory", "method", "evaluation")
 
 
 @dataclass
@@ -58,6 +59,9 @@ class SeekrConfig(TrainingArguments):
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        evaluation: a mapping of its settings, or an ``EvaluationConfig``.
+        per_device_eval_batch_size: the most prompts answered at a time; default as many as ``evaluation.batch_tokens``
+            allow.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task.
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
@@ -98,7 +102,7 @@ class SeekrConfig(TrainingArguments):
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
-    per_device_eval_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_eval_batch_size: Annotated[int | None, Ge(1)] = None  # type: ignore[assignment]
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     num_train_epochs: Annotated[float, Gt(0)] = 3.0
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -112,6 +116,7 @@ class SeekrConfig(TrainingArguments):
     method: Any = "seekr"
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    evaluation: Any = field(default_factory=dict)
     general: str | None = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -166,6 +171,8 @@ class SeekrConfig(TrainingArguments):
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        given_evaluation = as_mapping(self.evaluation, EvaluationConfig, "evaluation")
+        self.evaluation: EvaluationConfig = build(EvaluationConfig, given_evaluation)
         self.peft = read_peft(self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
@@ -189,8 +196,10 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
-            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+        no_accelerator = not torch.accelerator.is_available()
+        if (collectives.launched_world_size() > 1 and not torch.cuda.is_available()) or (self.bf16 and no_accelerator):
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU, and transformers takes bf16
+            # for a GPU's.
             self.use_cpu = True
         try:
             with untouched_by_refusal() as self.environment_changes:
@@ -216,7 +225,7 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        plain = {key: dataclasses.asdict(getattr(self, key)) for key in ("replay", "memory", "evaluation")}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
         return super().to_dict() | plain
 

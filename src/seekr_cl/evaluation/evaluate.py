@@ -73,7 +73,7 @@ def evaluate_task(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     encoder: Encoder,
-    batch_size: int,
+    batch_size: int | None = None,
     on_batch: OnBatch | None = None,
     place: Place | None = None,
 ) -> TaskScore:
@@ -290,5 +290,5 @@ def _identity(engine: Engine, task: Task, prompts: list[list[int]], model: str) 
     described = engine.describe()
     settings = {key: described[key] for key in ("engine", "dtype", "decoding")}
     if not described["same_for_any_batch_size"]:
-        settings["batch_size"] = described["batch_size"]
+        settings |= {key: described.get(key) for key in ("batch_size", "batch_tokens")}
     return answering(model, prompts, settings | {"max_new_tokens": task.max_new_tokens})
