@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
@@ -66,6 +67,12 @@ def page() -> str:
             list(attributes(ReplayConfig)),
         ),
         table("memory", "Of every method that keeps samples.", MemoryConfig, list(attributes(MemoryConfig))),
+        table(
+            "evaluation",
+            "Of a run, `seekr evaluate` and `evaluate`.",
+            EvaluationConfig,
+            list(attributes(EvaluationConfig)),
+        ),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         *(

@@ -105,6 +105,8 @@ OWN_ROWS = {
     "method": Row("derpp", "memory"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
+    # What it does to answers is in tests/evaluation/test_fast_answers.py.
+    "evaluation": Row({"dtype": "float64"}, "error"),
     "general": Row("GENERAL", "memory"),
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),
     "dtype": Row("bfloat16", "weights"),

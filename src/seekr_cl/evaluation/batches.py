@@ -38,6 +38,29 @@ def token_batches(
     return batches
 
 
+def shared_batches(
+    prompts: Sequence[Sequence[int]], room: int, batch_tokens: int, rows: int | None = None, sharing: bool = True
+) -> tuple[list[int], list[tuple[list[int], bool]]]:
+    """The beginning that most prompts share, and batches as ``token_batches`` makes them, each with whether it has it.
+
+    Args:
+        prompts: token ids.
+        room: new tokens that each may get.
+        batch_tokens: the most tokens of a batch.
+        rows: the most rows of a batch.
+        sharing: whether a beginning may be shared at all.
+    """
+    prefix, members = common_prefix(prompts) if sharing else ([], set())
+    lengths = list(map(len, prompts))
+    others = [place for place in range(len(prompts)) if place not in members]
+    batches = [
+        (batch, bool(shared))
+        for shared, places in ((True, members), (False, others))
+        for batch in token_batches(lengths, room, batch_tokens, rows, places)
+    ]
+    return prefix, sorted(batches, key=lambda batch: -lengths[batch[0][0]])
+
+
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], set[int]]:
     """The beginning that most prompts share, where computing it once pays, and the places of the prompts that have it.
 

@@ -70,7 +70,7 @@ class Decoder:
         for row, prompt in enumerate(batch):
             # The padding stands between the shared beginning and what is a row's own.
             own = width - len(prompt) + len(begin)
-            ids_BL[row, : len(begin)], ids_BL[row, own:] = torch.tensor(begin), torch.tensor(prompt[len(begin) :])
+            ids_BL[row, : len(begin)], ids_BL[row, own:] = torch.tensor(begin), torch.tensor(list(prompt[len(begin) :]))
             mask_BL[row, : len(begin)] = mask_BL[row, own:] = 1
         ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL.to(self.model.device)
         if has_prompt(self.model):

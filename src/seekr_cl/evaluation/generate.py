@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl.evaluation.batches import BATCH_TOKENS, common_prefix, token_batches
+from seekr_cl.evaluation.batches import BATCH_TOKENS, shared_batches
 from seekr_cl.evaluation.decoding import Decoder, Watch, caches_plainly
 from seekr_cl.evaluation.speed import Speed
 from seekr_cl.tasks.chat_reading import turn_ends
@@ -64,21 +64,14 @@ def generate_answers(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends, use_cache=True
     )
     speed = Speed() if speed is None else speed
-    prefix, members = common_prefix(asked) if caches_plainly(model) else ([], set())
-    others = [place for place in range(len(asked)) if place not in members]
-    lengths = list(map(len, asked))
-    batches = [
-        *token_batches(lengths, max_new_tokens, batch_tokens, batch_size, members),
-        *token_batches(lengths, max_new_tokens, batch_tokens, batch_size, others),
-    ]
+    prefix, batches = shared_batches(asked, max_new_tokens, batch_tokens, batch_size, caches_plainly(model))
     model.eval()
     model.generation_config = greedy
     try:
         decoder = Decoder(model, greedy, prefix)
-        # A batch that does not fit into memory fails at once and not after an hour.
-        for indices in sorted(batches, key=lambda batch: -lengths[batch[0]]):
+        for indices, shared in batches:
             with speed.timing(), torch.inference_mode():
-                new = _answer(decoder, [asked[index] for index in indices], ends, indices[0] in members)
+                new = _answer(decoder, [asked[index] for index in indices], ends, shared)
             speed.new_tokens += sum(map(len, new))
             texts = answer_texts(tokenizer, new, ends, keep_markers)
             for index, text in zip(indices, texts):
