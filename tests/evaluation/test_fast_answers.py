@@ -104,7 +104,9 @@ def test_methods_write_with_the_same_engine(make_model) -> None:
     told = {"eos_id": tokenizer.eos_token_id, "pad_id": 0, "seed": 3}
     greedy = write(model, asked, 8, temperature=0, **told)
     with watched(model) as shapes:
-        assert [tokenizer.decode(new, skip_special_tokens=True) for new in greedy] == generate_answers(model, tokenizer, asked, 8)
+        assert [tokenizer.decode(new, skip_special_tokens=True) for new in greedy] == generate_answers(
+            model, tokenizer, asked, 8
+        )
         drawn = write(model, asked, 8, **told)
     assert write(model, asked, 8, **told) == drawn != greedy
     assert shapes.count((1, len(common_prefix(asked)[0]))) == 2
