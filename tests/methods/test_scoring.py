@@ -112,6 +112,24 @@ def test_a_task_ends_alike_with_any_batches(monkeypatch: pytest.MonkeyPatch) -> 
                     torch.testing.assert_close(same.signals[kind].tensors()[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("heads", ["importance", "all", "random"])
+def test_heads_that_no_score_chooses_are_not_measured(heads: str) -> None:
+    model = model_of(CONFIGS["llama"], "sdpa")
+    kind: Any = get_method("seekr")
+    method = kind(kind.Settings(heads=heads, head_budget=3), Context(model, Layout(0), None, 0, print))
+    seen: list[bool] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    method.before_task(samples()[:1])
+    before = len(seen)
+    done = method.after_task("t", samples()[:1])
+    method.close()
+    measured = heads == "importance"
+    assert (before, len(seen) - before, seen[-1]) == (int(measured), 1, measured)
+    assert bool(done.importance.sensitivity_NH.any()) == measured
+    assert sum(map(len, done.task.heads.values())) == (8 if heads == "all" else 3)
+    assert {"logits", "attention"} <= set(done.task.samples[0].signals)
+
+
 def test_choices_ask_about_examples_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(CONFIGS["llama"], "sdpa")
     encoded = [sample.encoded for sample in samples()]

@@ -64,7 +64,7 @@ def test_a_training_pass_is_what_pytorch_counts(folder, frozen):
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [({"query_budget": 20}, 1), ({"query_budget": None}, 100), ({"measure": "padded", "query_budget": None}, 30),
-     ({"gradient_leak": True, "query_budget": 20}, 30)],
+     ({"gradient_leak": True, "query_budget": 20}, 30), ({"heads": "random", "query_budget": 20}, 30)],
 )  # fmt: skip
 def test_scoring_is_what_pytorch_counts(folder, settings, answer):
     settings, shape = SeekrSettings(**settings), read_shape(folder)
@@ -75,6 +75,9 @@ def test_scoring_is_what_pytorch_counts(folder, settings, answer):
         scorer = Scorer(tap, Layout(0), settings.measure, [sample])
 
         def score():
+            if not settings.scores_heads:
+                scorer.kept([sample], [query_R], [lambda call, index, rows: rows])
+                return
             scorer.before([sample], [query_R], lambda call, index, rows: rows)
             scorer.after([sample], [query_R], None, None, settings.gradient_leak)
 

@@ -170,12 +170,12 @@ class Seekr(Method):
     # One task's ends ------------------------------------------------------------------------------------------
 
     def before_task(self, samples: list[ReplaySample]) -> None:
-        """Draws each kept sample's queries and records the attention there before the task is trained."""
+        """Draws each kept sample's queries and records the attention there, where heads are scored."""
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        self._before, self._batches = {}, scorer.batches
-        for number, counts in collectives.shard_indices(len(scorer.batches)):
-            places = scorer.batches[number]
+        self._before, self._batches = {}, scorer.batches if self.settings.scores_heads else []
+        for number, counts in collectives.shard_indices(len(self._batches)):
+            places = self._batches[number]
             batch = [samples[place] for place in places]
             measured = self._measured_queries(scorer, samples, places)
             rows = scorer.before(batch, measured, self._encode_former)
@@ -195,17 +195,21 @@ class Seekr(Method):
             places = scorer.batches[number]
             batch = [samples[place] for place in places]
             own = [self._own(scorer, place, one) for place, one in zip(places, batch)]
-            former = [self._before[place] for place in places] if counts else None
+            encodes = own if teacher is None else None
             measured = self._measured_queries(scorer, samples, places)
-            leak = counts and self.settings.gradient_leak
-            found = scorer.after(batch, measured, former, own if teacher is None else None, leak)
+            if self.settings.scores_heads:
+                former = [self._before[place] for place in places] if counts else None
+                found = scorer.after(batch, measured, former, encodes, counts and self.settings.gradient_leak)
+            else:
+                found = scorer.kept(batch, measured, encodes)
             for place, (one, logits_NV) in zip(places, found if counts else ()):
                 scored[place] = one
                 if teacher is None:
                     logits[place] = take_logits(logits_NV, samples[place], self.settings, self.context.signal_dtype)
             # Their logits are not held while the next ones are made.
             del found
-        self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
+        if self.settings.scores_heads:
+            self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
         self._before = {}
 
         heads, kept = self._choose_heads(), dict[int, ReplaySample]()

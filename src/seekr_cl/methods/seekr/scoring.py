@@ -89,6 +89,24 @@ class Scorer:
             self._logits(samples, [len(sample.ids_L) - 1 for sample in samples])
         return record.rows
 
+    def kept(
+        self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encodes: Sequence[Encode] | None
+    ) -> list[tuple[Scored, Tensor]]:
+        """What ``after`` gives where nothing is measured: at most one forward pass, S and F are zero.
+
+        Args:
+            samples: as there.
+            queries: as there.
+            encodes: as there; ``None`` keeps neither rows nor logits.
+        """
+        rows: list[dict[int, StoredSignal]] = [{} for _ in samples]
+        logits = [torch.empty(0) for _ in samples]
+        if encodes is not None:
+            record = self._record(samples, queries, encodes)
+            with self.tap.use(record), torch.no_grad():
+                rows, logits = record.rows, self._logits(samples, [first_position(sample) for sample in samples])
+        return [(Scored(one, self._table(), self._table()), logits_NV) for one, logits_NV in zip(rows, logits)]
+
     def after(
         self,
         samples: Sequence[ReplaySample],
