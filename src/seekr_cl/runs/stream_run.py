@@ -35,6 +35,8 @@ from seekr_cl.models.precision import computing_in
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
+from seekr_cl.report.verdict import VERDICT
+from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import keep_json, write_json
@@ -79,6 +81,7 @@ class Run:
         evaluations/00-base/             scores and predictions of each stage
         checkpoints/                     the task that is being learnt, until it is committed
         scores.json, scores.png          the score matrix
+        verdict.json                     what was learned, and what was lost of it since
 
     Attributes:
         output: the folder.
@@ -327,6 +330,7 @@ class Run:
                 "broken_off": last.broken_off,
                 "tests": {
                     task.name: {
+                        "metric": task.metric,
                         "examples": len(task.test),
                         "max_new_tokens": task.max_new_tokens,
                         "sha256": scoring_hash(task),
@@ -339,7 +343,9 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
+        content["verdict"] = of_run(self.output, scores=content).to_json()
         keep_json(self.output / SCORES, content)
+        write_json(self.output / VERDICT, content["verdict"])
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:
