@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--batch-size", type=int, help="the most prompts at a time (default: batch_tokens decide)")
     evaluate.add_argument("--max-length", type=int, help="maximum tokens of prompt and answer together")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")

@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from seekr_cl.config.average import as_json as average_json
 from seekr_cl.methods import Method
+from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
 
 RATE = 1e-5
@@ -152,7 +154,9 @@ def record(config: Any, args: Any, source: str, steps: int, new_steps: int, repl
         new_steps: those that the new examples alone would have had.
         replay_steps: those that only replay asked for, beside the Trainer's own too.
     """
-    return {
+    beside = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside |= {} if config.average is None else {"average": average_json(config.average)}
+    return beside | {
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": _name(args.lr_scheduler_type),
         "optim": _name(args.optim),

@@ -76,7 +76,7 @@ def evaluate_task(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     encoder: Encoder,
-    batch_size: int,
+    batch_size: int | None = None,
     on_batch: OnBatch | None = None,
     place: Place | None = None,
 ) -> TaskScore:
@@ -208,16 +208,22 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
     tally = metric.tally(scored, references, scores)
     return TaskScore(
         task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally),
-        long_references(task, encoder)[0],
+        long_references(task, encoder, [completion for _, completion in rendered])[0],
         sum(cut), answer_form.summary(faults),
     )  # fmt: skip
 
 
-def long_references(task: Task, encoder: Encoder) -> tuple[int, int]:
-    """How many test examples have no accepted answer that fits into ``max_new_tokens``, and the longest's tokens."""
+def long_references(task: Task, encoder: Encoder, completions: Sequence[str]) -> tuple[int, int]:
+    """How many test examples have no accepted answer that fits into ``max_new_tokens``, and the longest's tokens.
+
+    Args:
+        task: with its test examples.
+        encoder: counts the tokens.
+        completions: of each test example, as it is rendered.
+    """
     needed = []
-    for example in task.test:
-        accepted = example.references or [encoder.render(example)[1]]
+    for example, completion in zip(task.test, completions, strict=True):
+        accepted = example.references or [completion]
         # The end of the text is a token of its own.
         needed.append(1 + min(encoder.texts.length(one) for one in accepted))
     return sum(tokens > task.max_new_tokens for tokens in needed), max(needed, default=0)
@@ -225,7 +231,7 @@ def long_references(task: Task, encoder: Encoder) -> tuple[int, int]:
 
 def warn_of_long_references(task: Task, encoder: Encoder) -> None:
     """Warns before hours of answers that cannot be right because they are broken off."""
-    count, longest = long_references(task, encoder)
+    count, longest = long_references(task, encoder, [encoder.render(example)[1] for example in task.test])
     if count:
         warnings.warn(
             f"task '{task.name}': {count} of {len(task.test)} references are longer than max_new_tokens "
@@ -294,5 +300,5 @@ def _identity(engine: Engine, task: Task, prompts: list[list[int]], model: str) 
     described = engine.describe()
     settings = {key: described[key] for key in ("engine", "dtype", "decoding")}
     if not described["same_for_any_batch_size"]:
-        settings["batch_size"] = described["batch_size"]
+        settings |= {key: described.get(key) for key in ("batch_size", "batch_tokens")}
     return answering(model, prompts, settings | {"max_new_tokens": task.max_new_tokens})

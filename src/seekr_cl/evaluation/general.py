@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, first_line
+from seekr_cl.evaluation.decoding import has_prompt
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
-from seekr_cl.evaluation.generate import has_prompt
 from seekr_cl.models.context import context_length
 from seekr_cl.system.yaml_file import read_yaml
 

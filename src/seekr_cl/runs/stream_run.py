@@ -26,10 +26,12 @@ from seekr_cl.evaluation import (
     settings_of,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.evaluation.speed import line
 from seekr_cl.evaluation.task_scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
+from seekr_cl.models.precision import computing_in
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
@@ -256,13 +258,15 @@ class Run:
             scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
-            content |= {"broken_off": scored.broken_off}
+            content |= {"broken_off": scored.broken_off, "timing": scored.timing}
             content |= {"format": {task: one.get("format", {}) for task, one in scored.tasks.items()}}
             content |= {"training": training} if training else {}
             collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
+            if said := line(scored.timing):
+                self._say(f"{self.config.method.name}: {said}")
             if collectives.is_main():
                 scored.warn_of_broken_off()
         collectives.on_main(partial(remove_file, place / PARTIAL, is_regular))
@@ -286,10 +290,17 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
+        settings = self.config.evaluation
+        engine = TransformersEngine(
+            model, tokenizer, self.config.per_device_eval_batch_size, batch_tokens=settings.batch_tokens
+        )
         unfinished = place.folder / PARTIAL
         scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
-        with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+        prompts = sum(len(task.test) for task in tasks)
+        with (
+            counting(f"evaluate after {name}", prompts, self.config.progress) as advance,
+            computing_in(model, settings.precision(self.config)),
+        ):
 
             def answered(count: int) -> None:
                 advance(count * collectives.world_size())
@@ -298,7 +309,7 @@ class Run:
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
-        return scored, settings_of(engine, encoder)
+            return scored, settings_of(engine, encoder)
 
     def _write(
         self,

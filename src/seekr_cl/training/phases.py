@@ -47,6 +47,7 @@ from seekr_cl.training.sample_selection import (
 )
 from seekr_cl.training.steps_made import steps_made
 from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
+from seekr_cl.training.task_weights import weigh
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
@@ -141,11 +142,12 @@ def attached_method(state: Learning) -> Iterator[None]:
 
 
 def rewrite(state: Learning) -> None:
-    """Lets the method put other examples in place of the task's."""
+    """Lets the method put other examples in place of the task's, and weighs them if ``task_loss`` says so."""
     state.learned = [encoded for _, encoded in state.trained]
     if not state.progress.phase_done("scored"):
         state.learned = new_examples(state.method, state.tasks, state.learned, state.encoder.max_length)
         state.context.examples = [item for part in state.learned for item in part]
+        state.context.task_loss = weigh(state.config, state.context)
 
 
 def score_general(state: Learning) -> None:

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
@@ -19,6 +21,7 @@ from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import TrainingProgress, drop_printers
 from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
+from seekr_cl.training.task_weights import RequireUse
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -43,6 +46,8 @@ def train(state: Learning) -> None:
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
+    if state.trainer.averaging is not None:
+        state.trainer.averaging.finish()
     fault_point("learn.trained")
 
 
@@ -108,13 +113,23 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *state.callbacks],
+        callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
+    if config.average is not None:
+        trainer.average(config.average)
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
+
+
+def _added(state: Learning, schedule: list[MicroBatch]) -> list[TrainerCallback]:
+    """What settings that are off by default do beside the steps."""
+    config, loss = state.config, state.context.task_loss
+    if loss is None:
+        return []
+    return [RequireUse(loss, config.method.name, schedule, config.gradient_accumulation_steps)]
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:
