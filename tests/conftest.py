@@ -38,6 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+# Nothing here sees a power cut, which is all that it is for; a tiny training waits for the disk sixty times.
+os.fsync = lambda file: None
+
+
 def pytest_collection_finish() -> None:
     """Takes everything imported so far out of the collector's sight.
 

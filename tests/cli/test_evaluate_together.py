@@ -1,8 +1,6 @@
 """``seekr evaluate`` in two real processes: one of them killed, gone on with by ``--launch``, the same as one alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +44,9 @@ def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together,
     assert [len(share) for share in shares] == [11, 8]
     assert not shares[0] & shares[1]
     config = write(tmp_path / "accelerate.yaml", ACCELERATE | {"main_process_port": free_port()})
-    launched = [sys.executable, "-m", "seekr_cl", *map(str, words), "--resume", "--launch", str(config)]
-    done = subprocess.run(launched, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("scores and predictions in") == 1
+    done = seekr(*words, "--resume", "--launch", config)
+    assert done.code == 0, done.err
+    assert done.out.count("scores and predictions in") == 1
     assert evaluation(tmp_path / "together") == evaluation(tmp_path / "alone")
 
 

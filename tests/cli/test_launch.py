@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+import zygote
 from cli_world import World, write
 from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
@@ -70,19 +69,17 @@ def words_of(world: World, folder: Path, batch: int) -> list[str]:
 
 
 class Launched:
-    """``seekr run --launch`` in two processes, read as it goes."""
+    """``seekr run --launch`` in two processes, read as it goes; the launcher is forked, they are started by it."""
 
     def __init__(
         self, words: list[str], output: Path, *more: str, config: dict[str, object] = TWO, **environment: str
     ) -> None:
         file = write(output.parent / "two.yaml", config)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "seekr_cl", *words, "--output", str(output), "--launch", str(file), *more],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment,
-        )
+        environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment
+        words = [*words, "--output", str(output), "--launch", str(file), *more]
+        with open(os.devnull, "w") as nothing:
+            files = {"stdout": nothing, "stderr": zygote.PIPE}
+            self.process = zygote.start("zygote:command", words, environment=environment, **files)
 
     def at(self, start: str) -> "Launched":
         """Once it has printed a line that begins so."""
@@ -105,11 +102,9 @@ class Launched:
 
     def end(self, code: int) -> list[str]:
         """The lines on stderr from here to the end, which must be this."""
-        try:
-            _, err = self.process.communicate(timeout=900)
-        finally:
-            self.process.kill()
-        assert self.process.returncode == code, err
+        assert self.process.stderr is not None
+        err = self.process.stderr.read()
+        assert self.process.wait() == code, err
         assert "Traceback" not in err
         # A model of this size goes on to the end of what it may write, which is said.
         said = ("first:", "second:", "seekr:", "warning: task 'first'", "warning: task 'second'")
@@ -183,7 +178,7 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in environment, "a long step would be cut off"
     second.process.send_signal(signal.SIGINT)
     while not all(map(is_signalled, workers.values())):
-        assert second.process.poll() is None
+        assert not second.process.has_ended()
         time.sleep(0.02)
     for number in workers.values():
         os.kill(number, signal.SIGCONT)

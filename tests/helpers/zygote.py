@@ -75,9 +75,13 @@ class Process:
             self._answers.close()
         return self.returncode
 
+    def has_ended(self) -> bool:
+        """Without waiting for it."""
+        return self.returncode is not None or bool(select.select([self._answers], [], [], 0)[0])
+
     def send_signal(self, number: int) -> None:
         """To a process that has ended already none is sent."""
-        if self.returncode is None and not select.select([self._answers], [], [], 0)[0]:
+        if not self.has_ended():
             os.kill(self.pid, number)
 
     def close(self) -> int:
@@ -243,6 +247,9 @@ def serve(place: str) -> None:
         import_module(name)
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         import_module("deepspeed.ops")
+    # Nothing that is tested sees a power cut, which is all that it is for; what counts the calls counts its own.
+    if "LD_PRELOAD" not in os.environ:
+        os.fsync = lambda file: None
     # The children inherit it: the collector need not walk what was imported.
     gc.collect()
     gc.freeze()
