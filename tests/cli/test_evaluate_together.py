@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import zygote
 from cli_world import World, free_port, write
 
 ACCELERATE = {
@@ -24,7 +26,9 @@ def evaluation(folder: Path) -> dict[str, Any]:
     return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
 
 
-def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together, tmp_path: Path) -> None:
+def test_two_processes_killed_and_resumed_are_one(
+    world: World, seekr, together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, count in (("long", 21), ("short", 5)):
         rows = [{"prompt": "abcdefgh"[n % 8] * (1 + n % 5) + "=", "answer": "h" * (1 + n % 3)} for n in range(count)]
         write(tmp_path / name / "test.json", rows)
@@ -44,6 +48,7 @@ def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together,
     assert [len(share) for share in shares] == [11, 8]
     assert not shares[0] & shares[1]
     config = write(tmp_path / "accelerate.yaml", ACCELERATE | {"main_process_port": free_port()})
+    monkeypatch.setenv("PYTHON_EXEC", str(zygote.shim(tmp_path / "python")))
     done = seekr(*words, "--resume", "--launch", config)
     assert done.code == 0, done.err
     assert done.out.count("scores and predictions in") == 1

@@ -69,12 +69,23 @@ def words_of(world: World, folder: Path, batch: int) -> list[str]:
 
 
 class Launched:
-    """``seekr run --launch`` in two processes, read as it goes; the launcher is forked, they are started by it."""
+    """``seekr run --launch`` in two processes, read as it goes.
+
+    The launcher is forked, and with ``forked`` those that it starts are too: not where signals are sent to them.
+    """
 
     def __init__(
-        self, words: list[str], output: Path, *more: str, config: dict[str, object] = TWO, **environment: str
+        self,
+        words: list[str],
+        output: Path,
+        *more: str,
+        config: dict[str, object] = TWO,
+        forked: bool = False,
+        **environment: str,
     ) -> None:
         file = write(output.parent / "two.yaml", config)
+        if forked:
+            environment |= {"PYTHON_EXEC": str(zygote.shim(output.parent / "python"))}
         environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment
         words = [*words, "--output", str(output), "--launch", str(file), *more]
         with open(os.devnull, "w") as nothing:
@@ -126,7 +137,7 @@ def step_of(run: Path) -> int:
 def whole(made_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes gave undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert Launched(words_of(made_world, folder, 1), folder / "run").end(0) == []
+    assert Launched(words_of(made_world, folder, 1), folder / "run", forked=True).end(0) == []
     return folder / "run"
 
 
@@ -189,7 +200,7 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert third.end(137) == [
         "error: process 1 was ended by SIGKILL; what it had saved is there, continue with --resume"
     ]
-    assert Launched(words, run, "--resume").end(0) == []
+    assert Launched(words, run, "--resume", forked=True).end(0) == []
     ours, theirs = fingerprint(folder), fingerprint(whole.parent)
     assert "run/models/02-second/model.safetensors" in ours
     assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []

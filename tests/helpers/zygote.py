@@ -35,7 +35,9 @@ SHIM = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as asked:
     asked.connect({address!r})
-    words = {{"call": "zygote:command", "arguments": [sys.argv[1:]], "folder": os.getcwd()}}
+    # Of ``python -u -m seekr_cl``, too, they are what comes behind.
+    own = sys.argv[1 + 3 * (sys.argv[1:4] == ["-u", "-m", "seekr_cl"]) :]
+    words = {{"call": "zygote:command", "arguments": [own], "folder": os.getcwd()}}
     words["environment"] = dict(os.environ)
     socket.send_fds(asked, [json.dumps(words).encode() + b"\\n"], [0, 1, 2])
     answers = asked.makefile()
@@ -158,7 +160,10 @@ def run_seekr(words: Sequence[object], folder: Path | None = None, **more: Any) 
 
 
 def shim(path: Path) -> Path:
-    """Writes a program that is ``seekr``."""
+    """Writes a program that is ``seekr``, and ``python`` to a launcher that starts it as a module.
+
+    A signal to it does not reach the process that it stands for, but by SIGKILL if it dies of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(SHIM.format(python=sys.executable, address=address()))
     path.chmod(0o755)
@@ -226,7 +231,8 @@ def _child(request: dict[str, Any], handles: list[int]) -> None:
         tempfile.tempdir = None
         # An interpreter's own is drawn when it is imported; processes with the same would agree too easily.
         import_module("numpy").random.seed()
-        sys.path += [place for place in request.get("path", ()) if place not in sys.path]
+        paths = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), *request.get("path", ())]
+        sys.path += [path for path in paths if path and path not in sys.path]
         module, _, function = request["call"].partition(":")
         status = getattr(import_module(module), function)(*request["arguments"])
     except SystemExit as stop:
@@ -272,9 +278,16 @@ def serve(place: str) -> None:
                 _fork(waiting, listener)
                 continue
             process, asked = key.data
+            if key.fileobj is asked:
+                # Nothing more is said on it: whoever asked has died.
+                waiting.unregister(asked)
+                os.kill(process, signal.SIGKILL)
+                continue
             waiting.unregister(key.fileobj)
             os.close(key.fd)
             status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            if asked in waiting.get_map():
+                waiting.unregister(asked)
             with asked:
                 _tell(asked, status)
 
@@ -287,16 +300,17 @@ def _fork(waiting: selectors.BaseSelector, listener: socket.socket) -> None:
     process = os.fork()
     if process == 0:
         for other in list(waiting.get_map().values()):
-            if other.fileobj != 0:
+            if isinstance(other.fileobj, socket.socket):
+                other.fileobj.close()
+            elif other.fileobj != 0:
                 os.close(other.fd)
-            if other.data:
-                other.data[1].close()
         waiting.close()
         asked.close()
         _child(json.loads(text), handles)
     for handle in handles:
         os.close(handle)
-    waiting.register(os.pidfd_open(process), selectors.EVENT_READ, (process, asked))
+    for ended in (os.pidfd_open(process), asked):
+        waiting.register(ended, selectors.EVENT_READ, (process, asked))
     _tell(asked, process)
 
 
