@@ -26,7 +26,7 @@ SLOW = {
     "tasks": {"test_fuzzed_files"},
     "attention": {"test_architectures", "test_compile", "test_kernels", "test_liger_terms"},
     "methods": {"test_matrix"},
-    "docs": {"test_readme", "test_site"},
+    "docs": {"test_readme", "test_blocks", "test_site"},
 }
 """Files of tests that start processes, kill them, compile, go through every method or family, or run a real model."""
 
