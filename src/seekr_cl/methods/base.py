@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.answers import AnswerHead, Sums, label_sum, predicting
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.settings import Settings
@@ -245,8 +245,7 @@ class Method(ABC):
             batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L]; ``example_B``, places of the examples in
                 ``context.examples``.
         """
-        labels_BL = batch["labels"]
-        return {"task": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
+        return {"task": label_term(model, batch)}
 
     def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""
@@ -297,18 +296,52 @@ class Method(ABC):
         """Gives back whatever was attached to the model."""
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
-    """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
-    ids_BL, mask_BL, more = batch["input_ids"], batch["attention_mask"], {}
+def run(model: Any, batch: Batch) -> Any:
+    """A model's output for a batch; the cache is never wanted in training."""
+    mask_BL, more = batch["attention_mask"], {}
     # A model that chooses its adapters by the query is told which tokens these are: those without a label.
     if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
         more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     # Without padding on the left, all models count alike.
     if not mask_BL[:, 0].all() and counts_from_the_edge(model):
         more["position_ids"] = positions(mask_BL)
-    logits = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **more).logits
+    return model(input_ids=batch["input_ids"], attention_mask=mask_BL, use_cache=False, **more)
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """The logits [B, L, V] of all of a batch's positions, for what needs them all; ``ask`` gives those of some."""
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
-    return logits[:, -ids_BL.shape[1] :]
+    return run(model, batch).logits[:, -batch["input_ids"].shape[1] :]
+
+
+def ask(
+    model: Any, batch: Batch, keep_BL: Tensor, sums: Sums, call: Callable[[Any, Batch], Any] = run
+) -> Sequence[Tensor]:
+    """Runs a batch through a model and sums up over some of its positions what ``sums`` makes of their logits.
+
+    Args:
+        model: possibly wrapped.
+        batch: as in ``new_task_loss``.
+        keep_BL: the positions; of others no logits are made.
+        sums: called with logits [N, V] and their places in the flattened batch; more than once where there are many.
+        call: runs the model.
+    """
+    head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
+    head.place_N, head.length, head.sums, head.summed = place_N, keep_BL.shape[1], sums, False
+    try:
+        chunks, logits = head.chunks, call(model, batch).logits
+    finally:
+        head.place_N = head.sums = None
+    if head.chunks != chunks:
+        return ask(model, batch, keep_BL, sums, call)
+    return logits.unbind() if head.summed else sums(logits[0], place_N)
+
+
+def label_term(model: Any, batch: Batch, weight: float = 1.0, call: Callable[[Any, Batch], Any] = run) -> LossTerm:
+    """The mean cross entropy of a batch's labelled tokens, each predicted from the position before it."""
+    keep_BL = predicting(batch["labels"])
+    (total,) = ask(model, batch, keep_BL, lambda one_CV, place_C: (label_sum(one_CV, place_C, batch["labels"]),), call)
+    return LossTerm(total / keep_BL.sum().clamp(min=1), weight, keep_BL.sum())
 
 
 def task_generator(seed: int) -> torch.Generator:

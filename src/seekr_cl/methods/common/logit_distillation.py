@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Layout, LossTerm
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.answers import label_sum, predicting
+from seekr_cl.methods.base import Batch, Layout, LossTerm, ask
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
 _NO_LOGITS = (
@@ -117,38 +117,56 @@ def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batc
     return LogitSignal.collate(signals, [layout.offset(len(sample.ids_L), padded) for sample in samples])
 
 
-def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
-    """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
+def places_of(signals: Batch, length: int) -> Tensor:
+    """Where the distilled positions [G, A] of signals stand in a flattened batch of rows of ``length`` tokens.
 
     ``signals`` are as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
     """
-    position_GA, real_GA = signals["position"], signals["real"]
+    position_GA = signals["position"]
     row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
-    logits_NV = logits_BLV[row_G[:, None].expand_as(position_GA)[real_GA], position_GA[real_GA]].float()
-    p_NK, tail_N = signals["prob"][real_GA].float(), signals["tail"][real_GA].float()
-    logq_NV = logits_NV.log_softmax(-1)
-    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][real_GA].float()
+    return row_G[:, None] * length + position_GA
+
+
+def distil_sum(logits_CV: Tensor, place_C: Tensor, signals: Batch, length: int, settings: LogitSettings) -> Tensor:
+    """L_ld (eq. 3) before its mean: divergences between the teacher's and the student's next-token distributions."""
+    place_GA = places_of(signals, length)
+    here_GA = signals["real"] & torch.isin(place_GA, place_C)
+    logq_NV = logits_CV[torch.searchsorted(place_C, place_GA[here_GA])].float().log_softmax(-1)
+    p_NK, tail_N = signals["prob"][here_GA].float(), signals["tail"][here_GA].float()
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][here_GA].float()
     if signals["token"] is None:
         cross_N = -(p_NK * logq_NV).sum(-1)
     else:
-        token_NK = signals["token"][real_GA]
+        token_NK = signals["token"][here_GA]
         logq_tail_N = logq_NV.scatter(-1, token_NK, torch.finfo(logq_NV.dtype).min).logsumexp(-1)
         cross_N = -(p_NK * logq_NV.gather(-1, token_NK)).sum(-1) - tail_N * logq_tail_N
         entropy_N = entropy_N - torch.special.xlogy(tail_N, tail_N)
-    loss_N = cross_N - entropy_N if settings.logit_form == "kl" else cross_N
-    return loss_N.sum() / max(1, len(loss_N))
+    return (cross_N - entropy_N if settings.logit_form == "kl" else cross_N).sum()
+
+
+def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
+    """L_ld (eq. 3) of logits that are there: the mean over all distilled positions."""
+    place_N = torch.arange(logits_BLV.shape[:2].numel(), device=logits_BLV.device)
+    total = distil_sum(logits_BLV.flatten(0, 1), place_N, signals, logits_BLV.shape[1], settings)
+    return total / signals["real"].sum().clamp(min=1)
 
 
 def label_and_logit_terms(
-    logits_BLV: Tensor, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
+    model: Any, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
 ) -> dict[str, LossTerm]:
     """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13); each answer is of one teacher's samples."""
-    labels_BL = batch["labels"]
-    values = torch.stack([distil_logits(logits_BLV, answer, settings) for answer in answers])
-    counts = torch.stack([answer["real"].sum() for answer in answers])
-    # Each value is a mean over its own positions; together they are the mean over all.
-    mean = values[0] if len(values) == 1 else (counts * values).sum() / counts.sum().clamp(min=1)
+    labels_BL, length = batch["labels"], batch["labels"].shape[1]
+    label_BL, keep_BL = predicting(labels_BL), predicting(labels_BL)
+    for one in answers:
+        keep_BL.view(-1)[places_of(one, length)[one["real"]]] = True
+
+    def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor, Tensor]:
+        each = [distil_sum(logits_CV, place_C, one, length, settings) for one in answers]
+        return label_sum(logits_CV, place_C, labels_BL), torch.stack(each).sum()
+
+    label, logit = ask(model, batch, keep_BL, sums)
+    labels, positions = label_BL.sum(), torch.stack([one["real"].sum() for one in answers]).sum()
     return {
-        "replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), settings.lambda1, count_labels(labels_BL)),
-        "logits": LossTerm(mean, 1 - settings.lambda1, counts.sum()),
+        "replay": LossTerm(label / labels.clamp(min=1), settings.lambda1, labels),
+        "logits": LossTerm(logit / positions.clamp(min=1), 1 - settings.lambda1, positions),
     }

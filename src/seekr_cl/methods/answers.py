@@ -1,0 +1,164 @@
+"""Logits where something uses them: a model's head sees the positions that a loss looks at, and no other.
+
+Its own ``logits_to_keep`` takes the same positions of every row, which between short answers at the ends of rows of
+different lengths are most of the batch. So the hidden states are picked where they enter the head, inside the model's
+forward pass: autocast, adapters, engines that gather weights, and what the model does to its logits (a soft-cap, a
+scale) are as ever. Where the float32 logits of all positions would be larger than ``CHUNK_BYTES``, losses are summed up
+chunk by chunk, still within that pass, and a chunk's logits are made again for its gradient.
+
+Shapes: B batch, L padded length, D the model's width, V vocabulary, N positions in use, C of them in one chunk, T sums.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from seekr_cl.distributed.dtensor import is_sharded
+from seekr_cl.tasks.collate import IGNORE
+
+CHUNK_BYTES = 64 << 20
+"""The largest float32 logits that exist at once."""
+
+Finish = Callable[[Tensor], Tensor]
+"""From a head's output to logits."""
+
+Sums = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""Of logits [C, V] and their places [C] in the flattened batch, ascending: scalars that add up over chunks."""
+
+
+class AnswerHead:
+    """Stands before a model's head, as a hook; ``of`` finds it or puts it there.
+
+    Args:
+        plain: the model without wrappers.
+        head: its output embeddings.
+
+    Attributes:
+        place_N: where in the flattened batch logits are wanted; ``None``: everywhere.
+        length: tokens of a row, L.
+        sums: what is made of the logits if they do not fit into one chunk; ``None`` leaves that to ``later``.
+        summed: whether the last pass gave sums in the place of logits.
+        later: what makes logits [C, V] of some rows of the last pass, if it made none and no sums.
+        chunks: whether it can; the first pass with too many logits for one chunk finds out, and is then made again.
+    """
+
+    def __init__(self, plain: nn.Module, head: nn.Module) -> None:
+        config: Any = plain.config
+        self._config = config.get_text_config()
+        self._head = head
+        self.place_N: Tensor | None = None
+        self.sums: Sums | None = None
+        self.later: Callable[[Tensor], Tensor] | None = None
+        self.length, self.summed, self.chunks = 0, False, True
+        self._held: tuple[Tensor, torch.autocast] | None = None
+        self._finish: Finish | None = None
+        head.register_forward_pre_hook(self)
+        # Before the hooks of engines: they let go of the head's weights, and look for gradients of what is given out.
+        plain.register_forward_hook(self._deliver, prepend=True)
+
+    @classmethod
+    def of(cls, model: Any) -> "AnswerHead":
+        """The one of a model, which a compiler, engines and PEFT may have wrapped."""
+        for wrapper in ("_orig_mod", "module"):
+            model = getattr(model, wrapper, model)
+        head = model.get_output_embeddings()
+        found = [hook for hook in head._forward_pre_hooks.values() if isinstance(hook, cls)]
+        return found[0] if found else cls(model.get_base_model() if hasattr(model, "peft_config") else model, head)
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """The hidden states [1, N, D] that the head is to see; of too many the first alone."""
+        self._held = None
+        if self.place_N is None:
+            return None
+        # A prompt that an adapter learns stands before the first token, with outputs of its own.
+        hidden_ND = args[0][:, -self.length :].flatten(0, 1).index_select(0, self.place_N)
+        if self.chunks and 4 * self._config.vocab_size * len(hidden_ND) > CHUNK_BYTES:
+            hidden_ND = self._hold(hidden_ND)
+        return (hidden_ND[None],)
+
+    def _hold(self, hidden_ND: Tensor) -> Tensor:
+        kind = hidden_ND.device.type
+        precision = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+        self._held = hidden_ND, precision
+        return hidden_ND[:1]
+
+    @torch.compiler.disable
+    def _deliver(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Puts the sums over all chunks in the place of the first position's logits."""
+        if self._held is None:
+            return
+        (hidden_ND, precision), self._held = self._held, None
+        self._finish = self._finish or self._found(hidden_ND[:1], precision, output.logits[0])
+        self.chunks = self._finish is not None
+        if self.chunks and self.sums is None:
+            self.later = partial(self._later, hidden_ND, precision)
+        elif self.chunks and self.sums is not None and self.place_N is not None:
+            size = max(1, CHUNK_BYTES // (4 * self._config.vocab_size))
+            # By value: the backward pass makes a chunk again, maybe after a pass about something else.
+            one = partial(self._summed, self.sums, precision)
+            parts = zip(hidden_ND.split(size), self.place_N.split(size))
+            each = [checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+            output.logits, self.summed = torch.stack(each).sum(0), True
+
+    def _summed(self, sums: Sums, precision: torch.autocast, hidden_CD: Tensor, place_C: Tensor) -> Tensor:
+        assert self._finish is not None
+        return torch.stack(list(sums(self._logits(hidden_CD, precision, self._finish), place_C)))
+
+    def _later(self, hidden_ND: Tensor, precision: torch.autocast, row_C: Tensor) -> Tensor:
+        assert self._finish is not None
+        return self._logits(hidden_ND[row_C], precision, self._finish)
+
+    def _logits(self, hidden_CD: Tensor, precision: torch.autocast, finish: Finish) -> Tensor:
+        with precision:
+            return finish(self._head.forward(hidden_CD[None]))[0]
+
+    def _found(self, hidden_1D: Tensor, precision: torch.autocast, own_1V: Tensor) -> Finish | None:
+        """What the model does to its head's output, found out at one position; ``None`` if it is nothing known."""
+        if any(is_sharded(weight) or hasattr(weight, "ds_id") for weight in self._head.parameters()):
+            # An engine has let go of them already.
+            return None
+        with torch.no_grad():
+            near = 4 * torch.finfo(self._logits(hidden_1D, precision, _nothing).dtype).eps
+            for finish in _finishes(self._config):
+                ours_1V = self._logits(hidden_1D, precision, finish).to(own_1V.dtype)
+                if own_1V.shape == ours_1V.shape and torch.allclose(own_1V, ours_1V, near, near):
+                    return finish
+        return None
+
+
+def _nothing(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _capped(cap: float, logits: Tensor) -> Tensor:
+    return torch.tanh(logits / cap) * cap
+
+
+def _finishes(config: Any) -> Iterator[Finish]:
+    """What transformers' models do to logits, with the numbers of a config; what it does not name is left out."""
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if cap := getattr(config, name, None):
+            yield partial(_capped, cap)
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+        if scale := getattr(config, name, None):
+            yield partial(torch.mul, scale)
+            yield partial(torch.mul, 1 / scale)
+    yield _nothing
+
+
+def predicting(labels_BL: Tensor) -> Tensor:
+    """The positions [B, L] that a labelled token is predicted from."""
+    return F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
+
+
+def label_sum(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
+    """The cross entropy of the labelled tokens that are predicted from these places, summed up."""
+    next_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE)
+    target_C = next_BL.flatten()[place_C]
+    return F.cross_entropy(logits_CV.float(), target_C, ignore_index=IGNORE, reduction="sum")
