@@ -9,6 +9,7 @@ chunk by chunk, still within that pass, and a chunk's logits are made again for 
 Shapes: B batch, L padded length, D the model's width, V vocabulary, N positions in use, C of them in one chunk, T sums.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -30,91 +31,93 @@ Finish = Callable[[Tensor], Tensor]
 Sums = Callable[[Tensor, Tensor], Sequence[Tensor]]
 """Of logits [C, V] and their places [C] in the flattened batch, ascending: scalars that add up over chunks."""
 
+Asked = tuple[Tensor, int, Sums | None]
+
 
 class AnswerHead:
     """Stands before a model's head, as a hook; ``of`` finds it or puts it there.
 
     Args:
-        plain: the model without wrappers.
+        model: possibly wrapped by a compiler, by engines and by PEFT.
         head: its output embeddings.
 
     Attributes:
-        place_N: where in the flattened batch logits are wanted; ``None``: everywhere.
-        length: tokens of a row, L.
-        sums: what is made of the logits if they do not fit into one chunk; ``None`` leaves that to ``later``.
-        summed: whether the last pass gave sums in the place of logits.
-        later: what makes logits [C, V] of some rows of the last pass, if it made none and no sums.
-        chunks: whether it can; the first pass with too many logits for one chunk finds out, and is then made again.
+        asked: for the pass to come, where in the flattened batch logits are wanted, how many tokens a row has (L), and
+            what is made of the logits; ``None``: logits of all positions.
+        most: how many positions make one chunk; infinite for a head whose chunks cannot be made apart from its model.
+        held: of a pass with more than that, the hidden states at all of them and the precision of the pass.
     """
 
-    def __init__(self, plain: nn.Module, head: nn.Module) -> None:
-        config: Any = plain.config
-        self._config = config.get_text_config()
-        self._head = head
-        self.place_N: Tensor | None = None
-        self.sums: Sums | None = None
-        self.later: Callable[[Tensor], Tensor] | None = None
-        self.length, self.summed, self.chunks = 0, False, True
-        self._held: tuple[Tensor, torch.autocast] | None = None
+    def __init__(self, model: Any, head: nn.Module) -> None:
+        for wrapper in ("_orig_mod", "module"):
+            model = getattr(model, wrapper, model)
+        model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._head, self._config = head, model.config.get_text_config()
+        self.asked: Asked | None = None
+        self.most: float = max(1, CHUNK_BYTES // (4 * self._config.vocab_size))
+        self.held: tuple[Tensor, torch.autocast] | None = None
         self._finish: Finish | None = None
         head.register_forward_pre_hook(self)
         # Before the hooks of engines: they let go of the head's weights, and look for gradients of what is given out.
-        plain.register_forward_hook(self._deliver, prepend=True)
+        model.register_forward_hook(self._deliver, prepend=True, with_kwargs=True)
 
     @classmethod
     def of(cls, model: Any) -> "AnswerHead":
-        """The one of a model, which a compiler, engines and PEFT may have wrapped."""
-        for wrapper in ("_orig_mod", "module"):
-            model = getattr(model, wrapper, model)
-        head = model.get_output_embeddings()
+        """The one of a model, whatever has wrapped it."""
+        head = getattr(model, "module", model).get_output_embeddings()
         found = [hook for hook in head._forward_pre_hooks.values() if isinstance(hook, cls)]
-        return found[0] if found else cls(model.get_base_model() if hasattr(model, "peft_config") else model, head)
+        return found[0] if found else cls(model, head)
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """The hidden states [1, N, D] that the head is to see; of too many the first alone."""
-        self._held = None
-        if self.place_N is None:
+        """The hidden states [1, N, D] that the head is to see; of too many for one chunk the first alone."""
+        if self.asked is None:
             return None
         # A prompt that an adapter learns stands before the first token, with outputs of its own.
-        hidden_ND = args[0][:, -self.length :].flatten(0, 1).index_select(0, self.place_N)
-        if self.chunks and 4 * self._config.vocab_size * len(hidden_ND) > CHUNK_BYTES:
-            hidden_ND = self._hold(hidden_ND)
-        return (hidden_ND[None],)
+        hidden_ND = args[0][:, -self.asked[1] :].flatten(0, 1).index_select(0, self.asked[0])
+        return (hidden_ND[None] if len(hidden_ND) <= self.most else self._hold(hidden_ND),)
+
+    @torch.compiler.disable
+    def _deliver(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Behind the model: what was held of a pass becomes its sums."""
+        if self.held is not None and self.asked is not None:
+            self._sum_up(lambda: module.forward(*args, **kwargs), output, self.held, self.asked)
+
+    # More than one chunk --------------------------------------------------------------------------------------
 
     def _hold(self, hidden_ND: Tensor) -> Tensor:
         kind = hidden_ND.device.type
         precision = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-        self._held = hidden_ND, precision
-        return hidden_ND[:1]
+        self.held = hidden_ND, precision
+        return hidden_ND[None, :1]
 
-    @torch.compiler.disable
-    def _deliver(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Puts the sums over all chunks in the place of the first position's logits."""
-        if self._held is None:
-            return
-        (hidden_ND, precision), self._held = self._held, None
+    def _sum_up(self, again: Callable[[], Any], output: Any, held: tuple[Tensor, torch.autocast], asked: Asked) -> None:
+        """Puts the sums [T] over all chunks in the place of the first position's logits.
+
+        Without ``sums`` it is the hidden states [N, D]. A model that does something unknown to its head's output runs
+        once more, and in one chunk from then on.
+        """
+        (hidden_ND, precision), (place_N, _, sums) = held, asked
         self._finish = self._finish or self._found(hidden_ND[:1], precision, output.logits[0])
-        self.chunks = self._finish is not None
-        if self.chunks and self.sums is None:
-            self.later = partial(self._later, hidden_ND, precision)
-        elif self.chunks and self.sums is not None and self.place_N is not None:
-            size = max(1, CHUNK_BYTES // (4 * self._config.vocab_size))
+        if self._finish is None:
+            self.most = math.inf
+            output.logits = again().logits
+        elif sums is None:
+            output.logits = hidden_ND
+        else:
             # By value: the backward pass makes a chunk again, maybe after a pass about something else.
-            one = partial(self._summed, self.sums, precision)
-            parts = zip(hidden_ND.split(size), self.place_N.split(size))
+            one, size = partial(self._summed, sums, precision), int(self.most)
+            parts = zip(hidden_ND.split(size), place_N.split(size))
             each = [checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-            output.logits, self.summed = torch.stack(each).sum(0), True
+            output.logits = torch.stack(each).sum(0)
 
     def _summed(self, sums: Sums, precision: torch.autocast, hidden_CD: Tensor, place_C: Tensor) -> Tensor:
-        assert self._finish is not None
-        return torch.stack(list(sums(self._logits(hidden_CD, precision, self._finish), place_C)))
+        return torch.stack(list(sums(self.logits(hidden_CD, precision), place_C)))
 
-    def _later(self, hidden_ND: Tensor, precision: torch.autocast, row_C: Tensor) -> Tensor:
-        assert self._finish is not None
-        return self._logits(hidden_ND[row_C], precision, self._finish)
-
-    def _logits(self, hidden_CD: Tensor, precision: torch.autocast, finish: Finish) -> Tensor:
+    def logits(self, hidden_CD: Tensor, precision: torch.autocast, finish: Finish | None = None) -> Tensor:
+        """The logits [C, V] of hidden states that were held."""
+        finish = finish or self._finish
+        assert finish is not None
         with precision:
             return finish(self._head.forward(hidden_CD[None]))[0]
 
@@ -124,9 +127,9 @@ class AnswerHead:
             # An engine has let go of them already.
             return None
         with torch.no_grad():
-            near = 4 * torch.finfo(self._logits(hidden_1D, precision, _nothing).dtype).eps
+            near = 4 * torch.finfo(self.logits(hidden_1D, precision, _nothing).dtype).eps
             for finish in _finishes(self._config):
-                ours_1V = self._logits(hidden_1D, precision, finish).to(own_1V.dtype)
+                ours_1V = self.logits(hidden_1D, precision, finish).to(own_1V.dtype)
                 if own_1V.shape == ours_1V.shape and torch.allclose(own_1V, ours_1V, near, near):
                     return finish
         return None
@@ -159,6 +162,5 @@ def predicting(labels_BL: Tensor) -> Tensor:
 
 def label_sum(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
     """The cross entropy of the labelled tokens that are predicted from these places, summed up."""
-    next_BL = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE)
-    target_C = next_BL.flatten()[place_C]
-    return F.cross_entropy(logits_CV.float(), target_C, ignore_index=IGNORE, reduction="sum")
+    next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
+    return F.cross_entropy(logits_CV.float(), next_C, ignore_index=IGNORE, reduction="sum")

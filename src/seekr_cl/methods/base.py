@@ -317,24 +317,14 @@ def forward(model: Any, batch: Batch) -> Tensor:
 def ask(
     model: Any, batch: Batch, keep_BL: Tensor, sums: Sums, call: Callable[[Any, Batch], Any] = run
 ) -> Sequence[Tensor]:
-    """Runs a batch through a model and sums up over some of its positions what ``sums`` makes of their logits.
-
-    Args:
-        model: possibly wrapped.
-        batch: as in ``new_task_loss``.
-        keep_BL: the positions; of others no logits are made.
-        sums: called with logits [N, V] and their places in the flattened batch; more than once where there are many.
-        call: runs the model.
-    """
+    """Runs a batch and gives what ``sums`` makes of the logits at some positions; of others no logits are made."""
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
-    head.place_N, head.length, head.sums, head.summed = place_N, keep_BL.shape[1], sums, False
+    head.asked, head.held = (place_N, keep_BL.shape[1], sums), None
     try:
-        chunks, logits = head.chunks, call(model, batch).logits
+        logits = call(model, batch).logits
     finally:
-        head.place_N = head.sums = None
-    if head.chunks != chunks:
-        return ask(model, batch, keep_BL, sums, call)
-    return logits.unbind() if head.summed else sums(logits[0], place_N)
+        head.asked = None
+    return logits.unbind() if logits.dim() == 1 else sums(logits[0], place_N)
 
 
 def label_term(model: Any, batch: Batch, weight: float = 1.0, call: Callable[[Any, Batch], Any] = run) -> LossTerm:

@@ -22,7 +22,6 @@ from seekr_cl.methods.common.logit_distillation import (
     answer_logits,
     first_position,
     logit_positions,
-    places_of,
 )
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.settings import Ge, Hint, Settings
@@ -138,7 +137,11 @@ class DERppMSE(Method):
     def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Logits of the first draw, and the second draw."""
         layout = self.context.layout
-        kept = [(one.logits, layout.offset(len(one.ids_L), padded)) for _, one in picked if one.logits is not None]
+        kept = [
+            (one.logits, row * padded + layout.offset(len(one.ids_L), padded))
+            for row, (_, one) in enumerate(picked)
+            if one.logits is not None
+        ]
         raw = [signal.logits_AV for signal, _ in kept]
         logits: Batch = {
             "position": pad_sequence([signal.position_A + offset for signal, offset in kept], batch_first=True),
@@ -161,8 +164,8 @@ class DERppMSE(Method):
         terms: dict[str, LossTerm] = {}
         if self.settings.alpha:
             signals = batch["logits"]
-            real_BA, length = signals["real"], batch["labels"].shape[1]
-            place_BA, keep_BL = places_of(signals, length), torch.zeros_like(batch["labels"], dtype=torch.bool)
+            real_BA, place_BA = signals["real"], signals["position"]
+            keep_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
             keep_BL.view(-1)[place_BA[real_BA]] = True
 
             def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor]:

@@ -55,12 +55,13 @@ def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor]
     Many are made when they are asked for, so that they never exist at once.
     """
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
-    head.place_N, head.length, head.sums, head.later = place_N, keep_BL.shape[1], None, None
+    head.asked, head.held = (place_N, keep_BL.shape[1], None), None
     try:
-        chunks, logits_1NV = head.chunks, run(model, batch).logits
+        said = run(model, batch).logits
     finally:
-        head.place_N = None
-    if head.chunks != chunks:
-        return later_logits(model, batch, keep_BL)
-    of_rows, head.later = head.later or logits_1NV[0].__getitem__, None
-    return lambda place_C: of_rows(torch.searchsorted(place_N, place_C))
+        head.asked = None
+    if said.dim() == 3:
+        return lambda place_C: said[0, torch.searchsorted(place_N, place_C)]
+    assert head.held is not None
+    hidden_ND, precision = head.held
+    return lambda place_C: head.logits(hidden_ND[torch.searchsorted(place_N, place_C)], precision)

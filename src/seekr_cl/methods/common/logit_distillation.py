@@ -108,31 +108,32 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
         raise ConfigError(_NO_LOGITS)
 
 
-def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch (``LogitSignal.collate``); ConfigError if some samples have none."""
+def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int, rows: Sequence[int] | None = None) -> Batch:
+    """``LogitSignal.collate`` of a batch or ``rows`` of it, positions counted through all rows; ConfigError without."""
     found = [sample.signals.get("logits") for sample in samples]
     signals = [signal for signal in found if isinstance(signal, LogitSignal)]
     if len(signals) < len(samples):
         raise ConfigError(_NO_LOGITS)
-    return LogitSignal.collate(signals, [layout.offset(len(sample.ids_L), padded) for sample in samples])
+    starts = zip(rows or range(len(samples)), samples)
+    return LogitSignal.collate(signals, [row * padded + layout.offset(len(one.ids_L), padded) for row, one in starts])
 
 
-def places_of(signals: Batch, length: int) -> Tensor:
-    """Where the distilled positions [G, A] of signals stand in a flattened batch of rows of ``length`` tokens.
+def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
+    """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
 
-    ``signals`` are as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
+    ``signals`` are as ``pad_logits`` gives them.
     """
-    position_GA = signals["position"]
-    row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
-    return row_G[:, None] * length + position_GA
+    place_N = torch.arange(logits_BLV.shape[:2].numel(), device=logits_BLV.device)
+    total = distil_sum(logits_BLV.flatten(0, 1), place_N, signals, settings)
+    return total / signals["real"].sum().clamp(min=1)
 
 
-def distil_sum(logits_CV: Tensor, place_C: Tensor, signals: Batch, length: int, settings: LogitSettings) -> Tensor:
-    """L_ld (eq. 3) before its mean: divergences between the teacher's and the student's next-token distributions."""
-    place_GA = places_of(signals, length)
-    here_GA = signals["real"] & torch.isin(place_GA, place_C)
-    logq_NV = logits_CV[torch.searchsorted(place_C, place_GA[here_GA])].float().log_softmax(-1)
+def distil_sum(logits_CV: Tensor, place_C: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
+    """What ``distil_logits`` is the mean of, summed up over some places of the flattened batch."""
+    here_GA = signals["real"] & torch.isin(signals["position"], place_C)
+    logits_NV = logits_CV[torch.searchsorted(place_C, signals["position"][here_GA])].float()
     p_NK, tail_N = signals["prob"][here_GA].float(), signals["tail"][here_GA].float()
+    logq_NV = logits_NV.log_softmax(-1)
     entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][here_GA].float()
     if signals["token"] is None:
         cross_N = -(p_NK * logq_NV).sum(-1)
@@ -144,28 +145,20 @@ def distil_sum(logits_CV: Tensor, place_C: Tensor, signals: Batch, length: int, 
     return (cross_N - entropy_N if settings.logit_form == "kl" else cross_N).sum()
 
 
-def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
-    """L_ld (eq. 3) of logits that are there: the mean over all distilled positions."""
-    place_N = torch.arange(logits_BLV.shape[:2].numel(), device=logits_BLV.device)
-    total = distil_sum(logits_BLV.flatten(0, 1), place_N, signals, logits_BLV.shape[1], settings)
-    return total / signals["real"].sum().clamp(min=1)
-
-
 def label_and_logit_terms(
     model: Any, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
 ) -> dict[str, LossTerm]:
     """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13); each answer is of one teacher's samples."""
-    labels_BL, length = batch["labels"], batch["labels"].shape[1]
-    label_BL, keep_BL = predicting(labels_BL), predicting(labels_BL)
+    labels_BL, keep_BL = batch["labels"], predicting(batch["labels"])
+    labels, positions = keep_BL.sum(), torch.stack([one["real"].sum() for one in answers]).sum()
     for one in answers:
-        keep_BL.view(-1)[places_of(one, length)[one["real"]]] = True
+        keep_BL.view(-1)[one["position"][one["real"]]] = True
 
     def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor, Tensor]:
-        each = [distil_sum(logits_CV, place_C, one, length, settings) for one in answers]
-        return label_sum(logits_CV, place_C, labels_BL), torch.stack(each).sum()
+        logit = torch.stack([distil_sum(logits_CV, place_C, one, settings) for one in answers]).sum()
+        return label_sum(logits_CV, place_C, labels_BL), logit
 
     label, logit = ask(model, batch, keep_BL, sums)
-    labels, positions = label_BL.sum(), torch.stack([one["real"].sum() for one in answers]).sum()
     return {
         "replay": LossTerm(label / labels.clamp(min=1), settings.lambda1, labels),
         "logits": LossTerm(logit / positions.clamp(min=1), 1 - settings.lambda1, positions),

@@ -115,9 +115,9 @@ class Seekr(Method):
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
         terms = label_and_logit_terms(model, batch, answer.logits, self.settings)
-        layer_losses = distil.losses()
-        divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
-        attention = sum(layer_losses.values(), torch.zeros((), device=batch["labels"].device)) / max(1, divisor)
+        losses = list(distil.losses().values())
+        attention = torch.stack([torch.zeros((), device=batch["labels"].device), *losses]).sum()
+        attention = attention / max(1, len(losses) if self.settings.attention_reduction == "layer_mean" else 1)
         return terms | {"attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share)}
 
     def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
