@@ -147,11 +147,15 @@ def _capped(cap: float, logits: Tensor) -> Tensor:
     return torch.tanh(logits / cap) * cap
 
 
+def _capped_in_float32(cap: float, logits: Tensor) -> Tensor:
+    return _capped(cap, logits.float())
+
+
 def _finishes(config: Any) -> Iterator[Finish]:
     """What transformers' models do to logits, with the numbers of a config; what it does not name is left out."""
     for name in ("final_logit_softcapping", "logits_soft_cap"):
         if cap := getattr(config, name, None):
-            yield partial(_capped, cap)
+            yield from (partial(_capped, cap), partial(_capped_in_float32, cap))
     for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
         if scale := getattr(config, name, None):
             yield partial(torch.mul, scale)
