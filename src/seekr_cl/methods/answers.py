@@ -29,7 +29,7 @@ Finish = Callable[[Tensor], Tensor]
 """From a head's output to logits."""
 
 Sums = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""Of logits [C, V] and their places [C] in the flattened batch, ascending: scalars that add up over chunks."""
+"""Of logits [C, V] and their places [C] in the flattened batch, ascending: scalars that add up over chunks, or [C]."""
 
 Asked = tuple[Tensor, int, Sums | None]
 
@@ -92,7 +92,7 @@ class AnswerHead:
         return hidden_ND[None, :1]
 
     def _sum_up(self, again: Callable[[], Any], output: Any, held: tuple[Tensor, torch.autocast], asked: Asked) -> None:
-        """Puts the sums [T] over all chunks in the place of the first position's logits.
+        """Puts the sums [T] over all chunks, or values [T, N], in the place of the first position's logits.
 
         Without ``sums`` it is the hidden states [N, D]. A model that does something unknown to its head's output runs
         once more, and in one chunk from then on.
@@ -109,7 +109,7 @@ class AnswerHead:
             one, size = partial(self._summed, sums, precision), int(self.most)
             parts = zip(hidden_ND.split(size), place_N.split(size))
             each = [checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-            output.logits = torch.stack(each).sum(0)
+            output.logits = torch.stack(each).sum(0) if each[0].dim() == 1 else torch.cat(each, dim=1)
 
     def _summed(self, sums: Sums, precision: torch.autocast, hidden_CD: Tensor, place_C: Tensor) -> Tensor:
         return torch.stack(list(sums(self.logits(hidden_CD, precision), place_C)))
@@ -170,5 +170,10 @@ def predicting(labels_BL: Tensor) -> Tensor:
 
 def label_sum(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
     """The cross entropy of the labelled tokens that are predicted from these places, summed up."""
+    return label_losses(logits_CV, place_C, labels_BL).sum()
+
+
+def label_losses(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
+    """The cross entropy [C] of the tokens that are predicted from these places, 0 of those that have no label."""
     next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
-    return F.cross_entropy(logits_CV.float(), next_C, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits_CV.float(), next_C, ignore_index=IGNORE, reduction="none")

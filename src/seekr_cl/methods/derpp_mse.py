@@ -14,8 +14,19 @@ from torch.nn.utils.rnn import pad_sequence
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
-from seekr_cl.methods.answers import label_sum, predicting
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, ask, label_term, task_generator
+from seekr_cl.methods.answers import predicting
+from seekr_cl.methods.base import (
+    Batch,
+    Context,
+    LossTerm,
+    Method,
+    TaskResult,
+    ask,
+    label_term,
+    task_generator,
+    token_values,
+    weighted_term,
+)
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
@@ -113,16 +124,16 @@ class DERppMSE(Method):
                     keep_BL.view(-1)[kept[place]] = True
         seen: dict[int, list[Tensor]] = {place: [] for place in kept}
 
-        def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor]:
+        def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
             for place, own_A in kept.items():
                 here_A = own_A[torch.isin(own_A, place_C)]
                 seen[place].append(logits_CV[torch.searchsorted(place_C, here_A)].detach().cpu())
-            return (label_sum(logits_CV, place_C, labels_BL),)
+            return token_values(self.context.task_loss, logits_CV, place_C, labels_BL)
 
-        (total,) = ask(model, batch, keep_BL, sums)
+        labelled_N = label_BL.flatten()[keep_BL.flatten()]
+        said = [value_N[labelled_N] for value_N in ask(model, batch, keep_BL, values)]
         self._seen |= {place: torch.cat(parts) for place, parts in seen.items()}
-        count = label_BL.sum()
-        return {"task": LossTerm(total / count.clamp(min=1), count=count)}
+        return {"task": weighted_term(self.context.task_loss, batch, said)}
 
     def after_step(self, model: nn.Module) -> None:
         """Keeps what was seen where its number is the highest so far: each step that saw a sample is as likely."""

@@ -76,7 +76,8 @@ class ICaRL(Method):
         return terms if self.settings.exemplar_labels else {"distil_old": terms["distil_old"]}
 
     def _terms(self, model: Any, batch: Batch, teacher: nn.Module, labels: str, outputs: str) -> dict[str, LossTerm]:
-        label, output = label_and_divergence_terms(model, batch, teacher, self.settings.distillation)
+        loss = self.context.task_loss if labels == "task" else None
+        label, output = label_and_divergence_terms(loss, model, batch, teacher, self.settings.distillation)
         return {labels: label, outputs: output}
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from peft import PromptTuningConfig
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, label_term, run
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, run, task_term
 from seekr_cl.methods.common.lora import attach, name_base
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
@@ -112,7 +112,7 @@ class L2P(Method):
             seen.append(run(model, batch))
             return seen[-1]
 
-        terms = {"task": label_term(model, batch, call=noted)}
+        terms = {"task": task_term(self.context, model, batch, noted)}
         if self.settings.pull:
             terms["pull"] = LossTerm(seen[-1].distance.mean(), self.settings.pull)
         return terms

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
@@ -48,17 +46,10 @@ class LwF(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""
-        precision = _autocast(batch["labels"].device.type)
-        strength, temperature = self.settings.strength, self.settings.temperature
-        task, old = label_and_divergence_terms(model, batch, self._teacher, strength, temperature, precision)
+        loss, strength, temperature = self.context.task_loss, self.settings.strength, self.settings.temperature
+        task, old = label_and_divergence_terms(loss, model, batch, self._teacher, strength, temperature)
         return {"task": task, "old_outputs": old}
 
     def close(self) -> None:
         """Gives the earlier model's memory back."""
         self._teacher = None
-
-
-def _autocast(device: str) -> torch.autocast:
-    """The precision the Trainer runs the student in: it wraps that model's own forward, not the teacher's."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
-    return torch.autocast(device, dtype, enabled=dtype is not None)

@@ -4,49 +4,44 @@ Shapes: B batch, L padded length, V vocabulary, N positions in use, C of them in
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seekr_cl.methods.answers import AnswerHead, label_sum, predicting
-from seekr_cl.methods.base import Batch, LossTerm, ask, run
-from seekr_cl.methods.losses import divergence_sum
+from seekr_cl.methods.answers import AnswerHead, predicting
+from seekr_cl.methods.base import Batch, LossTerm, ask, run, token_values, weighted_term
+from seekr_cl.methods.common.precision import training_precision
+from seekr_cl.methods.losses import divergences
+from seekr_cl.methods.task_loss import TaskLoss
 
 
 def label_and_divergence_terms(
-    model: Any,
-    batch: Batch,
-    teacher: Any,
-    weight: float,
-    temperature: float = 1.0,
-    precision: AbstractContextManager[Any] | None = None,
+    loss: TaskLoss | None, model: Any, batch: Batch, teacher: Any, weight: float, temperature: float = 1.0
 ) -> tuple[LossTerm, LossTerm]:
     """The labels of a batch, and KL(teacher, model) of softened distributions: means over the labelled tokens.
 
     Args:
+        loss: weights on the labels' loss, if there are any.
         model: that is trained.
         batch: as in ``Method.new_task_loss``.
-        teacher: a frozen copy.
+        teacher: a frozen copy, which runs in the precision of training.
         weight: of the divergence.
         temperature: that both sides' logits are divided by.
-        precision: in which the teacher runs.
     """
     labels_BL = batch["labels"]
     keep_BL = predicting(labels_BL)
-    with torch.no_grad(), precision or nullcontext():
+    with torch.no_grad(), training_precision(labels_BL.device):
         said = later_logits(teacher, batch, keep_BL)
 
-    def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor, Tensor]:
+    def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
         with torch.no_grad():
             teacher_CV = said(place_C)
-        return label_sum(logits_CV, place_C, labels_BL), divergence_sum(teacher_CV, logits_CV, temperature)
+        return [*token_values(loss, logits_CV, place_C, labels_BL), divergences(teacher_CV, logits_CV, temperature)]
 
-    label, divergence = ask(model, batch, keep_BL, sums)
-    count = keep_BL.sum()
-    mean = divergence / count.clamp(min=1)
-    return LossTerm(label / count.clamp(min=1), count=count), LossTerm(mean, weight, count)
+    *label, divergence_N = ask(model, batch, keep_BL, values)
+    mean, count = divergence_N.sum() / max(1, len(divergence_N)), torch.tensor(len(divergence_N))
+    return weighted_term(loss, batch, label), LossTerm(mean, weight, count)
 
 
 def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor], Tensor]:
