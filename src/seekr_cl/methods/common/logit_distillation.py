@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.answers import label_sum, predicting
+from seekr_cl.methods.answers import label_losses, predicting
 from seekr_cl.methods.base import Batch, Layout, LossTerm, ask
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
@@ -156,7 +156,7 @@ def label_and_logit_terms(
 
     def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor, Tensor]:
         logit = torch.stack([distil_sum(logits_CV, place_C, one, settings) for one in answers]).sum()
-        return label_sum(logits_CV, place_C, labels_BL), logit
+        return label_losses(logits_CV, place_C, labels_BL).sum(), logit
 
     label, logit = ask(model, batch, keep_BL, sums)
     return {
