@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import zygote
-from tinylm import config_for, teach, two_tasks
+from tinylm import config_for, logits_in_chunks, teach, two_tasks
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.system import fault_points as faults
@@ -32,10 +32,12 @@ PATIENCE = 600
 def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
     """Two tasks one after the other, with a config made of ``settings``; those already learnt are not repeated."""
     settings = dict(settings)
+    chunk = settings.pop("chunk", None)
     tasks = two_tasks(**words)
     config = config_for(settings.pop("method"), folder, **settings)
     if not resume:
-        teach(base, folder, tasks, config)
+        with logits_in_chunks(chunk):
+            teach(base, folder, tasks, config)
         return
     source, memory = base, folder / "memory"
     for number, task in enumerate(tasks, start=1):

@@ -75,6 +75,16 @@ def test_two_processes_are_one(
     assert_same_outcome(one(name), tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["seekr", "lwf", "seekr-lora"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_logits_of_a_sharded_model_in_chunks(
+    bases: dict[str, Path], one: Callable[[str], Path], sharded: Pair, tmp_path: Path, name: str
+) -> None:
+    settings = settings_of(CASES[name], 2) | {"chunk": 2}
+    assert sharded.ask(bases["llama"], tmp_path, words_of(name), settings) == ["", ""]
+    assert_same_outcome(one(name), tmp_path, name)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_sharded_model_is_a_whole_one(

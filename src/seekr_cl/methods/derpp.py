@@ -8,7 +8,7 @@ import torch
 
 from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
@@ -57,7 +57,7 @@ class DERpp(Method):
     def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
         answer = self.teacher.answer(batch)
-        return label_and_logit_terms(forward(model, batch), batch, answer.logits, self.settings)
+        return label_and_logit_terms(model, batch, answer.logits, self.settings)
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Stores this model's answer-position logits with the samples, or what its adapter is now."""

@@ -40,7 +40,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.memory.signals import ROWS, Signal
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
@@ -116,14 +116,11 @@ class Seekr(Method):
             self._projections.note(batch, distil)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
-        logits_BLV = forward(model, batch)
-        layer_losses = distil.losses()
-        divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
-        attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
-        return {
-            **label_and_logit_terms(logits_BLV, batch, answer.logits, self.settings),
-            "attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share),
-        }
+        terms = label_and_logit_terms(model, batch, answer.logits, self.settings)
+        losses = list(distil.losses().values())
+        attention = torch.stack([torch.zeros((), device=batch["labels"].device), *losses]).sum()
+        attention = attention / max(1, len(losses) if self.settings.attention_reduction == "layer_mean" else 1)
+        return terms | {"attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share)}
 
     def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Every sample needs logits; without rows it is only left out of the attention term."""
