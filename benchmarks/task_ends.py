@@ -1,6 +1,6 @@
 """What SEEKR measures on kept samples, beside plain passes over them: before_task and after_task of one task.
 
-    python benchmarks/task_ends.py [--model FOLDER] [--samples 16] [--rounds 5] [--quick] [--json]
+    python benchmarks/task_ends.py [--model FOLDER] [--samples 16] [--length 512] [--rounds 5] [--quick]
 
 The plain passes are two forward and one backward pass over the same samples with the same model, one sample at a time
 as well as in batches of similar length, with the loss on the answers' tokens; the backward pass gives the gradients of
@@ -28,8 +28,8 @@ from seekr_cl.training.sample_selection import as_sample
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SEEKR_SHARED", ROOT / ".." / "shared"))
 SHAPES = {
-    "short answers": ("long_sequence/yahoo", 512),
-    "long answers": ("trace/MeetingBank", 512),
+    "short answers": "long_sequence/yahoo",
+    "long answers": "trace/MeetingBank",
 }
 
 
@@ -81,12 +81,12 @@ def task_ends(model: Any, samples: list[ReplaySample]) -> Callable[[], None]:
     return run
 
 
-def measure(folder: Path, count: int, rounds: int, rows: int) -> dict[str, Any]:
+def measure(folder: Path, count: int, rounds: int, rows: int, length: int) -> dict[str, Any]:
     """Ratios by shape."""
     model, tokenizer = load_model(folder)
     model.eval()
     found: dict[str, Any] = {}
-    for name, (path, length) in SHAPES.items():
+    for name, path in SHAPES.items():
         samples = samples_of(path, length, count, tokenizer)
         seconds = alternate(
             {
@@ -115,12 +115,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=4, help="rows of a plain batch")
-    parser.add_argument("--quick", action="store_true", help="8 samples, 3 rounds")
+    parser.add_argument("--length", type=int, default=512, help="the most tokens of a sample")
+    parser.add_argument("--quick", action="store_true", help="3 samples of 256 tokens, 1 round")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    count, rounds = (8, 3) if options.quick else (options.samples, options.rounds)
-    found = measure(Path(options.model), count, rounds, options.rows)
+    count, rounds, length = (3, 1, 256) if options.quick else (options.samples, options.rounds, options.length)
+    found = measure(Path(options.model), count, rounds, options.rows, length)
     if options.json:
         print(json.dumps(found))
         return

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import MATRIX, build
 from generating import LETTERS
 from hypothesis import given
 from hypothesis import strategies as st
 from tinylm import config_for, constant_task
+from transformers import GenerationConfig
 
 from seekr_cl import evaluate
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation import generate_answers
 from seekr_cl.evaluation.batches import SHARED, common_prefix, token_batches
+from seekr_cl.evaluation.decoding import Decoder, caches_plainly
 from seekr_cl.methods.common.generation import write
 from seekr_cl.models.precision import computing_in
 from seekr_cl.runs.stream_run import run
@@ -79,6 +82,24 @@ def test_a_shared_beginning_is_computed_once_and_changes_no_answer(pair) -> None
     # Once in each of the two calls, and never again beside the rest of a row.
     assert shapes.count((1, first)) == 2
     assert sum(rows * columns for rows, columns in shapes if columns > 1 and rows > 1) < 0.8 * 2 * sum(map(len, asked))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "cohere", "deepseek_v3", "phi", "gemma2", "bamba"])
+def test_families_that_count_positions_in_other_ways(kind: str) -> None:
+    row = next(one for one in MATRIX if one.kind == kind)
+    model = build(row)
+    if kind in ("gemma2", "bamba"):
+        assert not caches_plainly(model)  # windows; a recurrent state
+        return
+    assert caches_plainly(model)
+    settings = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0, eos_token_id=[5, 6, 7])
+    model.generation_config = settings
+    start = [3 + place % 17 for place in range(SHARED)]
+    asked = [start + [8 + n] * (1 + n % 4) for n in range(6)]
+    with torch.inference_mode():
+        alone = [Decoder(model, settings).go_on([one])[0][0] for one in asked]
+        assert Decoder(model, settings).go_on(asked)[0] == alone
+        assert Decoder(model, settings, start).go_on(asked, shared=True)[0] == alone
 
 
 def test_rows_that_have_ended_are_let_go(make_model) -> None:

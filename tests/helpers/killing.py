@@ -20,6 +20,7 @@ SOURCES = Path(__file__).parents[2] / "src"
 KILLED = -9
 _TIMES = {
     "seconds",
+    "timing",
     "written",
     "created",
     "model_folder",
