@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from tinylm import constant_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from zygote import run_seekr
 
 import seekr_cl
 from seekr_cl import ReplayConfig, ReplayMemory, SeekrConfig, SeekrError, Task, evaluate, learn
@@ -131,9 +130,8 @@ def test_a_method_from_a_users_own_file(base: Path, tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "c.yaml").write_text("method: mine:Half\nnum_train_epochs: 1\nuse_cpu: true\nprogress: none\n")
     words = ["learn", "--model", base, "--task", rows, "--memory", "memory", "--output", "out", "--config", "c.yaml"]
-    command = [sys.executable, "-m", "seekr_cl", *map(str, words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_seekr(words, tmp_path)
+    assert done.code == 0, done.err
     assert "half" in (tmp_path / "memory" / "generations" / "0001.json").read_text()
 
 
