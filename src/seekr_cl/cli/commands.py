@@ -1,5 +1,6 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from seekr_cl.report import score_table
 from seekr_cl.report.learning_verdict import of_learning
 from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
@@ -39,11 +41,17 @@ def learn_command(given: Any) -> None:
     config = _config(settings, given.config or "settings")
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
-    if learnt.cut:
-        out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
     verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
     collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
+    if given.json:
+        facts = {"task": task.name, "steps": learnt.steps, "seconds": learnt.seconds, "training": learnt.training}
+        facts |= {"prompts_cut": learnt.cut, "generation": memory.generation, "samples": len(memory.samples)}
+        facts |= {"memory_bytes": memory.num_bytes, "verdict": verdict.to_json()}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    if learnt.cut:
+        out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     out().print(
         f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
@@ -87,6 +95,9 @@ def run_command(given: Any) -> None:
         _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
         benchmark=benchmark,
     )  # fmt: skip
+    if given.json:
+        print(json.dumps(reading.read_json(Path(given.output) / "scores.json"), indent=2, ensure_ascii=False))
+        return
     out().print(score_table(matrix))
     print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)

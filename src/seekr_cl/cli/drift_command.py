@@ -13,6 +13,7 @@ from seekr_cl.errors import ConfigError, DataError, ModelError
 from seekr_cl.memory import ReplayMemory, accepted_hashes
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model
+from seekr_cl.models.whole import token_rows
 from seekr_cl.report.verdict import KINDS, shown
 from seekr_cl.runs.drift import DRIFT, Reference, compare_text, drift, prompt_groups, read_text, text_losses
 from seekr_cl.system import reading
@@ -94,7 +95,7 @@ def _load(source: str, dtype: str) -> tuple[Any, Any]:
 
 def _require_alike(models: dict[str, Any], groups: list[ProbeSet]) -> None:
     """Distributions over other vocabularies cannot be compared, nor tokens be asked that a model does not know."""
-    sizes = {name: one.get_output_embeddings().weight.shape[0] for name, one in models.items()}
+    sizes = {name: token_rows(one) for name, one in models.items()}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ModelError(

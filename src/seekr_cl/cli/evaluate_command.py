@@ -1,5 +1,6 @@
 """``seekr evaluate``: generate, score, and measure general ability."""
 
+import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -94,20 +95,29 @@ def evaluate_command(given: Any) -> None:
             _score_tasks(given, output, tasks, streams, asked, device)
         if given.general is not None:
             _score_general(given, output, asked, device)
-        verdict = collectives.on_main_broadcast(partial(_judge, given, output)) if given.before else None
-    if verdict is not None:
-        print_verdict(verdict)
+        told = collectives.on_main_broadcast(partial(_judge, given, output)) if given.before else None
+    if given.json:
+        print(json.dumps(_content(output) | {"verdict": told}, indent=2, ensure_ascii=False))
+        return
+    if told is not None:
+        print_verdict(Verdict.from_json(told))
     else:
         out().print("nothing to compare with: --before FOLDER names a former evaluation, for a verdict on this one")
     out().print(f"scores and predictions in {output}", soft_wrap=True)
 
 
-def _judge(given: Any, output: Path) -> Verdict:
+def _content(output: Path) -> dict[str, Any]:
+    """What the evaluation wrote: ``scores.json``, with ``general`` beside the tasks."""
+    scores = read_scores(output / SCORES) if (output / SCORES).is_file() else {}
+    return scores | ({"general": read_scores(output / GENERAL)} if (output / GENERAL).is_file() else {})
+
+
+def _judge(given: Any, output: Path) -> dict[str, Any]:
     """What the model lost and gained since the former evaluation, also written down."""
-    verdict = of_evaluations(Path(given.before), output)
-    write_json(output / VERDICT, verdict.to_json())
+    verdict = of_evaluations(Path(given.before), output).to_json()
+    write_json(output / VERDICT, verdict)
     if (output / SCORES).is_file():
-        write_json(output / SCORES, read_scores(output / SCORES) | {"verdict": verdict.to_json()})
+        write_json(output / SCORES, read_scores(output / SCORES) | {"verdict": verdict})
     return verdict
 
 
@@ -148,9 +158,9 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}",
             f"{score['format']['valid']:.0f}%" if score.get("format") else "-",
         )  # fmt: skip
-    out().print(table)
+    out(quiet=given.json).print(table)
     if said := line(scored.timing):
-        out().print(said, soft_wrap=True)
+        out(quiet=given.json).print(said, soft_wrap=True)
     scored.warn_of_broken_off()
 
 
@@ -193,7 +203,7 @@ def _score_general(given: Any, output: Path, asked: _Settings, device: torch.dev
         )
     means = [result["base_mean"], result["mean"], result["drift"]] if base else [result["mean"]]
     table.add_row("mean", "", "", *[f"{number:.1f}" for number in means], "")
-    out().print(table)
+    out(quiet=given.json).print(table)
 
 
 def _general_of(source: str, given: Any, data: Path | None, asked: _Settings, device: torch.device) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
     learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
+    learn.add_argument("--json", action="store_true", help="print the result for a program")
     _config_options(learn)
 
     run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="the run's folder")
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    run.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
         _take_launch(stoppable)
@@ -98,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
     )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
+    evaluate.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _take_launch(evaluate)
     _take_overrides(evaluate)
     evaluate.epilog = (
