@@ -110,6 +110,7 @@ CHOICE_ROWS = {
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
+    "train": Row("attention", "weights"),
     # Each of their kinds is in test_task_loss.py and test_averaging.py.
     "average": Row("wise_ft", "weights"),
     "task_loss": Row("dft", "weights"),

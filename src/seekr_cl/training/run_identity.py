@@ -22,7 +22,7 @@ _DECISIVE = (
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
 
 
-_IF_SET = ("task_loss", "average")
+_IF_SET = ("task_loss", "average", "train")
 """The same of what is off unless it is asked for, so that what was begun before there was such a setting goes on."""
 
 
