@@ -55,7 +55,7 @@ def test_the_shipped_model_masters_the_base_skills(skill, tmp_path):
 
 def test_quick_demo_in_a_real_process(tmp_path):
     words = ["demo", "--quick", "--output", tmp_path / "out"]
-    done = run_seekr([*words, "--methods", "seqft", "seekr+general"], tmp_path)
+    done = run_seekr([*words, "--methods", "seqft", "seekr+general", "num_train_epochs=2"], tmp_path)
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert list(results) == ["seqft", "seekr+general"]

@@ -55,6 +55,12 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], P
         context.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[int, Path]:
+    """By stage the trainings that were not killed, once they are there."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("stage", "name"), [(2, "seekr-joint"), (2, "seekr-adam"), *((3, name) for name in CASES_HERE)], ids=str
 )
@@ -73,13 +79,21 @@ def test_zero_is_one_process(
     ("stage", "fault"), [(2, "learn.step:16"), (3, "learn.step:16"), (3, "learn.scored:2")], ids=str
 )
 def test_a_killed_process_is_as_if_it_had_not_been(
-    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, stage: int, fault: str
+    bases: dict[str, Path],
+    zero: Callable[[int], Pair],
+    undisturbed: dict[int, Path],
+    tmp_path: Path,
+    stage: int,
+    fault: str,
 ) -> None:
     settings = settings_of(
         {"method": SEEKR | {"lambda2": "auto"}, "checkpoint_every": 2, "num_train_epochs": 2} | ADAM, 2
     )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert zero(stage).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
+    killed = tmp_path / "killed"
+    if stage not in undisturbed:
+        undisturbed[stage] = tmp_path / "whole"
+        assert zero(stage).ask(bases["llama"], undisturbed[stage], words_of("seekr"), settings) == ["", ""]
+    whole = undisturbed[stage]
     with zero_pair(stage, tmp_path, first_seed=2) as first:
         answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
