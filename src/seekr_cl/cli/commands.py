@@ -13,6 +13,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
+from seekr_cl.placement import declare
 from seekr_cl.report import score_table
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system.locks import hold
@@ -23,6 +24,18 @@ from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
+
+_OPTIONS = {"output": "--output", "resume": "--resume", "name": "--name", "task": "--task", "config": "--config"}
+_OF_A_STREAM = {"model": "--model", "tasks": "--task", "benchmark": "", "probes": "", "limit": ""}
+declare("the command line", lambda: _OPTIONS, lambda key: f"it is said on the command line: {_OPTIONS[key]}")
+declare(
+    "a stream",
+    lambda: _OF_A_STREAM,
+    lambda key: (
+        "it belongs to a stream, the file that seekr run takes"
+        + (f"; seekr learn takes {_OF_A_STREAM[key]}" if _OF_A_STREAM[key] else "")
+    ),
+)
 
 
 def learn_command(given: Any) -> None:

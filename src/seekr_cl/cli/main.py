@@ -226,10 +226,19 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
-            parser.error(f"unrecognized argument: {word}")
+            parser.error(f"unrecognized argument: {word}{_as_setting(word, given)}")
     if rest:
         given.overrides = rest
     return given
+
+
+def _as_setting(word: str, given: Any) -> str:
+    """How an option that there is not would be written as a setting, for who comes from another tool."""
+    name, sign, value = word.removeprefix("--").partition("=")
+    key = name.replace("-", "_")
+    if not word.startswith("--") or not hasattr(given, "overrides") or not key.replace(".", "").isidentifier():
+        return ""
+    return f"; a setting is written {key}={value if sign else 'VALUE'}, without dashes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

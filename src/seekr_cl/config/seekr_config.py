@@ -18,12 +18,13 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
-from seekr_cl.errors import ConfigError, first_line, nearest
+from seekr_cl.errors import ConfigError, first_line
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.method_config import MethodConfig, read_method
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import read_peft
+from seekr_cl.placement import TOP, declare, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
@@ -249,6 +250,12 @@ _CHECKED = tuple(
 )
 """Fields whose annotation says all that a value may be."""
 
+declare(
+    TOP,
+    lambda: [one.name for one in dataclasses.fields(SeekrConfig) if one.init and one.name not in DECIDED],
+    lambda key: f"it belongs at the top level of the settings: write {key}=VALUE, or {key}: VALUE in YAML",
+)
+
 
 def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:
     """A config from a mapping such as a YAML file's top level.
@@ -269,6 +276,6 @@ def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "con
             raise ConfigError(f"{source}: '{key}' would be ignored: {DECIDED[key]}; remove it")
         if key not in fields:
             known = [name for name in fields if name not in DECIDED]
-            raise ConfigError(f"{source}: unknown key '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"{source}: {unknown(key, TOP, known, listed=False)}")
         values[key] = check_value(value, hints[key], f"{source}: {key}")
     return SeekrConfig(output_dir=output_dir, **values)
