@@ -8,6 +8,7 @@ from typing import Any
 
 from seekr_cl.cli.output import out, size
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
+from seekr_cl.config.rates import told
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.models.loading import load_model, require_free, save_model
@@ -62,9 +63,7 @@ def _rate(training: dict[str, Any]) -> str:
     """The learning rate, and where it comes from if not from the user."""
     if "learning_rate" not in training:
         return ""
-    source = training["from"]["learning_rate"]
-    told = "" if source == "user" else f" (the default of the {source})"
-    return f" at learning rate {training['learning_rate']:g}{told}"
+    return f" at {told(training['learning_rate'], training['from']['learning_rate'])}"
 
 
 def run_command(given: Any) -> None:

@@ -52,7 +52,8 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
-        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter; for all weights 1e-5 at seven
+            billion of them, more for a smaller model (5e-5 at 135 million); with a preset of a paper 1e-5.
         lr_scheduler_type: default the method's own, else ``cosine``.
         optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
