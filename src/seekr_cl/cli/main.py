@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-memory", help="of one GPU (default 80GB)")
     plan.add_argument("--json", action="store_true", help="numbers for a program; sizes in bytes")
     _config_options(plan, config_file=False)
-    plan.set_defaults(plan_stream=None)
+    plan.set_defaults(stream_file=None)
     plan.usage = (plan.usage or "").replace("[KEY=VALUE ...]", "[STREAM.yaml] [KEY=VALUE ...]")
 
     evaluate = commands.add_parser("evaluate", help="generate and score")
@@ -135,6 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="for a program")
     _config_options(inspect)
 
+    _first_use_commands(commands)
+
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
 
@@ -144,6 +146,20 @@ def build_parser() -> argparse.ArgumentParser:
     memory = commands.add_parser("memory", help="inspect and maintain a memory")
     _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
     return parser
+
+
+def _first_use_commands(commands: Any) -> None:
+    validate = commands.add_parser("validate", help="check all that a run would check, without training")
+    validate.add_argument("--model", help="model folder or Hub name; a stream may name its own")
+    validate.add_argument("--task", help="the data of one learning: file, folder, or hub:owner/name")
+    validate.add_argument("--name", help="the task's name; default the file's or folder's")
+    validate.add_argument("--memory", help="memory folder that the learning would go on from")
+    validate.add_argument("--output", help="folder that would be written: is it free, is the disk large enough")
+    validate.add_argument("--json", action="store_true", help="for a program")
+    _config_options(validate, config_file=False)
+    validate.set_defaults(stream_file=None)
+    validate.usage = (validate.usage or "").replace("[KEY=VALUE ...]", "[FILE.yaml] [KEY=VALUE ...]")
+    validate.epilog = f"FILE.yaml is a stream, or the settings of one learning. {validate.epilog}"
 
 
 def _benchmark_commands(commands: Any) -> None:
@@ -219,10 +235,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
         rest += settings
         given.task = [word for word in given.task if word not in settings]
-    if hasattr(given, "plan_stream"):
+    if hasattr(given, "stream_file"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
-        given.plan_stream = files[0] if files else None
+        given.stream_file = files[0] if files else None
         rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):

@@ -109,11 +109,16 @@ def whole_rate(config: Any, network: Any) -> tuple[float, str]:
 
     A preset is about the paper's model, whatever is trained by it.
     """
+    return whole_rate_of(config, sum(weight.numel() for weight in network.parameters()))
+
+
+def whole_rate_of(config: Any, parameters: int) -> tuple[float, str]:
+    """``whole_rate`` of a model with so many weights."""
     rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
     if rate != config.settled["learning_rate"]:
         return rate, "user"
     if source == "library" and config.preset == "default":
-        return rate_of_size(sum(weight.numel() for weight in network.parameters())), "model size"
+        return rate_of_size(parameters), "model size"
     return rate, source
 
 

@@ -77,9 +77,6 @@ def load(state: Learning) -> None:
         dtype=state.weights_dtype,
     )
     check_memory(state.store, network)
-    collectives.on_main(lambda: tidy(state.store.path))
-    if state.resume:
-        collectives.on_main(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source.name)
     if config.carry_optimizer:
         check_carry(Path(state.source.name), state.network, optimizer_keys)
@@ -88,6 +85,13 @@ def load(state: Learning) -> None:
         once.shard(state.network, config)
     else:
         state.network.to(config.device)
+
+
+def clear_leftovers(state: Learning) -> None:
+    """Removes what killed processes left in the memory, now that it is known to be the model's, and in the output."""
+    collectives.on_main(lambda: tidy(state.store.path))
+    if state.resume:
+        collectives.on_main(lambda: make_room(state.output))
 
 
 def prepare(state: Learning) -> None:
