@@ -117,6 +117,20 @@ def _stream(given: Any, file: str) -> _Stream:
     return _Stream(spec, settings, _model_source(folder, str(model)), loaders, limit, benchmark)
 
 
+def init_command(given: Any) -> None:
+    """``seekr init``."""
+    from seekr_cl.cli import init_command as init
+
+    init.init_command(given)
+
+
+def doctor_command(given: Any) -> None:
+    """``seekr doctor``."""
+    from seekr_cl.cli.doctor_command import doctor
+
+    doctor(given, _config(apply_overrides({}, given.overrides, None), "settings"))
+
+
 def validate_command(given: Any) -> None:
     """``seekr validate``."""
     from seekr_cl.cli.validate_command import asked_for, validated
@@ -248,6 +262,8 @@ COMMANDS = {
     "methods": methods_command,
     "inspect": inspect_command,
     "validate": validate_command,
+    "init": init_command,
+    "doctor": doctor_command,
 }
 
 

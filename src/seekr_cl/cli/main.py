@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.examples import add_examples
 from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
@@ -19,6 +20,7 @@ _PIPE_CLOSED = 141
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
 _SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
+_METHODS = f"one of {', '.join(METHOD_NAMES)} (see seekr methods)"
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; continue with "
     "--resume. A second Ctrl-C stops at once."
@@ -107,7 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
     score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
     score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
-    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
@@ -145,10 +146,31 @@ def build_parser() -> argparse.ArgumentParser:
 
     memory = commands.add_parser("memory", help="inspect and maintain a memory")
     _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
+    add_examples(parser)
     return parser
 
 
 def _first_use_commands(commands: Any) -> None:
+    init = commands.add_parser("init", help="write a first settings file, with comments, from options or questions")
+    init.add_argument("file", nargs="?", default="seekr.yaml", metavar="FILE.yaml", help="default seekr.yaml")
+    init.add_argument("--model", help="model folder or Hub name")
+    init.add_argument("--data", nargs="+", help="data of each task, in order: file, folder or hub:owner/name")
+    init.add_argument("--test", nargs="+", help="test file of each task; folders may have them inside")
+    init.add_argument("--method", help=_METHODS)
+    which = init.add_mutually_exclusive_group()
+    which.add_argument("--adapter", action="store_true", default=None, help="train an adapter (LoRA)")
+    which.add_argument("--full", dest="adapter", action="store_false", help="train all weights")
+    init.add_argument("--keep", type=float, metavar="N", help="samples to keep of each task, or a share such as 0.01")
+    init.add_argument("--use-cpu", action="store_true", help="for a machine without a GPU")
+
+    doctor = commands.add_parser("doctor", help="versions, devices, kernels, and what a model supports")
+    doctor.add_argument("--model", help="model folder or Hub name; no weights are loaded")
+    doctor.add_argument("--json", action="store_true", help="for a program")
+    _take_overrides(doctor)
+
+    completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+
     validate = commands.add_parser("validate", help="check all that a run would check, without training")
     validate.add_argument("--model", help="model folder or Hub name; a stream may name its own")
     validate.add_argument("--task", help="the data of one learning: file, folder, or hub:owner/name")
@@ -207,7 +229,7 @@ def _memory_commands(commands: Any) -> None:
 def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:
     if config_file:
         parser.add_argument("--config", help="YAML file with settings")
-    parser.add_argument("--method", help=f"one of {', '.join(METHOD_NAMES)} (see seekr methods)")
+    parser.add_argument("--method", help=_METHODS)
     _take_overrides(parser)
 
 
@@ -275,6 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from seekr_cl.cli.score import score_command
 
                 score_command(given)
+            elif given.command == "completion":
+                from seekr_cl.cli.completion_command import completion
+
+                print(completion(given.shell, build_parser()))
             else:
                 from seekr_cl.cli import commands
 

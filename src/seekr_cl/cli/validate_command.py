@@ -1,6 +1,7 @@
 """``seekr validate``: all that a run would check, without training."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,16 +169,15 @@ def asked_for(
 
 def _command(given: Any, wanted: dict[str, Any]) -> str:
     output = given.output or "OUTPUT"
-    more = [f"--method {given.method}"] if given.method else []
+    more = ["--method", given.method] if given.method else []
     more += given.overrides
     if wanted.get("is_run"):
-        model = [f"--model {given.model}"] if given.model else []
-        return " ".join(["seekr run", given.stream_file, f"--output {output}", *model, *more])
-    config = [f"--config {given.stream_file}"] if given.stream_file else []
-    name = [f"--name {given.name}"] if given.name else []
-    memory = given.memory or "MEMORY"
-    words = [f"--model {given.model}", f"--task {given.task}", f"--memory {memory}", f"--output {output}"]
-    return " ".join(["seekr learn", *words, *name, *config, *more])
+        model = ["--model", given.model] if given.model else []
+        return shlex.join(["seekr", "run", given.stream_file, "--output", output, *model, *more])
+    config = ["--config", given.stream_file] if given.stream_file else []
+    name = ["--name", given.name] if given.name else []
+    words = ["--model", given.model, "--task", given.task, "--memory", given.memory or "MEMORY", "--output", output]
+    return shlex.join(["seekr", "learn", *words, *name, *config, *more])
 
 
 __all__ = ["Asked", "asked_for", "validated"]

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from seekr_cl.config.seekr_config import SeekrConfig
-from seekr_cl.errors import ModelError
+from seekr_cl.errors import ModelError, first_line
 from seekr_cl.models.context import DEFAULT_LENGTH
 from seekr_cl.planning.plan import WIDTHS
 from seekr_cl.planning.shape import ModelShape, read_shape
@@ -33,13 +33,24 @@ _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps", "deeps
 
 def known_shape(model: str) -> ModelShape | None:
     """The shape of a model in a folder or on the Hub; ``None`` if its config is of no kind known here."""
-    place: Any = Path(model)
     try:
-        if not place.exists():
-            place = cached_file(model, "config.json")
-        return None if place is None else read_shape(place)
-    except (ModelError, OSError, ValueError):
+        return read_shape(place_of(model))
+    except ModelError:
         return None
+
+
+def place_of(model: str) -> Path:
+    """The folder of a model, or the file with its config where it is a name on the Hub.
+
+    Raises:
+        ModelError: if there is neither.
+    """
+    if Path(model).exists() or model.count("/") != 1:
+        return Path(model)
+    try:
+        return Path(cached_file(model, "config.json"))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{model}: its config cannot be had from the Hub ({first_line(error)})") from error
 
 
 def disk_need(shape: ModelShape, config: SeekrConfig, adapter: int | None, models: int, samples: int) -> int:
