@@ -24,6 +24,10 @@ def init_command(given: Any) -> None:
     Raises:
         SeekrError: for a model or data that cannot be used, or a file that is there already.
     """
+    if given.file is None:
+        # The list of an option before it has taken it.
+        lists = [one for one in (given.data, given.test) if one and one[-1].endswith((".yaml", ".yml"))]
+        given.file = lists[0].pop() if lists else "seekr.yaml"
     file = Path(given.file)
     if file.exists():
         raise OutputError(f"{file}: already exists; name another file, or remove it first")

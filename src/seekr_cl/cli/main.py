@@ -152,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _first_use_commands(commands: Any) -> None:
     init = commands.add_parser("init", help="write a first settings file, with comments, from options or questions")
-    init.add_argument("file", nargs="?", default="seekr.yaml", metavar="FILE.yaml", help="default seekr.yaml")
+    init.add_argument("file", nargs="?", metavar="FILE.yaml", help="default seekr.yaml")
     init.add_argument("--model", help="model folder or Hub name")
     init.add_argument("--data", nargs="+", help="data of each task, in order: file, folder or hub:owner/name")
     init.add_argument("--test", nargs="+", help="test file of each task; folders may have them inside")

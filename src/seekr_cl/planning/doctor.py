@@ -99,11 +99,11 @@ def _versions(made: Diagnosis) -> None:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             wanted[requirement.name] = requirement
     for name in dict.fromkeys([*_SHOWN, *wanted]):
-        requirement, found = wanted.get(name), _version(name)
+        needed, found = wanted.get(name), _version(name)
         if found is None:
-            made.add("versions", name, f"not installed; pip install '{requirement or name}'", "problem")
-        elif requirement is not None and not requirement.specifier.contains(found, prereleases=True):
-            made.add("versions", name, f"{found}, needed is {requirement.specifier}", "problem")
+            made.add("versions", name, f"not installed; pip install '{needed or name}'", "problem")
+        elif needed is not None and not needed.specifier.contains(found, prereleases=True):
+            made.add("versions", name, f"{found}, needed is {needed.specifier}", "problem")
         elif name in _SHOWN:
             made.add("versions", name, found)
     for name, use in OPTIONAL.items():
@@ -197,11 +197,11 @@ def _liger(made: Diagnosis, shape: ModelShape) -> None:
     if find_spec("liger_kernel") is None:
         return
     try:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except Exception as error:  # it asks for Triton's driver, which raises what it likes
         made.add("model", "Liger", f"cannot be imported ({first_line(error)})", "missing")
         return
-    has = shape.name in known
+    has = shape.name in MODEL_TYPE_TO_APPLY_LIGER_FN
     made.add("model", "Liger", "has kernels for it" if has else f"has none for '{shape.name}'", "ok" if has else "no")
 
 
@@ -217,7 +217,8 @@ def _room(made: Diagnosis, model: str, shape: ModelShape, config: SeekrConfig) -
     for name, adapter in ways:
         if name != "all weights" and adapter is None:
             continue
-        total = need(shape, config, adapter, config.per_device_train_batch_size, tokens, machine.bf16).total
+        batch = config.per_device_train_batch_size
+        total = need(shape, config, adapter, batch, tokens, machine.bf16).total
         fits = total <= ROOM * machine.memory
-        text = f"about {size(total)} of {size(machine.memory)} for batches of {config.per_device_train_batch_size} x {tokens}"
+        text = f"about {size(total)} of {size(machine.memory)} in batches of {batch} x {tokens}"
         made.add("model", f"training, {name}", text, "ok" if fits else "no")

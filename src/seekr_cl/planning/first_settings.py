@@ -161,7 +161,7 @@ def _training(
     base: SeekrConfig,
 ) -> None:
     if base.training_sources["learning_rate"] == "method":
-        rate, why = float(base.learning_rate), f"That of {answers.method}'s paper or official code."
+        rate, why = float(base.learning_rate or 0.0), f"That of {answers.method}'s paper or official code."
     elif adapter:
         rate, why = adapter_rate(LORA["peft_type"]), "A LoRA's: ten times and more that of all weights."
     else:
