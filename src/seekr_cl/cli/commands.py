@@ -14,6 +14,7 @@ from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read
 from seekr_cl.config.rates import told
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.models.card import write_card
 from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
@@ -28,6 +29,7 @@ from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_limit, check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.model_card import merged_card
 
 _OPTIONS = {"output": "--output", "resume": "--resume", "name": "--name", "task": "--task", "config": "--config"}
 _OF_A_STREAM = {"model": "--model", "tasks": "--task", "benchmark": "", "probes": "", "limit": ""}
@@ -186,7 +188,13 @@ def export_command(given: Any) -> None:
         model, tokenizer = load_model(given.model, given.dtype)
         # Asked before the adapter is merged into the weights that it is about.
         origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
-        save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
+        card = merged_card(Path(given.model), given.model)
+
+        def add_files(folder: Path) -> None:
+            note_merged(folder, sha256=origin)
+            write_card(folder, card)
+
+        save_model(output, merged(model, given.model), tokenizer, add_files)
     out().print(f"model in {output}", soft_wrap=True)
 
 

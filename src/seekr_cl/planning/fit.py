@@ -48,7 +48,7 @@ def place_of(model: str) -> Path:
     if Path(model).exists() or model.count("/") != 1:
         return Path(model)
     try:
-        return Path(cached_file(model, "config.json"))
+        return Path(str(cached_file(model, "config.json")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{model}: its config cannot be had from the Hub ({first_line(error)})") from error
 

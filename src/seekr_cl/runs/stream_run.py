@@ -32,6 +32,7 @@ from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
+from seekr_cl.runs.card_scores import add_scores
 from seekr_cl.runs.example_check import check_examples, check_tasks, stages_of
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
@@ -187,6 +188,7 @@ class Run:
             made: Any = memory.tasks[-1].info.get("training", {})
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            collectives.on_main(partial(self._note_scores, folder, f"{number:02d}-{name}", matrix))
             training.append({"task": name} | done.training)
             seconds += done.seconds
             if collectives.is_main():
@@ -273,6 +275,20 @@ class Run:
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
         return scored, settings_of(engine, encoder)
+
+    def _note_scores(self, folder: Path, stage: str, matrix: ScoreMatrix) -> None:
+        """The scores of a stage into the card of its model."""
+        content = reading.read_json(self.output / "evaluations" / stage / SCORES)
+        found = {
+            task.name: {
+                "score": content["scores"][task.name],
+                "metric": task.metric,
+                "interval": content.get("intervals", {}).get(task.name),
+                "examples": len(task.test),
+            }
+            for task in [*self.tasks, *self.probes]
+        }
+        add_scores(folder, found, dict(zip([task.name for task in self.tasks], matrix.base or [])))
 
     def _write(
         self,
