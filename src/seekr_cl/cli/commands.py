@@ -133,6 +133,13 @@ def doctor_command(given: Any) -> None:
     doctor(given, _config(apply_overrides({}, given.overrides, None), "settings"))
 
 
+def push_command(given: Any) -> None:
+    """``seekr push``."""
+    from seekr_cl.cli import push_command as push
+
+    push.push_command(given)
+
+
 def validate_command(given: Any) -> None:
     """``seekr validate``."""
     from seekr_cl.cli.validate_command import asked_for, validated
@@ -272,6 +279,7 @@ COMMANDS = {
     "validate": validate_command,
     "init": init_command,
     "doctor": doctor_command,
+    "push": push_command,
 }
 
 

@@ -168,6 +168,15 @@ def _first_use_commands(commands: Any) -> None:
     doctor.add_argument("--json", action="store_true", help="for a program")
     _take_overrides(doctor)
 
+    push = commands.add_parser("push", help="put a model folder onto the Hugging Face Hub")
+    push.add_argument("folder", metavar="FOLDER", help="model or adapter folder")
+    push.add_argument("repo", metavar="OWNER/NAME", help="the repository; made if it is not there")
+    push.add_argument("--private", action="store_true", help="only its owner may see it")
+    push.add_argument("--base", metavar="OWNER/NAME", help="what an adapter's base model is called on the Hub")
+    push.add_argument("--message", help="of the commit")
+    push.add_argument("--dry-run", action="store_true", help="only list what would be sent")
+    push.add_argument("--json", action="store_true", help="for a program")
+
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
 

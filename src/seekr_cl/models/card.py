@@ -49,6 +49,11 @@ class Base:
     language: Any = None
 
 
+def is_repo_name(name: str) -> bool:
+    """Whether a name has the form ``OWNER/NAME`` of the Hub."""
+    return _REPO.fullmatch(name) is not None
+
+
 def escaped(text: Any, most: int = 200) -> str:
     """Text that Markdown and HTML show as it is: in one line, every sign that means something with a backslash."""
     plain = _CONTROL.sub(" ", str(text))
