@@ -7,7 +7,6 @@ is never written over. Whatever comes from data, names or paths is escaped: it i
 import hashlib
 import os
 import re
-import string
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENSE = ("license", "license_name", "license_link")
 # What moves a cursor, turns text around or ends a line.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_MARKED = re.compile(f"[{re.escape(string.punctuation)}]")
+_MARKED = re.compile(r"[\\`*_{}\[\]<>()#!|~$&@:]|(?<=www)\.")
 
 
 @dataclass(frozen=True, slots=True)

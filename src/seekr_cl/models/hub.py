@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from seekr_cl.errors import ConfigError, ModelError, OutputError, first_line
@@ -34,11 +33,8 @@ _MODEL = (
     *("seekr_adapter.json", "seekr_merged.json"),
 )
 _ADAPTER = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "seekr_adapters.json",
-    "seekr_method.json",
-    "seekr_method.safetensors",
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("seekr_adapters.json", "seekr_method.json", "seekr_method.safetensors"),
 )
 _TEMPLATES = ("additional_chat_templates", "chat_templates")
 
@@ -203,7 +199,7 @@ def _refusals(repo: str) -> Iterator[None]:
         raise OutputError(f"push: the Hub fails ({status}: {said}); {again}") from error
     except OfflineModeIsEnabled as error:
         raise ConfigError("push: HF_HUB_OFFLINE is set; unset it to reach the Hub") from error
-    except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+    except (HTTPError, ConnectionError, TimeoutError) as error:
         raise OutputError(f"push: the Hub cannot be reached ({first_line(error)}); {again}") from error
     except (ConfigError, OutputError):
         raise

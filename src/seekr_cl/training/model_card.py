@@ -59,7 +59,7 @@ def learned_card(
     method = state.config.method
     tags = [TAG, "continual-learning", method.name]
     data = _head(base, adapter, tags, state.tasks)
-    names = ", ".join(escaped(task.name) for task in state.tasks)
+    names = ", ".join(escaped(task.name, 60) for task in tasks[-8:] if not task.info.get("general"))
     use = _QUERY_USE if getattr(network, "query_conditioned", False) else _ADAPTER_USE if adapter else _PLAIN_USE
     parts = [
         f"# {escaped(base.shown)}, taught {names}",
