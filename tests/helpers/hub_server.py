@@ -95,7 +95,11 @@ def hub_server() -> Iterator[Hub]:
             wanted = json.loads(body)["objects"]
             objects = [
                 {"oid": item["oid"], "size": item["size"]}
-                | ({} if item["oid"] in hub.blobs else {"actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}})
+                | (
+                    {}
+                    if item["oid"] in hub.blobs
+                    else {"actions": {"upload": {"href": f"{hub.url}/lfs/{item['oid']}"}}}
+                )
                 for item in wanted
             ]
             one.answer({"transfer": "basic", "objects": objects})
