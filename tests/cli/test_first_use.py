@@ -15,8 +15,8 @@ from cli_world import World, fingerprint, write
 from seekr_cl.cli.examples import EXAMPLES
 from seekr_cl.cli.main import _parse, build_parser, main
 from seekr_cl.config.seekr_config import config_from
-from seekr_cl.planning.fit import advice, choose, need
 from seekr_cl.planning.first_settings import scalar
+from seekr_cl.planning.fit import advice, choose, need
 from seekr_cl.planning.shape import read_shape
 from seekr_cl.system.machine import Machine
 

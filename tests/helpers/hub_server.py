@@ -73,7 +73,7 @@ def hub_server() -> Iterator[Hub]:
                 return
             route(self, path, body)
 
-        do_GET = do_POST = do_PUT = do_HEAD = handle_any  # noqa: N815
+        do_GET = do_POST = do_PUT = do_HEAD = handle_any
 
     def route(one: Handler, path: str, body: bytes) -> None:
         parts = path.strip("/").split("/")
