@@ -7,7 +7,7 @@ KILLS := 200
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo check test smollm2 torture lint clean
+.PHONY: demo check test smollm2 torture lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -32,6 +32,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# The documentation as a site in build/site; a warning is an error.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ SLOW = {
     "tasks": {"test_fuzzed_files"},
     "attention": {"test_architectures", "test_kernels"},
     "methods": {"test_matrix"},
-    "docs": {"test_readme"},
+    "docs": {"test_readme", "test_site"},
 }
 """Files of tests that start processes, kill them, go through every method or family, or run for minutes."""
 

@@ -1,6 +1,7 @@
 """What a user of Hugging Face's libraries types first."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def test_the_public_names_are_what_dir_shows():
     for name in seekr_cl.__all__:
         assert getattr(seekr_cl, name) is not None
     assert {"Example", "Method", "register_method", "evaluate", "learn", "ReplayConfig"} <= set(dir(seekr_cl))
+    stub = Path(seekr_cl.__file__).with_suffix(".pyi").read_text()
+    assert set(re.findall(r" as (\w+)", stub)) == set(dir(seekr_cl)), "what editors see"
     assert "SeekrTrainer" not in dir(seekr_cl)  # it is no Trainer that takes model, args and train_dataset
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         seekr_cl.nonsense  # noqa: B018

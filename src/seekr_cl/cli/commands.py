@@ -10,8 +10,10 @@ from typing import Any
 
 from seekr_cl.cli.choices import open_choices, show_choices
 from seekr_cl.cli.output import out, size
+from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.config.rates import told
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.models.card import write_card
@@ -20,7 +22,10 @@ from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.placement import declare
 from seekr_cl.report import score_table
+from seekr_cl.report.learning_verdict import of_learning
+from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
@@ -55,6 +60,8 @@ def learn_command(given: Any) -> None:
     if learnt.cut:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
+    verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
+    collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
     out().print(
         f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
@@ -62,6 +69,7 @@ def learn_command(given: Any) -> None:
         f"{size(memory.num_bytes)}",
         soft_wrap=True,
     )
+    print_verdict(verdict)
 
 
 def _rate(training: dict[str, Any]) -> str:
@@ -76,13 +84,13 @@ def run_command(given: Any) -> None:
     stream = _stream(given, given.stream)
     probe_tasks = [load() for _, load in stream.probes]
     tasks = stream.spec.load_tasks(require_test=True, limit=stream.limit)
-    config, model = stream.config(stream.settings), stream.model
-    if stream.benchmark is None:
-        config = _fitted(stream.settings, given.stream, model)
+    named = stream.benchmark is not None
+    config = stream.config(stream.settings) if named else _fitted(stream.settings, given.stream, stream.model)
     matrix = run(
-        model, tasks, given.output, config, probes=probe_tasks, resume=given.resume, benchmark=stream.benchmark,
+        stream.model, tasks, given.output, config, probes=probe_tasks, resume=given.resume, benchmark=stream.benchmark,
     )  # fmt: skip
     out().print(score_table(matrix))
+    print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
 
@@ -185,6 +193,13 @@ def compare_command(given: Any) -> None:
     compare_command(given)
 
 
+def gate_command(given: Any) -> int:
+    """``seekr gate``."""
+    from seekr_cl.cli.gate_command import gate_command
+
+    return gate_command(given)
+
+
 def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(os.path.abspath(given.output))
@@ -264,13 +279,14 @@ def plan_command(given: Any) -> None:
     plan(given, spec, _config({"use_cpu": True} | settings, given.stream_file or "settings"), limit, out())
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "plan": plan_command,
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "compare": compare_command,
+    "gate": gate_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

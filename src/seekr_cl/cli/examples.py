@@ -24,6 +24,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": ("seekr export --merge adapter-2 model-2-merged",),
     "push": ("seekr push model-2 OWNER/NAME --private --dry-run",),
     "compare": ("seekr compare run-seqft run --output comparison",),
+    "gate": (
+        "seekr gate run --max-drop 2 --confidence 0.95",
+        "seekr gate --before eval/in-use --after eval/new --max-drop 2 --task yahoo=5 --general 1 --junit gate.xml",
+    ),
     "demo": ("seekr demo --quick",),
     "inspect": ("seekr inspect --model BASE --task tickets.jsonl -n 2",),
     "methods": ("seekr methods --json",),

@@ -10,20 +10,25 @@ import torch
 from transformers import TrainingArguments
 
 from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.average import AverageSettings, read_average
+from seekr_cl.config.average import as_json as average_json
 from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
+from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line
 from seekr_cl.memory.memory_config import MemoryConfig
+from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
+from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
-from seekr_cl.models.peft_adapters import read_peft
+from seekr_cl.models.peft_adapters import PROMPTS, read_peft
 from seekr_cl.placement import TOP, declare, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
@@ -41,7 +46,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
-_GROUPS = ("replay", "memory", "method")
+_GROUPS = ("replay", "memory", "method", "retention")
 
 
 @dataclass
@@ -58,8 +63,13 @@ class SeekrConfig(TrainingArguments):
         optim: default the method's own, else AdamW.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
+        task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
+            or a mapping with ``name`` and its settings (docs/task_losses.md).
+        average: the weights that a task ends with are an average, under every method: ``sfa``, ``wise_ft``, ``ema``,
+            or a mapping with ``kind`` and its settings (docs/averaging.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task.
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
@@ -112,8 +122,11 @@ class SeekrConfig(TrainingArguments):
     logging_steps: float = 10
     preset: Annotated[str, OneOf(PRESETS)] = "default"
     method: Any = "seekr"
+    task_loss: Any = None
+    average: Any = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    retention: Any = field(default_factory=dict)
     general: str | None = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -161,14 +174,20 @@ class SeekrConfig(TrainingArguments):
             if getattr(self, key) is None:
                 setattr(self, key, value)
         self.method: MethodConfig = read_method(self.method, preset)
+        self.task_loss: TaskLossSettings | None = read_task_loss(self.task_loss)
+        self.average: AverageSettings | None = read_average(self.average)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        given_retention = as_mapping(self.retention, RetentionConfig, "retention")
         _refuse_unused(self.method, given_replay, given_memory, self.general)
+        _refuse_blind(self.method, given_retention)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
+        _refuse_unwatched(self.method, self.task_loss, self.average, self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
         given_training = {key: getattr(self, key) for key in SETTLED}
@@ -218,9 +237,44 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in ("replay", "memory", "retention")}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
-        return super().to_dict() | plain
+        return (
+            super().to_dict()
+            | plain
+            | {
+                "task_loss": as_json(self.task_loss),
+                "average": average_json(self.average),
+            }
+        )
+
+
+def _refuse_unwatched(
+    method: MethodConfig,
+    task_loss: TaskLossSettings | None,
+    average: AverageSettings | None,
+    peft: Mapping[str, Any] | None,
+) -> None:
+    """Untrained prompts hide what the model was before the task, and some methods watch how the weights move."""
+    prompts = method.kind.virtual_tokens.__func__ is not Method.virtual_tokens.__func__  # type: ignore[attr-defined]
+    owner = f"method {method.name}" if prompts else "peft"
+    prompts = prompts or (peft is not None and peft["peft_type"] in PROMPTS)
+    if prompts and task_loss is not None and task_loss.before:
+        raise ConfigError(
+            f"task_loss: {task_loss.name} asks the model before the task, and {owner} puts untrained prompts before "
+            "every example; use dft, eaft or talr"
+        )
+    if prompts and average is not None and average.kind != "ema":
+        raise ConfigError(
+            f"average: {average.kind} goes back towards the weights before the task, where the prompts of {owner} are "
+            "untrained; use ema, or remove it"
+        )
+    watched = ("before_step", "after_step")
+    if average is not None and all(getattr(method.kind, hook) is not getattr(Method, hook) for hook in watched):
+        raise ConfigError(
+            f"average: method {method.name} measures how far each step moves the weights, which an average moves too; "
+            "remove it"
+        )
 
 
 def _refuse_unused(
@@ -244,10 +298,22 @@ def _refuse_unused(
                 )
 
 
+def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
+    """Refuses to watch old tasks where no samples of them are kept, and to replay where nothing is replayed."""
+    if retention and not method.kind.keeps:
+        raise ConfigError(
+            f"retention: method {method.name} keeps no samples of old tasks to probe; drop the key or change the method"
+        )
+    if retention.get("on_drop") == "more_replay" and not method.kind.replays:
+        raise ConfigError(
+            f"retention.on_drop: method {method.name} does not replay, so more_replay does nothing; use warn or stop"
+        )
+
+
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "boundary", "peft", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, "boundary", "peft", "task_loss", "average", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seekr_cl.memory import MemoryTask
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_term
 from seekr_cl.methods.common.gradients import frozen_copy
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.settings import Ge, Hint, Settings
@@ -84,8 +84,12 @@ class ICaRL(Method):
         logits_BLV = forward(model, batch)
         with torch.no_grad():
             former_BLV = forward(teacher, batch)
+        if labels == "task":
+            first = task_term(self.context, logits_BLV, batch)
+        else:
+            first = LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"]))
         return {
-            labels: LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"])),
+            labels: first,
             outputs: LossTerm(
                 output_divergence(former_BLV, logits_BLV, batch["labels"]),
                 self.settings.distillation,

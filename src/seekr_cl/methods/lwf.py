@@ -7,9 +7,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_term
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.methods.losses import count_labels, output_divergence
 from seekr_cl.settings import Ge, Gt, Hint, Settings
 
 
@@ -54,7 +54,7 @@ class LwF(Method):
         old = output_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
         tokens = count_labels(batch["labels"])
         return {
-            "task": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=tokens),
+            "task": task_term(self.context, logits_BLV, batch),
             "old_outputs": LossTerm(old, self.settings.strength, tokens),
         }
 

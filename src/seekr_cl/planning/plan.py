@@ -199,6 +199,13 @@ def _overhead(
     )
     costs = costs_of(config.method.kind)
     own = Overhead() if costs is None else costs.overhead(config.method.settings, scale)
+    if config.task_loss is not None and config.task_loss.before:
+        # Every new example is asked once, before its task.
+        own = replace(own, passes=own.passes + forward * sum(work.examples))
+    if config.average is not None:
+        # A copy of the trained weights, in single precision if it is to follow them.
+        width = FLOAT if config.average.kind == "ema" else scale.width
+        own = replace(own, device=own.device + width * scale.weights)
     if asks_adapters(config.method.settings):
         own = replace(own, device=own.device + (adapter or 0) * min(HELD, sum(map(bool, kept[:-1]))))
     return own

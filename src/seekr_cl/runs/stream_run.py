@@ -32,6 +32,8 @@ from seekr_cl.models.loading import require_free
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
+from seekr_cl.report.verdict import VERDICT
+from seekr_cl.report.verdicts import of_run
 from seekr_cl.runs.card_scores import add_scores
 from seekr_cl.runs.example_check import check_examples, check_tasks, stages_of
 from seekr_cl.system import reading
@@ -77,6 +79,7 @@ class Run:
         evaluations/00-base/             scores and predictions of each stage
         checkpoints/                     the task that is being learnt, until it is committed
         scores.json, scores.png          the score matrix
+        verdict.json                     what was learned, and what was lost of it since
 
     Attributes:
         output: the folder.
@@ -311,6 +314,7 @@ class Run:
                 "broken_off": last.broken_off,
                 "tests": {
                     task.name: {
+                        "metric": task.metric,
                         "examples": len(task.test),
                         "max_new_tokens": task.max_new_tokens,
                         "sha256": scoring_hash(task),
@@ -323,7 +327,9 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
+        content["verdict"] = of_run(self.output, scores=content).to_json()
         keep_json(self.output / SCORES, content)
+        write_json(self.output / VERDICT, content["verdict"])
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:
