@@ -69,5 +69,6 @@ def add_examples(parser: argparse.ArgumentParser, name: str = "") -> None:
     shown = EXAMPLES.get(name)
     if shown:
         lines = [f"  {line.replace('%', '%%')}" for line in shown]
-        before = f"{re.sub(r'; ?for example.*|^for example.*', '', parser.epilog)}\n" if parser.epilog else ""
+        before = re.sub(r"\s*\b[Ff]or example: .*", "", parser.epilog or "")
+        before += "\n" if before else ""
         parser.epilog = "\n".join([f"{before}examples:" if len(lines) > 1 else f"{before}example:", *lines])
