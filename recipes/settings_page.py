@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.config.average import KINDS as AVERAGES
+from seekr_cl.config.general import SelfWritten
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
@@ -74,6 +76,12 @@ def page() -> str:
             RetentionConfig,
             list(attributes(RetentionConfig)),
         ),
+        table(
+            "evaluation",
+            "Of a run, `seekr evaluate` and `evaluate`.",
+            EvaluationConfig,
+            list(attributes(EvaluationConfig)),
+        ),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         *(
@@ -81,6 +89,7 @@ def page() -> str:
             for name, method in METHODS.items()
             if (found := attributes(method.Settings)) and method.Settings not in (LogitSettings, SeekrSettings)
         ),
+        table("general: self", "`general: {source: self, ...}`", SelfWritten, list(attributes(SelfWritten))),
         *(
             table(f"average: {kind}", f"`average: {{kind: {kind}, ...}}`", group, list(attributes(group)))
             for kind, group in AVERAGES.items()

@@ -110,11 +110,14 @@ CHOICE_ROWS = {
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
+    "train": Row("attention", "weights"),
     # Each of their kinds is in test_task_loss.py and test_averaging.py.
     "average": Row("wise_ft", "weights"),
     "task_loss": Row("dft", "weights"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
+    # What it does to answers is in tests/evaluation/test_fast_answers.py.
+    "evaluation": Row({"dtype": "float64"}, "error"),
     "retention": Row({"samples": 2}, "probes"),
     "general": Row("GENERAL", "memory"),
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "seekr gate run --max-drop 2 --confidence 0.95",
         "seekr gate --before eval/in-use --after eval/new --max-drop 2 --task yahoo=5 --general 1 --junit gate.xml",
     ),
+    "drift": ("seekr drift run --text wiki.txt",),
     "demo": ("seekr demo --quick",),
     "inspect": ("seekr inspect --model BASE --task tickets.jsonl -n 2",),
     "methods": ("seekr methods --json",),

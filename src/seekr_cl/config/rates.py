@@ -196,7 +196,8 @@ def record(config: Any, args: Any, source: str, steps: int, new_steps: int, repl
         new_steps: those that the new examples alone would have had.
         replay_steps: those that only replay asked for, beside the Trainer's own too.
     """
-    beside = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside: dict[str, Any] = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside |= {} if config.train is None else {"train": config.train}
     beside |= {} if config.average is None else {"average": average_json(config.average)}
     return beside | {
         "learning_rate": args.learning_rate,

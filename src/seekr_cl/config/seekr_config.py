@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,7 +14,10 @@ from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.average import AverageSettings, read_average
 from seekr_cl.config.average import as_json as average_json
 from seekr_cl.config.chat import chat_settings
+from seekr_cl.config.general import SelfWritten, read_general
+from seekr_cl.config.general import as_json as general_json
 from seekr_cl.config.liger import liger_settings
+from seekr_cl.config.muon import MUON
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
 from seekr_cl.config.retention import RetentionConfig
@@ -22,6 +26,7 @@ from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
@@ -29,10 +34,11 @@ from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import PROMPTS, read_peft
-from seekr_cl.placement import TOP, declare, unknown
+from seekr_cl.models.trained_part import check_pattern
+from seekr_cl.placement import TOP, declare, under, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
-from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+from seekr_cl.settings import Ge, Gt, Lt, OneOf, Settings, as_mapping, build, check_value
 from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
@@ -46,7 +52,10 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
-_GROUPS = ("replay", "memory", "method", "retention")
+_LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
+_GROUPS = ("replay", "memory", "method", "retention", "evaluation")
+_READ = ("peft", "general", "task_loss", "average")
+"""Settings that may be a name or a mapping, each with a reader of its own."""
 
 
 @dataclass
@@ -60,7 +69,10 @@ class SeekrConfig(TrainingArguments):
         learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter; for all weights 1e-5 at seven
             billion of them, more for a smaller model (5e-5 at 135 million); with a preset of a paper 1e-5.
         lr_scheduler_type: default the method's own, else ``cosine``.
-        optim: default the method's own, else AdamW.
+        optim: default the method's own, else AdamW; ``muon`` is torch's Muon for the matrices of hidden layers and
+            AdamW for the rest (docs/partial_training.md).
+        train: which weights are trained: ``attention``, ``mlp``, or a regular expression that is looked for in their
+            names; default all.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
@@ -69,10 +81,14 @@ class SeekrConfig(TrainingArguments):
             or a mapping with ``kind`` and its settings (docs/averaging.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        evaluation: a mapping of its settings, or an ``EvaluationConfig``.
+        per_device_eval_batch_size: the most prompts answered at a time; default as many as ``evaluation.batch_tokens``
+            allow.
         retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
-            first task.
-        general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
+            first task: a file or folder, or ``self``: the base model writes them (a mapping with ``source: self`` has
+            settings; docs/general.md).
+        general_samples: how many of them; default as many as the replay ratio keeps, at least 8; of ``self`` 32.
         dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         trust_remote_code: run code that comes with the model.
         peft: train an adapter instead of all weights: ``lora``, a PEFT config such as ``LoraConfig(...)``, or a mapping
@@ -110,7 +126,7 @@ class SeekrConfig(TrainingArguments):
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
-    per_device_eval_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_eval_batch_size: Annotated[int | None, Ge(1)] = None  # type: ignore[assignment]
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     num_train_epochs: Annotated[float, Gt(0)] = 3.0
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -124,10 +140,12 @@ class SeekrConfig(TrainingArguments):
     method: Any = "seekr"
     task_loss: Any = None
     average: Any = None
+    train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    evaluation: Any = field(default_factory=dict)
     retention: Any = field(default_factory=dict)
-    general: str | None = None
+    general: Any = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     trust_remote_code: bool = False
@@ -178,6 +196,7 @@ class SeekrConfig(TrainingArguments):
         self.average: AverageSettings | None = read_average(self.average)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        self.general: str | SelfWritten | None = read_general(self.general)
         given_retention = as_mapping(self.retention, RetentionConfig, "retention")
         _refuse_unused(self.method, given_replay, given_memory, self.general)
         _refuse_blind(self.method, given_retention)
@@ -185,8 +204,14 @@ class SeekrConfig(TrainingArguments):
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        given_evaluation = as_mapping(self.evaluation, EvaluationConfig, "evaluation")
+        self.evaluation: EvaluationConfig = build(EvaluationConfig, given_evaluation)
         self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
+        check_pattern(self.train)
+        if self.train is not None and (self.peft is not None or self.method.kind.adapters):
+            owner = "peft" if self.peft is not None else f"method {self.method.name}"
+            raise ConfigError(f"train: {owner} decides what is trained; remove train")
         _refuse_unwatched(self.method, self.task_loss, self.average, self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
@@ -210,12 +235,18 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
-            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+        no_accelerator = not torch.accelerator.is_available()
+        if (collectives.launched_world_size() > 1 and not torch.cuda.is_available()) or (self.bf16 and no_accelerator):
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU, and transformers takes bf16
+            # for a GPU's.
             self.use_cpu = True
         try:
             with untouched_by_refusal() as self.environment_changes:
+                # The Trainer knows no such optimizer; SeekrTrainer makes it.
+                optim = self.optim
+                self.optim = _LIBRARY_OPTIM if optim == MUON else optim
                 super().__post_init__()
+                self.optim = optim if optim == MUON else self.optim
                 # Asking for the device is what makes the launched processes find each other.
                 _ = self.device
                 super().to_dict()
@@ -237,7 +268,8 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {name: dataclasses.asdict(getattr(self, name)) for name in ("replay", "memory", "retention")}
+        groups = ("replay", "memory", "retention", "evaluation")
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in groups}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
         return (
             super().to_dict()
@@ -245,6 +277,7 @@ class SeekrConfig(TrainingArguments):
             | {
                 "task_loss": as_json(self.task_loss),
                 "average": average_json(self.average),
+                "general": general_json(self.general),
             }
         )
 
@@ -278,7 +311,7 @@ def _refuse_unwatched(
 
 
 def _refuse_unused(
-    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | None
+    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | SelfWritten | None
 ) -> None:
     """Refuses settings of samples and of their schedule for a method that has no use for them."""
     if not method.kind.keeps:
@@ -313,15 +346,22 @@ def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "boundary", "peft", "task_loss", "average", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, *_READ, "boundary", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
+
+
+def _names(group: type[Settings]) -> list[str]:
+    return [one.name for one in dataclasses.fields(group)]
+
 
 declare(
     TOP,
     lambda: [one.name for one in dataclasses.fields(SeekrConfig) if one.init and one.name not in DECIDED],
     lambda key: f"it belongs at the top level of the settings: write {key}=VALUE, or {key}: VALUE in YAML",
 )
+for _group in (EvaluationConfig, RetentionConfig, AverageSettings, SelfWritten):
+    declare(_group.section, partial(_names, _group), under(_group.section))
 
 
 def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:

@@ -140,6 +140,12 @@ OPTIONS = (
     ),
     Option("average", "ema", "ends a task with the moving average of its weights", _SURE),
     Option(
+        "optim",
+        "muon",
+        "steps matrices of hidden layers by their orthogonal part, the rest by AdamW",
+        Paper("Muon is Scalable for LLM Training", "Liu et al., 2025", "https://arxiv.org/abs/2502.16982"),
+    ),
+    Option(
         "task_loss",
         "dft",
         "weighs each new token by its probability",

@@ -24,6 +24,7 @@ from seekr_cl.models.card import write_card
 from seekr_cl.models.loading import pad_id, save_model, written_state
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.trained_part import freeze_others
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import remove_made
@@ -84,6 +85,8 @@ def load(state: Learning) -> None:
     )
     check_memory(state.store, network)
     state.network = adapted(network, config, state.source.name)
+    if config.train is not None:
+        state.frozen = freeze_others(state.network, config.train)
     if config.carry_optimizer:
         check_carry(Path(state.source.name), state.network, optimizer_keys)
     warn_if_updates_vanish(state.network, config)
@@ -161,7 +164,7 @@ def score_general(state: Learning) -> None:
     progress = state.progress
     if progress.phase_done("general"):
         return
-    samples = general_samples(state.config, state.store, state.encoder, GENERAL)
+    samples = general_samples(state.config, state.store, state.encoder, state.context, GENERAL)
     if samples:
         state.method.before_task(samples)
         scored = state.method.after_task(GENERAL, samples).task
