@@ -1,7 +1,6 @@
 """``seekr inspect``: what is taught, token by token."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoConfig
 
+from seekr_cl.cli.output import plain as _plain
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, ModelError, first_line
@@ -21,8 +21,6 @@ from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
 from seekr_cl.training.fitting import encoder_within
 
 _LEARNT = "bold green"
-# What would move the cursor, change colors or turn the text around; line breaks and tabs stay.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def inspect(given: Any, config: SeekrConfig, console: Console) -> None:
@@ -138,8 +136,3 @@ def _runs(labels: list[int]) -> Spans:
     if len(edges) % 2:
         edges.append(len(labels))
     return tuple(zip(edges[::2], edges[1::2]))
-
-
-def _plain(text: str) -> str:
-    """Characters that would act on a terminal, as escapes."""
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)

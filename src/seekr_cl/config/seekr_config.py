@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
-from seekr_cl.errors import ConfigError, first_line, nearest
+from seekr_cl.errors import ConfigError, first_line
 from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.base import Method
@@ -34,9 +35,10 @@ from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import PROMPTS, read_peft
 from seekr_cl.models.trained_part import check_pattern
+from seekr_cl.placement import TOP, declare, under, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
-from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+from seekr_cl.settings import Ge, Gt, Lt, OneOf, Settings, as_mapping, build, check_value
 from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
@@ -64,7 +66,8 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
-        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter; for all weights 1e-5 at seven
+            billion of them, more for a smaller model (5e-5 at 135 million); with a preset of a paper 1e-5.
         lr_scheduler_type: default the method's own, else ``cosine``.
         optim: default the method's own, else AdamW; ``muon`` is torch's Muon for the matrices of hidden layers and
             AdamW for the rest (docs/partial_training.md).
@@ -348,6 +351,19 @@ _CHECKED = tuple(
 """Fields whose annotation says all that a value may be."""
 
 
+def _names(group: type[Settings]) -> list[str]:
+    return [one.name for one in dataclasses.fields(group)]
+
+
+declare(
+    TOP,
+    lambda: [one.name for one in dataclasses.fields(SeekrConfig) if one.init and one.name not in DECIDED],
+    lambda key: f"it belongs at the top level of the settings: write {key}=VALUE, or {key}: VALUE in YAML",
+)
+for _group in (EvaluationConfig, RetentionConfig, AverageSettings, SelfWritten):
+    declare(_group.section, partial(_names, _group), under(_group.section))
+
+
 def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:
     """A config from a mapping such as a YAML file's top level.
 
@@ -367,6 +383,6 @@ def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "con
             raise ConfigError(f"{source}: '{key}' would be ignored: {DECIDED[key]}; remove it")
         if key not in fields:
             known = [name for name in fields if name not in DECIDED]
-            raise ConfigError(f"{source}: unknown key '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"{source}: {unknown(key, TOP, known, listed=False)}")
         values[key] = check_value(value, hints[key], f"{source}: {key}")
     return SeekrConfig(output_dir=output_dir, **values)

@@ -22,7 +22,6 @@ from seekr_cl.evaluation import (
     Place,
     ScoreMatrix,
     TransformersEngine,
-    get_metric,
     settings_of,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
@@ -37,6 +36,8 @@ from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
 from seekr_cl.report.verdict import VERDICT, Cost
 from seekr_cl.report.verdicts import of_run
+from seekr_cl.runs.card_scores import add_scores
+from seekr_cl.runs.example_check import check_examples, check_tasks, stages_of
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import keep_json, write_json
@@ -47,8 +48,7 @@ from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
-from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.fitting import make_encoder
 from seekr_cl.training.learn import learn
 from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
@@ -109,15 +109,7 @@ class Run:
             OutputError: if the folder holds something and ``resume`` is off.
             ConfigError: if it holds another run.
         """
-        for task in [*self.tasks, *self.probes]:
-            try:
-                get_metric(task.metric)
-            except ConfigError as error:
-                raise ConfigError(f"task '{task.name}': {error}") from error
-        names = [task.slug for task in [*self.tasks, *self.probes]]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"two tasks or probes of the run are called '{name}'; give one another name")
+        check_tasks(self.tasks, self.probes)
         ledger = self.output / LEDGER
         wanted = self._identity()
         if resume:
@@ -173,7 +165,7 @@ class Run:
         base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds, training = 0.0, list[dict[str, Any]]()
-        for number, stage in enumerate(self._stages(), start=1):
+        for number, stage in enumerate(stages_of(self.tasks, self.config), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
@@ -202,6 +194,7 @@ class Run:
             made: Any = memory.tasks[-1].info.get("training", {})
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            collectives.on_main(partial(self._note_scores, folder, f"{number:02d}-{name}", matrix))
             training.append({"task": name} | done.training)
             seconds += done.seconds
             if collectives.is_main():
@@ -223,20 +216,8 @@ class Run:
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
-        encoder = make_encoder(self.config, model, tokenizer)
-        stages = self._stages()
-        for number, stage in enumerate(stages, start=1):
-            for task in stage:
-                examples, encoded = fitting(task, encoder, self.config)
-                check_task(model, self.config, task, examples, encoded, number, len(stages))
-        asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
-        for task in [*self.tasks, *self.probes]:
-            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
-            check_tokens(model, task.name, prompts)
+        check_examples(model, tokenizer, self.config, self.tasks, self.probes)
         return hashes
-
-    def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method.kind.multi_task else [[task] for task in self.tasks]
 
     def _stage(
         self,
@@ -310,6 +291,20 @@ class Run:
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
             return scored, settings_of(engine, encoder)
+
+    def _note_scores(self, folder: Path, stage: str, matrix: ScoreMatrix) -> None:
+        """The scores of a stage into the card of its model."""
+        content = reading.read_json(self.output / "evaluations" / stage / SCORES)
+        found = {
+            task.name: {
+                "score": content["scores"][task.name],
+                "metric": task.metric,
+                "interval": content.get("intervals", {}).get(task.name),
+                "examples": len(task.test),
+            }
+            for task in [*self.tasks, *self.probes]
+        }
+        add_scores(folder, found, dict(zip([task.name for task in self.tasks], matrix.base or [])))
 
     def _write(
         self,
