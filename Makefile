@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/seekr demo --output $(DEMO)
 
-# The fast part of `make test`, for while you work: what starts processes, kills them or runs a demo is left out.
+# The fast part of `make test`, for while you work: what starts processes, kills them, compiles or runs a real model or a demo is left out.
 check: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from seekr_cl.config.average import KINDS as AVERAGES
 from seekr_cl.config.general import SelfWritten
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
@@ -74,6 +75,12 @@ def page() -> str:
             "Old tasks probed on stored samples while a new one is learned; see [gate.md](gate.md).",
             RetentionConfig,
             list(attributes(RetentionConfig)),
+        ),
+        table(
+            "evaluation",
+            "Of a run, `seekr evaluate` and `evaluate`.",
+            EvaluationConfig,
+            list(attributes(EvaluationConfig)),
         ),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),

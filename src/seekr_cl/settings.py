@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from seekr_cl.errors import ConfigError, nearest
+from seekr_cl.placement import unknown
 
 __all__ = ["Ge", "Gt", "Hint", "Le", "Lt", "OneOf", "Settings", "as_mapping", "build", "check_value", "setting"]
 
@@ -55,6 +56,8 @@ class Settings:
     """Base of every group. Raises ConfigError for a value of the wrong type or out of range, naming section and key."""
 
     section: ClassVar[str] = "method"
+    example: ClassVar[str] = ""
+    aside: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -127,8 +130,7 @@ def build(
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in given:
         if key not in names:
-            known = ", ".join(names) or "none"
-            raise ConfigError(f"{where}: unknown key '{key}'{nearest(str(key), names)} (known: {known})")
+            raise ConfigError(f"{where}: {unknown(key, where, names)}")
     values = {**(defaults or {}), **given}
     if not issubclass(kind, Settings):
         # A method from outside may have a plain dataclass.
@@ -152,7 +154,8 @@ def as_mapping(value: Any, kind: type[Settings], where: str) -> dict[str, Any]:
         return value.given()
     if isinstance(value, Mapping):
         return dict(value)
-    raise ConfigError(f"{where}: {value!r} is not a mapping of settings")
+    aside = f"; {kind.aside}" if kind.aside else ""
+    raise ConfigError(f"{where}: {value!r} is not a mapping of settings, such as {where}: {{{kind.example}}}{aside}")
 
 
 def check_value(value: Any, hint: Any, where: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from tinylm import constant_task, teach, weights
 
 from seekr_cl.cli.main import main
-from seekr_cl.config.rates import NoEffectWarning
+from seekr_cl.config.rates import NoEffectWarning, rate_of_size
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import METHODS
@@ -165,3 +165,13 @@ def test_a_runs_record_says_what_was_taken_and_from_where(base: Path, tmp_path: 
     assert scores["training"][0]["lr_scheduler_type"] == "linear"
     (row,) = compare([tmp_path / "run"])["methods"]
     assert (row["learning_rates"], row["steps"]) == ([1e-3, 1e-4], 4)
+
+
+def test_all_weights_of_a_small_model_take_a_higher_rate(base: Path, tmp_path: Path) -> None:
+    rates = [rate_of_size(count) for count in (260_000, 135_000_000, 1_300_000_000, 7_000_000_000, 70_000_000_000)]
+    assert rates == [5e-5, 5e-5, 2e-5, 1e-5, 5e-6]
+    done = learn(base, TASKS[0], tmp_path / "memory", tmp_path / "m", make(tmp_path, method="seqft"))
+    assert (done.training["learning_rate"], done.training["from"]["learning_rate"]) == (5e-5, "model size")
+    papers = make(tmp_path, method="seqft", preset="paper")
+    done = learn(base, TASKS[0], tmp_path / "m2y", tmp_path / "m2", papers)
+    assert (done.training["learning_rate"], done.training["from"]["learning_rate"]) == (1e-5, "library")

@@ -116,6 +116,8 @@ OWN_ROWS = {
     "task_loss": Row("dft", "weights"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
+    # What it does to answers is in tests/evaluation/test_fast_answers.py.
+    "evaluation": Row({"dtype": "float64"}, "error"),
     "retention": Row({"samples": 2}, "probes"),
     "general": Row("GENERAL", "memory"),
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),

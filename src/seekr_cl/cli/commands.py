@@ -1,25 +1,32 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.cli.choices import open_choices, show_choices
 from seekr_cl.cli.output import out, size
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
+from seekr_cl.config.rates import told
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.models.card import write_card
 from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
+from seekr_cl.placement import declare
 from seekr_cl.report import score_table
 from seekr_cl.report.learning_verdict import of_learning
 from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
@@ -27,8 +34,21 @@ from seekr_cl.system.paths import beside
 from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
-from seekr_cl.tasks.task import check_switch
+from seekr_cl.tasks.task import check_limit, check_switch
 from seekr_cl.training import SeekrConfig, config_from, learn
+from seekr_cl.training.model_card import merged_card
+
+_OPTIONS = {"output": "--output", "resume": "--resume", "name": "--name", "task": "--task", "config": "--config"}
+_OF_A_STREAM = {"model": "--model", "tasks": "--task", "benchmark": "", "probes": "", "limit": ""}
+declare("the command line", lambda: _OPTIONS, lambda key: f"it is said on the command line: {_OPTIONS[key]}")
+declare(
+    "a stream",
+    lambda: _OF_A_STREAM,
+    lambda key: (
+        "it belongs to a stream, the file that seekr run takes"
+        + (f"; seekr learn takes {_OF_A_STREAM[key]}" if _OF_A_STREAM[key] else "")
+    ),
+)
 
 
 def learn_command(given: Any) -> None:
@@ -36,14 +56,20 @@ def learn_command(given: Any) -> None:
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
     columns = settings.pop("columns", None)
     allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
-    config = _config(settings, given.config or "settings")
+    config = _fitted(settings, given.config or "settings", given.model)
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
-    if learnt.cut:
-        out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
     verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
     collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
+    if given.json:
+        facts = {"task": task.name, "steps": learnt.steps, "seconds": learnt.seconds, "training": learnt.training}
+        facts |= {"prompts_cut": learnt.cut, "generation": memory.generation, "samples": len(memory.samples)}
+        facts |= {"memory_bytes": memory.num_bytes, "verdict": verdict.to_json()}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    if learnt.cut:
+        out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     out().print(
         f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
@@ -58,38 +84,110 @@ def _rate(training: dict[str, Any]) -> str:
     """The learning rate, and where it comes from if not from the user."""
     if "learning_rate" not in training:
         return ""
-    source = training["from"]["learning_rate"]
-    told = "" if source == "user" else f" (the default of the {source})"
-    return f" at learning rate {training['learning_rate']:g}{told}"
+    return f" at {told(training['learning_rate'], training['from']['learning_rate'])}"
 
 
 def run_command(given: Any) -> None:
     """``seekr run``."""
+    stream = _stream(given, given.stream)
+    probe_tasks = [load() for _, load in stream.probes]
+    tasks = stream.spec.load_tasks(require_test=True, limit=stream.limit)
+    named = stream.benchmark is not None
+    config = stream.config(stream.settings) if named else _fitted(stream.settings, given.stream, stream.model)
+    matrix = run(
+        stream.model, tasks, given.output, config, probes=probe_tasks, resume=given.resume, benchmark=stream.benchmark,
+    )  # fmt: skip
+    if given.json:
+        print(json.dumps(reading.read_json(Path(given.output) / "scores.json"), indent=2, ensure_ascii=False))
+        return
+    out().print(score_table(matrix))
+    print_verdict(Verdict.read(Path(given.output) / VERDICT))
+    out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream with the command line put in; no data is read yet."""
+
+    spec: StreamSpec
+    settings: dict[str, Any]
+    model: str
+    probes: Sequence[tuple[str, Callable[[], Task]]]
+    limit: Any
+    benchmark: dict[str, Any] | None
+
+    def config(self, settings: dict[str, Any]) -> SeekrConfig:
+        return _config(settings, str(self.spec.path))
+
+
+def _stream(given: Any, file: str) -> _Stream:
     block, overrides = benchmark_overrides(given.overrides)
-    spec = StreamSpec.from_yaml(given.stream, block)
+    spec = StreamSpec.from_yaml(file, block)
     settings = apply_overrides(spec.settings, overrides, given.method)
     benchmark = None if spec.benchmark is None else spec.benchmark.describe(settings, settings.get("limit"))
     model = given.model or settings.get("model")
     settings.pop("model", None)
     probes, limit = settings.pop("probes", None) or [], settings.pop("limit", None)
     if not model:
-        raise ConfigError(f"{given.stream}: no model; add 'model: FOLDER' or pass --model")
+        raise ConfigError(f"{file}: no model; add 'model: FOLDER' or pass --model")
     if not isinstance(probes, list):
-        raise ConfigError(f"{given.stream}: probes must be a list of tasks")
-    config = _config(settings, given.stream)
+        raise ConfigError(f"{file}: probes must be a list of tasks")
     folder = spec.path.parent
-    probe_tasks = [
-        task_spec(entry, f"{given.stream}: probe {number}", folder).load(require_test=True)
-        for number, entry in enumerate(probes, 1)
-    ]
-    tasks = spec.load_tasks(require_test=True, limit=limit)
-    matrix = run(
-        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
-        benchmark=benchmark,
-    )  # fmt: skip
-    out().print(score_table(matrix))
-    print_verdict(Verdict.read(Path(given.output) / VERDICT))
-    out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
+    specs = [task_spec(entry, f"{file}: probe {number}", folder) for number, entry in enumerate(probes, 1)]
+    loaders = [(one.name, partial(one.load, require_test=True)) for one in specs]
+    return _Stream(spec, settings, _model_source(folder, str(model)), loaders, limit, benchmark)
+
+
+def init_command(given: Any) -> None:
+    """``seekr init``."""
+    from seekr_cl.cli import init_command as init
+
+    init.init_command(given)
+
+
+def doctor_command(given: Any) -> None:
+    """``seekr doctor``."""
+    from seekr_cl.cli.doctor_command import doctor
+
+    doctor(given, _config(apply_overrides({}, given.overrides, None), "settings"))
+
+
+def push_command(given: Any) -> None:
+    """``seekr push``."""
+    from seekr_cl.cli import push_command as push
+
+    push.push_command(given)
+
+
+def validate_command(given: Any) -> None:
+    """``seekr validate``."""
+    from seekr_cl.cli.validate_command import asked_for, validated
+
+    file = given.stream_file
+    said = {} if file is None else read_settings(file)
+    output, memory = (None if one is None else Path(one) for one in (given.output, given.memory))
+    if said.keys() & {"tasks", "benchmark"}:
+        for option in ("task", "memory", "name"):
+            if getattr(given, option) is not None:
+                raise ConfigError(f"--{option}: would be ignored, {file} is a stream that lists its tasks; remove it")
+        stream = _stream(given, file)
+        common = check_limit(stream.limit, f"{file}: limit")
+        specs = [replace(spec, limit=common | spec.limit) for spec in stream.spec.tasks]
+        tasks = [(spec.name, partial(spec.load, require_test=True)) for spec in specs]
+        wanted = {"model": stream.model, "tasks": tasks, "probes": stream.probes, "output": output, "is_run": True}
+        validated(asked_for(given, stream.settings, stream.config, **wanted), given.json)
+        return
+    for option in ("model", "task"):
+        if getattr(given, option) is None:
+            what = f"{file} lists no tasks, so it is the settings of one learning" if file else "no stream is named"
+            raise ConfigError(f"--{option}: missing; {what}, which needs --model and --task")
+    settings = apply_overrides(said, given.overrides, given.method)
+    columns = settings.pop("columns", None)
+    allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
+    load = partial(Task.load, given.task, name=given.name, columns=columns, allow_empty=allow_empty)
+    name = given.name or Path(given.task).name
+    wanted = {"model": given.model, "tasks": [(name, load)], "output": output, "memory": memory}
+    validated(asked_for(given, settings, lambda some: _config(some, file or "settings"), **wanted), given.json)
 
 
 def evaluate_command(given: Any) -> None:
@@ -113,6 +211,13 @@ def gate_command(given: Any) -> int:
     return gate_command(given)
 
 
+def drift_command(given: Any) -> None:
+    """``seekr drift``."""
+    from seekr_cl.cli.drift_command import drift_command
+
+    drift_command(given)
+
+
 def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(os.path.abspath(given.output))
@@ -123,7 +228,13 @@ def export_command(given: Any) -> None:
         model, tokenizer = load_model(given.model, given.dtype)
         # Asked before the adapter is merged into the weights that it is about.
         origin = origin_of(Path(given.model), model) if hasattr(model, "peft_config") else None
-        save_model(output, merged(model, given.model), tokenizer, partial(note_merged, sha256=origin))
+        card = merged_card(Path(given.model), given.model)
+
+        def add_files(folder: Path) -> None:
+            note_merged(folder, sha256=origin)
+            write_card(folder, card)
+
+        save_model(output, merged(model, given.model), tokenizer, add_files)
     out().print(f"model in {output}", soft_wrap=True)
 
 
@@ -176,14 +287,14 @@ def plan_command(given: Any) -> None:
     from seekr_cl.cli.plan_command import plan
 
     block, overrides = benchmark_overrides(given.overrides)
-    spec = None if given.plan_stream is None else StreamSpec.from_yaml(given.plan_stream, block)
+    spec = None if given.stream_file is None else StreamSpec.from_yaml(given.stream_file, block)
     settings = apply_overrides(
         {} if spec is None else spec.settings, overrides if spec else given.overrides, given.method
     )
     for key in ("model", "probes"):
         settings.pop(key, None)
     limit = settings.pop("limit", None)
-    plan(given, spec, _config({"use_cpu": True} | settings, given.plan_stream or "settings"), limit, out())
+    plan(given, spec, _config({"use_cpu": True} | settings, given.stream_file or "settings"), limit, out())
 
 
 COMMANDS: dict[str, Callable[[Any], int | None]] = {
@@ -194,12 +305,27 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "export": export_command,
     "compare": compare_command,
     "gate": gate_command,
+    "drift": drift_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,
     "methods": methods_command,
     "inspect": inspect_command,
+    "validate": validate_command,
+    "init": init_command,
+    "doctor": doctor_command,
+    "push": push_command,
 }
+
+
+def _fitted(settings: dict[str, Any], source: str, model: str) -> SeekrConfig:
+    """A config with what the machine decides put in, which is said."""
+    config = _config(settings, source)
+    choices = open_choices(settings, config, model)
+    if not choices:
+        return config
+    show_choices(choices, config)
+    return _config(settings | {one.key: one.value for one in choices}, source)
 
 
 def _config(settings: dict[str, Any], source: str) -> SeekrConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.examples import add_examples
 from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
@@ -19,6 +20,7 @@ _PIPE_CLOSED = 141
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
 _SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning", "RetentionWarning")
+_METHODS = f"one of {', '.join(METHOD_NAMES)} (see seekr methods)"
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; continue with "
     "--resume. A second Ctrl-C stops at once."
@@ -47,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
     learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
+    learn.add_argument("--json", action="store_true", help="print the result for a program")
     _config_options(learn)
 
     run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
@@ -54,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="the run's folder")
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    run.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
         _take_launch(stoppable)
@@ -70,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-memory", help="of one GPU (default 80GB)")
     plan.add_argument("--json", action="store_true", help="numbers for a program; sizes in bytes")
     _config_options(plan, config_file=False)
-    plan.set_defaults(plan_stream=None)
+    plan.set_defaults(stream_file=None)
     plan.usage = (plan.usage or "").replace("[KEY=VALUE ...]", "[STREAM.yaml] [KEY=VALUE ...]")
 
     evaluate = commands.add_parser("evaluate", help="generate and score")
@@ -79,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--batch-size", type=int, help="the most prompts at a time (default: batch_tokens decide)")
     evaluate.add_argument("--max-length", type=int, help="maximum tokens of prompt and answer together")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
@@ -89,11 +93,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--general", nargs="?", const="", metavar="FOLDER",
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--general-tasks", nargs="+", metavar="TASK[:SHOTS]",
+        help="tasks of lm-evaluation-harness in place of these: ifeval, hellaswag, any other, a task's YAML, default",
+    )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument(
         "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
     )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
+    evaluate.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _take_launch(evaluate)
     _take_overrides(evaluate)
     evaluate.epilog = (
@@ -110,7 +119,6 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--metric", required=True, help="its name, such as exact_match; docs/evaluation.md lists them")
     score.add_argument("--extract", help="how the answer is found in a prediction: whole, or trace (after a rationale)")
     score.add_argument("--json", action="store_true", help="metric, score and examples for a program")
-    score.epilog = "for example: seekr score answers.jsonl --metric rouge_l_trace --json"
 
     export = commands.add_parser("export", help="make a plain model folder of an adapter folder")
     export.add_argument("model", metavar="ADAPTER_FOLDER")
@@ -144,6 +152,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--task yahoo=5 --general 1 --junit gate.xml"
     )
 
+    drift = commands.add_parser("drift", help="how far a model has moved: KL on stored prompts, loss on plain text")
+    drift.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run, instead of the models")
+    drift.add_argument("--model", help="model folder or Hub name")
+    drift.add_argument("--base", help="the base model")
+    drift.add_argument("--previous", help="the model before the last task")
+    drift.add_argument("--memory", help="memory folder: prompts and answers of old, general and new tasks")
+    drift.add_argument(
+        "--text", metavar="FILE", help="plain text, or JSON lines with 'text': its loss under each model"
+    )
+    drift.add_argument("--limit", type=int, default=32, help="samples of each task, windows of text (default 32)")
+    drift.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    drift.add_argument("--output", help="folder for drift.json; of a run it is the run's")
+    drift.add_argument("--json", action="store_true", help="for a program")
+    drift.epilog = "for example: seekr drift my-run --text wiki.txt"
+
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
@@ -158,6 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="for a program")
     _config_options(inspect)
 
+    _first_use_commands(commands)
+
     methods = commands.add_parser("methods", help="every method with its paper and what it needs")
     methods.add_argument("--json", action="store_true", help="for a program")
 
@@ -166,7 +191,51 @@ def build_parser() -> argparse.ArgumentParser:
 
     memory = commands.add_parser("memory", help="inspect and maintain a memory")
     _memory_commands(memory.add_subparsers(dest="memory_command", required=True, metavar="WHAT"))
+    add_examples(parser)
     return parser
+
+
+def _first_use_commands(commands: Any) -> None:
+    init = commands.add_parser("init", help="write a first settings file, with comments, from options or questions")
+    init.add_argument("file", nargs="?", metavar="FILE.yaml", help="default seekr.yaml")
+    init.add_argument("--model", help="model folder or Hub name")
+    init.add_argument("--data", nargs="+", help="data of each task, in order: file, folder or hub:owner/name")
+    init.add_argument("--test", nargs="+", help="test file of each task; folders may have them inside")
+    init.add_argument("--method", help=_METHODS)
+    which = init.add_mutually_exclusive_group()
+    which.add_argument("--adapter", action="store_true", default=None, help="train an adapter (LoRA)")
+    which.add_argument("--full", dest="adapter", action="store_false", help="train all weights")
+    init.add_argument("--keep", type=float, metavar="N", help="samples to keep of each task, or a share such as 0.01")
+    init.add_argument("--use-cpu", action="store_true", help="for a machine without a GPU")
+
+    doctor = commands.add_parser("doctor", help="versions, devices, kernels, and what a model supports")
+    doctor.add_argument("--model", help="model folder or Hub name; no weights are loaded")
+    doctor.add_argument("--json", action="store_true", help="for a program")
+    _take_overrides(doctor)
+
+    push = commands.add_parser("push", help="put a model folder onto the Hugging Face Hub")
+    push.add_argument("folder", metavar="FOLDER", help="model or adapter folder")
+    push.add_argument("repo", metavar="OWNER/NAME", help="the repository; made if it is not there")
+    push.add_argument("--private", action="store_true", help="only its owner may see it")
+    push.add_argument("--base", metavar="OWNER/NAME", help="what an adapter's base model is called on the Hub")
+    push.add_argument("--message", help="of the commit")
+    push.add_argument("--dry-run", action="store_true", help="only list what would be sent")
+    push.add_argument("--json", action="store_true", help="for a program")
+
+    completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+    validate = commands.add_parser("validate", help="check all that a run would check, without training")
+    validate.add_argument("--model", help="model folder or Hub name; a stream may name its own")
+    validate.add_argument("--task", help="the data of one learning: file, folder, or hub:owner/name")
+    validate.add_argument("--name", help="the task's name; default the file's or folder's")
+    validate.add_argument("--memory", help="memory folder that the learning would go on from")
+    validate.add_argument("--output", help="folder that would be written: is it free, is the disk large enough")
+    validate.add_argument("--json", action="store_true", help="for a program")
+    _config_options(validate, config_file=False)
+    validate.set_defaults(stream_file=None)
+    validate.usage = (validate.usage or "").replace("[KEY=VALUE ...]", "[FILE.yaml] [KEY=VALUE ...]")
+    validate.epilog = f"FILE.yaml is a stream, or the settings of one learning. {validate.epilog}"
 
 
 def _benchmark_commands(commands: Any) -> None:
@@ -214,7 +283,7 @@ def _memory_commands(commands: Any) -> None:
 def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -> None:
     if config_file:
         parser.add_argument("--config", help="YAML file with settings")
-    parser.add_argument("--method", help=f"one of {', '.join(METHOD_NAMES)} (see seekr methods)")
+    parser.add_argument("--method", help=_METHODS)
     _take_overrides(parser)
 
 
@@ -242,17 +311,26 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
         rest += settings
         given.task = [word for word in given.task if word not in settings]
-    if hasattr(given, "plan_stream"):
+    if hasattr(given, "stream_file"):
         # Not a positional either: before Python 3.13 an optional one is taken as empty when an option comes first.
         files = [word for word in rest if word.endswith((".yaml", ".yml")) and "=" not in word]
-        given.plan_stream = files[0] if files else None
+        given.stream_file = files[0] if files else None
         rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
-            parser.error(f"unrecognized argument: {word}")
+            parser.error(f"unrecognized argument: {word}{_as_setting(word, given)}")
     if rest:
         given.overrides = rest
     return given
+
+
+def _as_setting(word: str, given: Any) -> str:
+    """How an option that there is not would be written as a setting, for who comes from another tool."""
+    name, sign, value = word.removeprefix("--").partition("=")
+    key = name.replace("-", "_")
+    if not word.startswith("--") or not hasattr(given, "overrides") or not key.replace(".", "").isidentifier():
+        return ""
+    return f"; a setting is written {key}={value if sign else 'VALUE'}, without dashes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -273,6 +351,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from seekr_cl.cli.score import score_command
 
                 score_command(given)
+            elif given.command == "completion":
+                from seekr_cl.cli.completion_command import completion
+
+                print(completion(given.shell, build_parser()))
             else:
                 from seekr_cl.cli import commands
 

@@ -55,7 +55,8 @@ def methods_command(given: Any) -> None:
     out().print(table)
     out().print(
         "trained with: the method's own default, which learning_rate, lr_scheduler_type and optim replace; where there "
-        f"is none, {RATE:g} for all weights, {ADAPTER_RATE:g} for a LoRA (peft), cosine, AdamW",
+        f"is none, {RATE:g} for all weights of a 7B model (5e-05 for small ones, 5e-06 for the largest), "
+        f"{ADAPTER_RATE:g} for a LoRA (peft), cosine, AdamW",
         soft_wrap=True,
     )
     more = Table("setting", "what it does", "paper")

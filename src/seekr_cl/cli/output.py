@@ -1,8 +1,17 @@
 """How commands print."""
 
+import re
 from typing import Any
 
 from rich.console import Console
+
+# What would move the cursor, change colors or turn the text around; line breaks and tabs stay.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Text from data for a terminal: characters that would act there, as escapes."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def size(num_bytes: int) -> str:
@@ -15,10 +24,10 @@ def size(num_bytes: int) -> str:
     return f"{value:.1f} GB"
 
 
-def out() -> Console:
-    """Where results go."""
+def out(quiet: bool = False) -> Console:
+    """Where results go; nowhere where a program reads them as JSON."""
     # Names come from data: nothing in them is markup or an emoji.
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "quiet": quiet}
     console = Console(**plain)
     # A pipe has no width; a table squeezed into 80 columns is of no use to whoever reads the file.
     return console if console.is_terminal else Console(width=160, **plain)

@@ -37,7 +37,7 @@ def plan(given: Any, spec: StreamSpec | None, config: SeekrConfig, limit: Any, o
         if value is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}: {value} must be at least 1")
     if spec is not None and given.tasks is not None:
-        raise ConfigError(f"--tasks: would be ignored, {given.plan_stream} lists its tasks; remove it")
+        raise ConfigError(f"--tasks: would be ignored, {given.stream_file} lists its tasks; remove it")
     shape = read_shape(given.model)
     tokens = given.tokens or min(config.max_length or DEFAULT_LENGTH, shape.context or DEFAULT_LENGTH)
     answer = given.answer_tokens or min(config.max_answer_length or ANSWER, max(1, tokens - 1))

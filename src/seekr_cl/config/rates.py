@@ -2,6 +2,7 @@
 
 The user's own setting wins, then the method's, the adapter's, the preset's and at last the library's. An adapter learns
 nothing at the rate of full fine-tuning: LoRA's best rate is about ten times that of all weights, prompts want more yet.
+Of all weights, a smaller model takes a higher one, so the library's own default follows the model's size.
 """
 
 import warnings
@@ -16,7 +17,12 @@ from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
 
 RATE = 1e-5
-"""Of all weights: the SEEKR paper's."""
+"""Of all weights: the SEEKR paper's, whose models have seven billion of them."""
+_SIZE, _SHRINKS = 7e9, 0.4
+"""GPT-3's rates fall from 6e-4 at 125 million weights to 1.2e-4 at 6.7 billion, about as size to the power of -0.4
+(Brown et al. 2020, table 2.1)."""
+_LOWEST, _HIGHEST = 5e-6, 5e-5
+"""What the same table ends at in proportion, above 13 billion and below 125 million."""
 ADAPTER_RATE = 2e-4
 """Of LoRA and its kin: QLoRA's for 7B and 13B models, and the rate of most fine-tuning tools."""
 OTHER_ADAPTERS = {"PROMPT_TUNING": 3e-2, "PREFIX_TUNING": 1e-2, "IA3": 3e-3, "OSF": RATE}
@@ -37,6 +43,12 @@ class NoEffectWarning(UserWarning):
 
 class DefaultRate(float):
     """A learning rate that nobody set, so that a copy of a config with another method takes that one's."""
+
+
+def rate_of_size(parameters: int) -> float:
+    """The learning rate of all weights for a model with so many, to one digit: the paper's at seven billion."""
+    wanted = RATE * (_SIZE / max(1, parameters)) ** _SHRINKS
+    return float(f"{min(_HIGHEST, max(_LOWEST, wanted)):.0e}")
 
 
 def adapter_rate(peft_type: str) -> float:
@@ -91,6 +103,24 @@ def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
             _warn_if_far(rate, [needed], "an adapter", config.optim)
         elif source in ("library", "preset"):
             return needed, "adapter"
+    return whole_rate(config, network)
+
+
+def whole_rate(config: Any, network: Any) -> tuple[float, str]:
+    """The learning rate and where it comes from, leaving aside an adapter that the model comes with.
+
+    A preset is about the paper's model, whatever is trained by it.
+    """
+    return whole_rate_of(config, sum(weight.numel() for weight in network.parameters()))
+
+
+def whole_rate_of(config: Any, parameters: int) -> tuple[float, str]:
+    """``whole_rate`` of a model with so many weights."""
+    rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
+    if rate != config.settled["learning_rate"]:
+        return rate, "user"
+    if source == "library" and config.preset == "default":
+        return rate_of_size(parameters), "model size"
     return rate, source
 
 
@@ -143,6 +173,18 @@ def _is_adam(optim: Any) -> bool:
     return "adam" in _name(optim).lower()
 
 
+def told(rate: float, source: str) -> str:
+    """A rate and why it is this one, for a person."""
+    why = {
+        "user": "",
+        "model size": " (the default for all weights of a model of this size)",
+        "adapter": " (the default for this kind of adapter)",
+        "preset": " (the preset's)",
+        "library": " (the default for all weights)",
+    }
+    return f"learning rate {rate:g}{why.get(source, f' (the default of the {source})')}"
+
+
 def record(config: Any, args: Any, source: str, steps: int, new_steps: int, replay_steps: int) -> dict[str, Any]:
     """What a task was trained with, as JSON.
 
@@ -168,4 +210,15 @@ def record(config: Any, args: Any, source: str, steps: int, new_steps: int, repl
     }
 
 
-__all__ = ["NoEffectWarning", "TrainingDefaults", "adapter_rate", "record", "settle", "task_rate", "warn_of_training"]
+__all__ = [
+    "NoEffectWarning",
+    "TrainingDefaults",
+    "adapter_rate",
+    "rate_of_size",
+    "record",
+    "settle",
+    "task_rate",
+    "told",
+    "warn_of_training",
+    "whole_rate",
+]

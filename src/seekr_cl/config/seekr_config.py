@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +25,8 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
-from seekr_cl.errors import ConfigError, first_line, nearest
+from seekr_cl.errors import ConfigError, first_line
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
@@ -33,9 +35,10 @@ from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import PROMPTS, read_peft
 from seekr_cl.models.trained_part import check_pattern
+from seekr_cl.placement import TOP, declare, under, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
-from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
+from seekr_cl.settings import Ge, Gt, Lt, OneOf, Settings, as_mapping, build, check_value
 from seekr_cl.tasks.chat_template import DATE
 
 _DEFAULTS: dict[str, Any] = {
@@ -50,7 +53,7 @@ _DEFAULTS: dict[str, Any] = {
 """What a setting left at ``None`` is where the preset says nothing."""
 
 _LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
-_GROUPS = ("replay", "memory", "method", "retention")
+_GROUPS = ("replay", "memory", "method", "retention", "evaluation")
 _READ = ("peft", "general", "task_loss", "average")
 """Settings that may be a name or a mapping, each with a reader of its own."""
 
@@ -63,7 +66,8 @@ class SeekrConfig(TrainingArguments):
     take the preset's value.
 
     Attributes:
-        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
+        learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter; for all weights 1e-5 at seven
+            billion of them, more for a smaller model (5e-5 at 135 million); with a preset of a paper 1e-5.
         lr_scheduler_type: default the method's own, else ``cosine``.
         optim: default the method's own, else AdamW; ``muon`` is torch's Muon for the matrices of hidden layers and
             AdamW for the rest (docs/partial_training.md).
@@ -77,6 +81,9 @@ class SeekrConfig(TrainingArguments):
             or a mapping with ``kind`` and its settings (docs/averaging.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        evaluation: a mapping of its settings, or an ``EvaluationConfig``.
+        per_device_eval_batch_size: the most prompts answered at a time; default as many as ``evaluation.batch_tokens``
+            allow.
         retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task: a file or folder, or ``self``: the base model writes them (a mapping with ``source: self`` has
@@ -119,7 +126,7 @@ class SeekrConfig(TrainingArguments):
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
-    per_device_eval_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_eval_batch_size: Annotated[int | None, Ge(1)] = None  # type: ignore[assignment]
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     num_train_epochs: Annotated[float, Gt(0)] = 3.0
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -136,6 +143,7 @@ class SeekrConfig(TrainingArguments):
     train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    evaluation: Any = field(default_factory=dict)
     retention: Any = field(default_factory=dict)
     general: Any = None
     general_samples: Annotated[int | None, Ge(1)] = None
@@ -196,6 +204,8 @@ class SeekrConfig(TrainingArguments):
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        given_evaluation = as_mapping(self.evaluation, EvaluationConfig, "evaluation")
+        self.evaluation: EvaluationConfig = build(EvaluationConfig, given_evaluation)
         self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
         check_pattern(self.train)
@@ -225,8 +235,10 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
-            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+        no_accelerator = not torch.accelerator.is_available()
+        if (collectives.launched_world_size() > 1 and not torch.cuda.is_available()) or (self.bf16 and no_accelerator):
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU, and transformers takes bf16
+            # for a GPU's.
             self.use_cpu = True
         try:
             with untouched_by_refusal() as self.environment_changes:
@@ -256,7 +268,8 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {name: dataclasses.asdict(getattr(self, name)) for name in ("replay", "memory", "retention")}
+        groups = ("replay", "memory", "retention", "evaluation")
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in groups}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
         return (
             super().to_dict()
@@ -338,6 +351,19 @@ _CHECKED = tuple(
 """Fields whose annotation says all that a value may be."""
 
 
+def _names(group: type[Settings]) -> list[str]:
+    return [one.name for one in dataclasses.fields(group)]
+
+
+declare(
+    TOP,
+    lambda: [one.name for one in dataclasses.fields(SeekrConfig) if one.init and one.name not in DECIDED],
+    lambda key: f"it belongs at the top level of the settings: write {key}=VALUE, or {key}: VALUE in YAML",
+)
+for _group in (EvaluationConfig, RetentionConfig, AverageSettings, SelfWritten):
+    declare(_group.section, partial(_names, _group), under(_group.section))
+
+
 def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "config") -> SeekrConfig:
     """A config from a mapping such as a YAML file's top level.
 
@@ -357,6 +383,6 @@ def config_from(settings: Mapping[str, Any], output_dir: str, source: str = "con
             raise ConfigError(f"{source}: '{key}' would be ignored: {DECIDED[key]}; remove it")
         if key not in fields:
             known = [name for name in fields if name not in DECIDED]
-            raise ConfigError(f"{source}: unknown key '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"{source}: {unknown(key, TOP, known, listed=False)}")
         values[key] = check_value(value, hints[key], f"{source}: {key}")
     return SeekrConfig(output_dir=output_dir, **values)

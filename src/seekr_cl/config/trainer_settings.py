@@ -21,7 +21,7 @@ DECIDED = {
     "do_predict": "use seekr evaluate",
     "label_names": "labels are the completion's tokens",
     "label_smoothing_factor": "the task's loss is plain cross entropy",
-    "push_to_hub": "push the written folder with the hf command",
+    "push_to_hub": "use seekr push",
     "disable_tqdm": "use progress",
     "auto_find_batch_size": "the schedule is made for one batch size",
     "average_tokens_across_devices": "use loss_average",
@@ -41,7 +41,7 @@ DECIDED = {
     ),
     **dict.fromkeys(
         ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
-        "push the written folder with the hf command",
+        "use seekr push",
     ),
     **dict.fromkeys(
         [

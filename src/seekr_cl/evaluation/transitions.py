@@ -98,7 +98,7 @@ def transitions(
     intervals = bootstrap_each(tallies, level=level, resamples=resamples, seed=seed)
     shares = [Share(tally.score, interval) for tally, interval in zip(tallies, intervals)]
     lost, gained = int((change_N < 0).sum()), int((change_N > 0).sum())
-    return Transitions(*shares[:2], lost, gained, choices, *shares[2:])
+    return Transitions(shares[0], shares[1], lost, gained, choices, *shares[2:])
 
 
 def choices_of(references: Sequence[Sequence[str]]) -> int | None:

@@ -1,9 +1,10 @@
 """Settings of the memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from seekr_cl.memory.budget import parse_bytes
+from seekr_cl.placement import declare, under
 from seekr_cl.settings import Settings
 from seekr_cl.system.modes import parse_mode
 
@@ -21,6 +22,8 @@ class MemoryConfig(Settings):
     """
 
     section: ClassVar[str] = "memory"
+    example: ClassVar[str] = "max_bytes: 500MB"
+    aside: ClassVar[str] = "its folder is named with --memory"
 
     max_bytes: int | str | None = None
     mode: int | str = "0600"
@@ -37,3 +40,6 @@ class MemoryConfig(Settings):
     def limit(self) -> int | None:
         """The limit in bytes."""
         return None if self.max_bytes is None else parse_bytes("memory.max_bytes", self.max_bytes)
+
+
+declare("memory", lambda: [one.name for one in fields(MemoryConfig)], under("memory"))

@@ -32,6 +32,7 @@ from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seqft import SeqFT
 from seekr_cl.methods.slao import SLAO
 from seekr_cl.methods.tree_lora import TreeLora
+from seekr_cl.placement import declare, under
 
 _ALL: tuple[type[Method], ...] = (
     SeqFT,
@@ -87,6 +88,18 @@ def register_method(method: type[Method]) -> type[Method]:
         raise ConfigError(f"register_method: '{name}' is the name of {known.__module__}.{known.__qualname__} already")
     METHODS[name] = method
     return method
+
+
+def _owners(key: str) -> list[str]:
+    return [name for name, one in METHODS.items() if key in {field.name for field in dataclasses.fields(one.Settings)}]
+
+
+declare(
+    "method",
+    lambda: {field.name for one in METHODS.values() for field in dataclasses.fields(one.Settings)},
+    lambda key: f"{under('method')(key)} (a setting of {', '.join(_owners(key))})",
+    lambda key: f"it is a setting of method {', '.join(_owners(key))}; choose one of these, or remove it",
+)
 
 
 def get_method(name: str) -> type[Method]:

@@ -23,6 +23,7 @@ from seekr_cl.distributed.dtensor import state_of, whole
 from seekr_cl.errors import ConfigError, ModelError, first_line, nearest
 from seekr_cl.models.adapter_layers import leave_out, put_exactly, special_layers
 from seekr_cl.models.whole import require_same_rows
+from seekr_cl.placement import PEFT, declare, under, unknown
 from seekr_cl.system import reading
 from seekr_cl.system.files import plain_name, write_json
 from seekr_cl.system.removal import remove_file
@@ -44,6 +45,15 @@ _OWN_BUSINESS = ("task_type", "base_model_name_or_path", "revision", "inference_
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 _LARGEST_CONFIG = 1 << 20
 _OTHER_BASE = "it was trained on another base model than base_model_name_or_path says"
+
+
+def _lora_keys() -> list[str]:
+    from peft import LoraConfig
+
+    return [one.name for one in dataclasses.fields(LoraConfig) if one.init and one.name not in _OWN_BUSINESS]
+
+
+declare(PEFT, _lora_keys, under(PEFT), lambda _: "it is a setting of peft_type: LORA")
 
 
 def read_peft(value: Any) -> dict[str, Any] | None:
@@ -100,7 +110,7 @@ def make_config(given: Mapping[str, Any]) -> "PeftConfig":
         if key in _OWN_BUSINESS:
             raise ConfigError(f"peft.{key}: is set by the library; remove it")
         if key not in keys and key != "peft_type":
-            raise ConfigError(f"peft: unknown key '{key}' of {name}{nearest(str(key), keys)}")
+            raise ConfigError(f"peft of {name}: {unknown(key, PEFT, ['peft_type', *keys], listed=False)}")
     init = given.get("init_lora_weights", True)
     if not any(init is plain or init == plain for plain in _PLAIN_INITS):
         raise ConfigError(

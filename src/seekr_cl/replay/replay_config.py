@@ -1,10 +1,11 @@
 """Settings of replay: what is kept of a task, and when it comes back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.placement import declare, under
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.settings import Ge, Gt, Hint, Le, Lt, OneOf, Settings, build, setting
 
@@ -43,6 +44,7 @@ class ReplayConfig(Settings):
     """
 
     section: ClassVar[str] = "replay"
+    example: ClassVar[str] = "ratio: 0.02"
 
     ratio: Annotated[float, Ge(0), Le(1), Hint("0.01 keeps one example in a hundred")] = 0.01
     samples: Annotated[int | None, Ge(0), Hint("0 keeps nothing")] = None
@@ -80,6 +82,9 @@ class ReplayConfig(Settings):
         if self.share is not None:
             return self.share / (1 - self.share)
         return num_replay / num_new
+
+
+declare("replay", lambda: [one.name for one in fields(ReplayConfig)], under("replay"))
 
 
 def read_replay(given: Mapping[str, Any], preset: Mapping[str, Any], paper: Mapping[str, Any]) -> ReplayConfig:

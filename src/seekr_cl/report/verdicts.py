@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
-from seekr_cl.evaluation.change import FEW, Change, paired_change, read_predictions
+from seekr_cl.evaluation.change import FEW, Change, Predictions, format_change, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.evaluation.statistics import RESAMPLES, Interval, Tally, paired_interval
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Cost, Line, Verdict
@@ -71,7 +71,7 @@ def of_run(
             return
         if kind == "old":
             compared.append((both[0].tally, both[1].tally, change))
-        lines.append(Line.of(task, kind, metric, change, allowed))
+        lines.append(Line.of(task, kind, metric, change, allowed, **more_of(both[0], both[1], confidence)))
 
     for place in range(0 if matrix.joint else last):
         early = place if since == "learned" else last - 1
@@ -109,6 +109,12 @@ def _metric_of_probe(scores: Mapping[str, Any], probe: str) -> str:
         return str(scores["tests"][probe]["metric"])
     except (KeyError, TypeError):  # of former versions, which wrote none
         return "exact_match"
+
+
+def more_of(before: Predictions, after: Predictions, level: float) -> dict[str, Any]:
+    """What a line has beside its score: the share of answers with a valid format, where any has none."""
+    found = format_change(before, after, level=level)
+    return {} if found is None else {"format": found}
 
 
 def require_known(drops: Mapping[str, float], lines: Sequence[Line]) -> None:
@@ -159,4 +165,6 @@ def _read_scores(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
+    if "matrix" not in content and isinstance(content.get("tasks"), dict):
+        raise DataError(f"{path.parent}: is an evaluation, not a run; give two of them with --before and --after")
     return content

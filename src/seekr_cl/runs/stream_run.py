@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,22 @@ from seekr_cl.evaluation import (
     Place,
     ScoreMatrix,
     TransformersEngine,
-    get_metric,
     settings_of,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.evaluation.speed import line
 from seekr_cl.evaluation.task_scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
+from seekr_cl.models.precision import computing_in
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
-from seekr_cl.report.verdict import VERDICT
+from seekr_cl.report.verdict import VERDICT, Cost
 from seekr_cl.report.verdicts import of_run
+from seekr_cl.runs.card_scores import add_scores
+from seekr_cl.runs.example_check import check_examples, check_tasks, stages_of
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import keep_json, write_json
@@ -45,8 +48,7 @@ from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
-from seekr_cl.training.context_check import check_task, check_tokens, tests_encoder
-from seekr_cl.training.fitting import fitting, make_encoder
+from seekr_cl.training.fitting import make_encoder
 from seekr_cl.training.learn import learn
 from seekr_cl.training.learning import LearnResult
 from seekr_cl.training.progress import console, counting
@@ -60,13 +62,14 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, seconds of training, how it went, answers that were broken off."""
+    """What one stage gave: scores on the tasks, seconds of training, how it went, and the form of the answers."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     broken_off: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -106,15 +109,7 @@ class Run:
             OutputError: if the folder holds something and ``resume`` is off.
             ConfigError: if it holds another run.
         """
-        for task in [*self.tasks, *self.probes]:
-            try:
-                get_metric(task.metric)
-            except ConfigError as error:
-                raise ConfigError(f"task '{task.name}': {error}") from error
-        names = [task.slug for task in [*self.tasks, *self.probes]]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"two tasks or probes of the run are called '{name}'; give one another name")
+        check_tasks(self.tasks, self.probes)
         ledger = self.output / LEDGER
         wanted = self._identity()
         if resume:
@@ -170,7 +165,7 @@ class Run:
         base_hash = reading.read_json(self.output / LEDGER).get("model_sha256")
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds, training = 0.0, list[dict[str, Any]]()
-        for number, stage in enumerate(self._stages(), start=1):
+        for number, stage in enumerate(stages_of(self.tasks, self.config), start=1):
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
@@ -199,6 +194,7 @@ class Run:
             made: Any = memory.tasks[-1].info.get("training", {})
             done = self._stage(number, name, current, learnt, matrix, str(memory.model_sha256), made)
             matrix.rows.append(done.scores)
+            collectives.on_main(partial(self._note_scores, folder, f"{number:02d}-{name}", matrix))
             training.append({"task": name} | done.training)
             seconds += done.seconds
             if collectives.is_main():
@@ -220,20 +216,8 @@ class Run:
         set_template(tokenizer, self.config.chat_template)
         hashes = model_hash(model), *accepted_hashes(tokenizer)
         model = adapted(model, self.config, self.model)
-        encoder = make_encoder(self.config, model, tokenizer)
-        stages = self._stages()
-        for number, stage in enumerate(stages, start=1):
-            for task in stage:
-                examples, encoded = fitting(task, encoder, self.config)
-                check_task(model, self.config, task, examples, encoded, number, len(stages))
-        asked = tests_encoder(model, tokenizer, self.config, encoder, len(stages))
-        for task in [*self.tasks, *self.probes]:
-            prompts = [asked.encode_prompt(example, reserve=task.max_new_tokens) for example in task.test]
-            check_tokens(model, task.name, prompts)
+        check_examples(model, tokenizer, self.config, self.tasks, self.probes)
         return hashes
-
-    def _stages(self) -> list[list[Task]]:
-        return [list(self.tasks)] if self.config.method.kind.multi_task else [[task] for task in self.tasks]
 
     def _stage(
         self,
@@ -255,12 +239,15 @@ class Run:
             scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
-            content |= {"broken_off": scored.broken_off}
+            content |= {"broken_off": scored.broken_off, "timing": scored.timing}
+            content |= {"format": {task: one.get("format", {}) for task, one in scored.tasks.items()}}
             content |= {"training": training} if training else {}
             collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
+            if said := line(scored.timing):
+                self._say(f"{self.config.method.name}: {said}")
             if collectives.is_main():
                 scored.warn_of_broken_off()
         collectives.on_main(partial(remove_file, place / PARTIAL, is_regular))
@@ -270,7 +257,7 @@ class Run:
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
         in_order = [scores[task.name] for task in self.tasks]
-        made = content.get("training", {}), content.get("broken_off", {})
+        made = content.get("training", {}), content.get("broken_off", {}), content.get("format", {})
         return _Stage(in_order, content["seconds"], evaluation, *made)
 
     def _evaluate(
@@ -284,10 +271,17 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
+        settings = self.config.evaluation
+        engine = TransformersEngine(
+            model, tokenizer, self.config.per_device_eval_batch_size, batch_tokens=settings.batch_tokens
+        )
         unfinished = place.folder / PARTIAL
         scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
-        with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+        prompts = sum(len(task.test) for task in tasks)
+        with (
+            counting(f"evaluate after {name}", prompts, self.config.progress) as advance,
+            computing_in(model, settings.precision(self.config)),
+        ):
 
             def answered(count: int) -> None:
                 advance(count * collectives.world_size())
@@ -296,7 +290,21 @@ class Run:
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
-        return scored, settings_of(engine, encoder)
+            return scored, settings_of(engine, encoder)
+
+    def _note_scores(self, folder: Path, stage: str, matrix: ScoreMatrix) -> None:
+        """The scores of a stage into the card of its model."""
+        content = reading.read_json(self.output / "evaluations" / stage / SCORES)
+        found = {
+            task.name: {
+                "score": content["scores"][task.name],
+                "metric": task.metric,
+                "interval": content.get("intervals", {}).get(task.name),
+                "examples": len(task.test),
+            }
+            for task in [*self.tasks, *self.probes]
+        }
+        add_scores(folder, found, dict(zip([task.name for task in self.tasks], matrix.base or [])))
 
     def _write(
         self,
@@ -317,6 +325,7 @@ class Run:
                 "training": training,
                 "evaluation": last.evaluation,
                 "broken_off": last.broken_off,
+                "format": last.form,
                 "tests": {
                     task.name: {
                         "metric": task.metric,
@@ -332,9 +341,11 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
-        content["verdict"] = of_run(self.output, scores=content).to_json()
+        verdict = of_run(self.output, scores=content)
+        # What it cost stands beside it already.
+        content["verdict"] = replace(verdict, cost=Cost()).to_json()
         keep_json(self.output / SCORES, content)
-        write_json(self.output / VERDICT, content["verdict"])
+        write_json(self.output / VERDICT, verdict.to_json())
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:

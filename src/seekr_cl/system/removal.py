@@ -74,6 +74,17 @@ def list_content(folder: Path) -> None:
     _mark(folder, files)
 
 
+def relist(folder: Path, name: str) -> None:
+    """Notes a file that is listed as this program's once more, after this program has written it anew.
+
+    A folder that carries no list, or a file that is not on it, is nothing that this program may take.
+    """
+    marker = _read_marker(folder)
+    path = folder / name
+    if marker is not None and marker["files"] is not None and name in marker["files"] and is_regular(path):
+        _mark(folder, marker["files"] | {name: [path.stat().st_size, _hash(path)]})
+
+
 def give_away(folder: Path) -> None:
     """Takes the marker off: the folder is complete, belongs to whoever named it, and is not removed any more."""
     if _read_marker(folder) is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.os_errors import named
+from seekr_cl.placement import TASK, declare, unknown
 from seekr_cl.renamed import rename_settings
 from seekr_cl.system.paths import beside
 from seekr_cl.system.yaml_file import expand, read_yaml
@@ -30,6 +31,14 @@ _TASK_KEYS = (
 )
 _COMMON = ("columns", "allow_empty")
 _CHECKED = ("metric", "epochs", "max_new_tokens", "extract")
+declare(
+    TASK,
+    lambda: _TASK_KEYS,
+    lambda key: (
+        "it belongs to a task's entry of a stream: write tasks: "
+        + (f"[{{data: FILE, {key}: VALUE}}]" if key != "data" else "[{data: FILE}]")
+    ),
+)
 
 
 @dataclass
@@ -238,8 +247,7 @@ def task_spec(entry: Any, where: str, folder: Path, common: Mapping[str, Any] | 
     entry = {key: expand(value, f"{where}, key {key!r}") for key, value in entry.items() if value is not None}
     for key in entry:
         if key not in _TASK_KEYS:
-            hint = nearest(str(key), _TASK_KEYS)
-            raise ConfigError(f"{where}: unknown key {key!r}; known keys: {', '.join(_TASK_KEYS)}{hint}")
+            raise ConfigError(f"{where}: {unknown(key, TASK, _TASK_KEYS)}")
     if "data" not in entry:
         raise ConfigError(f"{where}: no 'data'; give the file or folder to learn from")
     for key in ("name", "data", "eval", "test", "metric", "extract"):

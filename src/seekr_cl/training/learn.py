@@ -86,7 +86,7 @@ def learn(
     require_open_files()
     collectives.on_main(lambda: refuse_overlap(place, output, saves.place))
     if not resume:
-        collectives.on_main(lambda: _require_new(output, saves))
+        collectives.on_main(lambda: require_new(output, saves))
     with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
         if begun is not None:
@@ -123,7 +123,12 @@ def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool
     tidy_up(saves)
 
 
-def _require_new(output: Path, saves: Checkpoints) -> None:
+def require_new(output: Path, saves: Checkpoints) -> None:
+    """Refuses an output folder that holds something, or into which a learning was interrupted.
+
+    Raises:
+        OutputError: saying how to go on.
+    """
     require_free(output)
     if saves.any():
         raise OutputError(
@@ -135,6 +140,7 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
 def _learn(state: Learning) -> LearnResult:
     """The phases of one learning, in order."""
     phases.load(state)
+    phases.clear_leftovers(state)
     phases.prepare(state)
     phases.probe(state)
     with phases.attached_method(state):

@@ -20,6 +20,7 @@ from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
 from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, accepted_hashes, model_hash
 from seekr_cl.methods import Context, Layout
+from seekr_cl.models.card import write_card
 from seekr_cl.models.loading import pad_id, save_model, written_state
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
@@ -32,6 +33,7 @@ from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.context_check import check_memory, check_task
 from seekr_cl.training.fitting import fitting, make_encoder
 from seekr_cl.training.learning import LOG, Learning, LearnResult
+from seekr_cl.training.model_card import learned_card
 from seekr_cl.training.new_examples import new_examples
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover, check_carry
 from seekr_cl.training.places import places_of
@@ -82,9 +84,6 @@ def load(state: Learning) -> None:
         dtype=state.weights_dtype,
     )
     check_memory(state.store, network)
-    collectives.on_main(lambda: tidy(state.store.path))
-    if state.resume:
-        collectives.on_main(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source.name)
     if config.train is not None:
         state.frozen = freeze_others(state.network, config.train)
@@ -95,6 +94,13 @@ def load(state: Learning) -> None:
         once.shard(state.network, config)
     else:
         state.network.to(config.device)
+
+
+def clear_leftovers(state: Learning) -> None:
+    """Removes what killed processes left in the memory, now that it is known to be the model's, and in the output."""
+    collectives.on_main(lambda: tidy(state.store.path))
+    if state.resume:
+        collectives.on_main(lambda: make_room(state.output))
 
 
 def prepare(state: Learning) -> None:
@@ -208,10 +214,15 @@ def write(state: Learning) -> LearnResult:
     found = summary(state.probes, measure_all(network, state.probes), ready.log) if state.probes else {}
     keep, new_tasks = within_budget(state.config, state.store, state.progress.new_tasks, state.context)
 
+    training: Any = new_tasks[-1].info.get("training", {})
+    learned = [*state.store.tasks, *new_tasks]
+    counts = [len((keep or {}).get(number, task.samples)) for number, task in enumerate(learned)]
+
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
         if found:
             write_json(folder / RETENTION, found)
+        write_card(folder, learned_card(state, network, learned, counts, training))
         if ready.carry is not None:
             ready.carry.save(folder)
         note_origin(folder, network, model_sha, state.config.quantization)
@@ -226,7 +237,6 @@ def write(state: Learning) -> LearnResult:
     collectives.on_main(write_both)
     if not collectives.is_main():
         state.store.reload()
-    training: Any = new_tasks[-1].info.get("training", {})
     model: PreTrainedModel | None = network
     if state.is_sharded_early:
         model = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from seekr_cl.config.rates import whole_rate
 from seekr_cl.tasks.keys import DataWarning
 
 _HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -42,13 +43,14 @@ def warn_if_updates_vanish(model: nn.Module, config: Any) -> None:
     if getattr(config, "deepspeed", None) or any(part in str(config.optim) for part in _COMPENSATED):
         # DeepSpeed keeps a copy of the weights in float32.
         return
-    share = vanishing_share(model, config.learning_rate)
+    rate, _ = whole_rate(config, model)
+    share = vanishing_share(model, rate)
     if share > 0.2:
         kind = next(p.dtype for p in model.parameters() if p.requires_grad and p.dtype in _HALF)
         mixed = "bf16" if kind is torch.bfloat16 else "fp16"
         warnings.warn(
             f"dtype: {share:.0%} of the trained weights are so large that {str(kind).removeprefix('torch.')} rounds a "
-            f"step of learning_rate {config.learning_rate:g} away; set dtype=float32 and {mixed}=true, train an "
+            f"step of learning_rate {rate:g} away; set dtype=float32 and {mixed}=true, train an "
             "adapter (peft=lora), or raise learning_rate",
             DataWarning,
             stacklevel=3,

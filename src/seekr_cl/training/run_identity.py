@@ -30,6 +30,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
     settings = {key: given[key] for key in _DECISIVE} | {k: given[k] for k in _IF_SET if given[k] is not None}
+    if config.evaluation.dtype != "auto":
+        # What it follows from is decisive itself.
+        settings["evaluation_dtype"] = config.evaluation.dtype
     if not config.method.steers:
         settings.pop("measure_every")
     if config.retention.on_drop == "more_replay":

@@ -150,9 +150,10 @@ class SeekrTrainer(ResumableTrainer):
             self.carry.put_gradients(self._network)
         parts = []
         for number, (kind, part) in enumerate(inputs.items(), start=1):
-            last = number == len(inputs)
-            with zero.held_back(self, last) if self.is_deepspeed_enabled else nullcontext():
-                parts.append(self._part(model, kind, part))
+            with zero.held_back(self, number == len(inputs)) if self.is_deepspeed_enabled else nullcontext():
+                parts.append(super().training_step(model, {kind: part}))
+                if self._measured_next is not None:
+                    self._note_gradient(*self._measured_next)
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
         mean = loss if self.args.world_size == 1 else collectives.all_reduce_sum(loss) / collectives.world_size()
@@ -186,12 +187,6 @@ class SeekrTrainer(ResumableTrainer):
             f"training, step {self.state.global_step + 1}: {what}; nothing was replaced. Lower learning_rate or look "
             "at the data of this step, remove the task's checkpoints and begin it again"
         )
-
-    def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
-        loss = super().training_step(model, {kind: part})
-        if self._measured_next is not None:
-            self._note_gradient(*self._measured_next)
-        return loss
 
     def _note_gradient(self, terms: dict[str, LossTerm], divisor: int) -> None:
         """The backward pass has left one term's gradient and nothing else."""

@@ -21,7 +21,7 @@ from seekr_cl.attention.stored.factors import FactorRows
 from seekr_cl.attention.stored.top_k import TopKRows
 from seekr_cl.attention.targets import RowTarget
 
-__all__ = ["available", "route", "usable"]
+__all__ = ["available", "route", "runs_on", "usable"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_TRITON = (3, 7)
@@ -74,6 +74,11 @@ def _readable(mask: object) -> bool:
     if mask.requires_grad:
         return False
     return mask.dim() == 2 or (mask.dim() == 4 and mask.dtype in (torch.bool, *DTYPES))
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels can be built and run on a device."""
+    return _runs(device)
 
 
 @cache

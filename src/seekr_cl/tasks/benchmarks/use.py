@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
+from seekr_cl.placement import BENCHMARK, declare, unknown
 from seekr_cl.system.paths import beside
 from seekr_cl.tasks.benchmarks.checksums import Manifest
 from seekr_cl.tasks.benchmarks.protocols import BENCHMARKS, Benchmark, Protocol
@@ -44,6 +45,13 @@ class BenchmarkBlock:
 
 
 _KEYS = tuple(BenchmarkBlock.__dataclass_fields__)
+declare(
+    BENCHMARK,
+    lambda: _KEYS,
+    lambda key: (
+        f"it belongs to a stream's benchmark: write benchmark.{key}=VALUE, or benchmark: {{{key}: VALUE}} in YAML"
+    ),
+)
 
 
 def get_benchmark(name: Any, where: str = "benchmark") -> Benchmark:
@@ -87,8 +95,7 @@ class BenchmarkUse:
             raise ConfigError(f"{where}: must be a mapping such as {{name: trace, data: DIR}}, not {block!r}")
         for key in block:
             if key not in _KEYS:
-                known = ", ".join(_KEYS)
-                raise ConfigError(f"{where}: unknown key {key!r}; known keys: {known}{nearest(str(key), _KEYS)}")
+                raise ConfigError(f"{where}: {unknown(key, BENCHMARK, _KEYS)}")
         given = {str(key): value for key, value in block.items() if value is not None}
         self.benchmark = get_benchmark(given.get("name"), where)
         if not isinstance(given.get("data"), str):
