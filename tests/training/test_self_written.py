@@ -60,6 +60,13 @@ def test_it_answers_given_prompts(base: Path, tmp_path: Path) -> None:
     assert len({one.prompt for one in samples}) == 5
     assert {one.prompt for one in samples} <= {row["prompt"] for row in rows}
     assert not any("never" in one.completion for one in samples)
+    # An answer may be longer than what a prompt leaves; the prompt stays whole.
+    (tmp_path / "long").mkdir()
+    general = {"source": "self", "prompts": str(tmp_path / "prompts.json")}
+    long = written(base, tmp_path / "long", general, max_length=16)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for one in long:
+        assert tokenizer.decode(one.ids_L[: one.completion_start]).removeprefix("<s>") == one.prompt
 
 
 def test_a_chat_model_asks_and_answers(base: Path, tmp_path: Path) -> None:

@@ -65,10 +65,9 @@ class _Writer:
         if self.settings.prompts is None:
             return []
         examples = Task.load(self.settings.prompts, name="general").train
-        room = min(self.settings.max_new_tokens, self.encoder.max_length - 1)
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(self.context.seed)).tolist()
         some = [examples[place] for place in order[: self.count * self.settings.tries]]
-        return [(self.encoder.render(one)[0], self.encoder.encode_prompt(one, reserve=room)) for one in some]
+        return [(self.encoder.render(one)[0], self.encoder.encode_prompt(one, reserve=self._reserved)) for one in some]
 
     def _openings(self, count: int) -> list[tuple[str, list[int]]]:
         """What as many texts begin with: the start token, or questions that the model has written."""
@@ -92,8 +91,7 @@ class _Writer:
     def _asked(self, question: str) -> tuple[str, list[int]]:
         turns = ({"role": "user", "content": question}, {"role": "assistant", "content": "-"})
         example = Example("", "", messages=turns)
-        room = min(self.settings.max_new_tokens, self.encoder.max_length - 1)
-        return self.encoder.render(example)[0], self.encoder.encode_prompt(example, reserve=room)
+        return self.encoder.render(example)[0], self.encoder.encode_prompt(example, reserve=self._reserved)
 
     def _write(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         if not prompts:
@@ -141,6 +139,11 @@ class _Writer:
     def _keep(self, prompt: str, ids: list[int], new: list[int]) -> None:
         if len(self.kept) < self.count and self._may_stay(new, prompt):
             self.kept.append((prompt, self._text(new), [*ids, *new], len(ids)))
+
+    @property
+    def _reserved(self) -> int:
+        """Tokens that are left for an answer: a prompt is cut only if it takes more than half of the length."""
+        return min(self.settings.max_new_tokens, self.encoder.max_length // 2)
 
     def _text(self, new: list[int]) -> str:
         assert self.context.tokenizer is not None
