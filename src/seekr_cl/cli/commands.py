@@ -96,6 +96,13 @@ def compare_command(given: Any) -> None:
     compare_command(given)
 
 
+def report_command(given: Any) -> None:
+    """``seekr report``."""
+    from seekr_cl.cli.report_command import report_command
+
+    report_command(given)
+
+
 def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(os.path.abspath(given.output))
@@ -176,6 +183,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "export": export_command,
     "compare": compare_command,
+    "report": report_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

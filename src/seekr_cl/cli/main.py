@@ -121,6 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print numbers for a program")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
+    report = commands.add_parser("report", help="one HTML page about runs, evaluations or learned tasks")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run, learn or evaluate")
+    report.add_argument("--output", required=True, metavar="FILE.html", help="the page; replaced if it is there")
+    report.epilog = "for example: seekr report run-seqft run-seekr --output report.html"
+
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")

@@ -1,0 +1,54 @@
+"""What a run, a learning or an evaluation writes down while it goes: a line of JSON for each event.
+
+    {"event": "begin", "time": 1.7e9, "kind": "run", "method": "seekr", "tasks": [...], "command": [...], ...}
+    {"event": "phase", "time": ..., "phase": "train", "task": "yelp", "number": 2, "of": 5}
+    {"event": "training", "time": ..., "task": "yelp", "number": 2, "steps": 135, "replayed": [...], "bin_steps": 1}
+    {"event": "log", "time": ..., "values": {"step": 10, "loss_task": 1.2, "share_task": 0.7, ...}}
+    {"event": "progress", "time": ..., "done": 40, "total": 135, "tokens_per_second": 5100.0}
+    {"event": "end", "time": ...}
+
+It is about what a report or ``seekr watch`` shows and nothing else: no run is resumed from it, and one that cannot be
+written is a warning. It holds no text of the data. A resumed command adds to it.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.system import reading
+
+RECORD = "record.jsonl"
+_LARGEST = 1 << 28
+
+
+def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The events of a record, in order.
+
+    Args:
+        path: the file; it may be written to at this moment.
+
+    Returns:
+        The events, and how many lines are none. A last line without its end is being written, and counts as neither.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    lines = reading.read_bytes(path, _LARGEST).split(b"\n")[:-1]
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if is_event(event):
+            events.append(event)
+    return events, len(lines) - len(events)
+
+
+def is_event(event: Any) -> bool:
+    """Whether it is what this module writes."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return False
+    time = event.get("time")
+    return isinstance(time, int | float) and not isinstance(time, bool) and math.isfinite(time)
