@@ -13,6 +13,8 @@ written is a warning. It holds no text of the data. A resumed command adds to it
 
 import json
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from seekr_cl.system import reading
 
 RECORD = "record.jsonl"
 _LARGEST = 1 << 28
+_START = b'{"event":"begin"'
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -52,3 +55,31 @@ def is_event(event: Any) -> bool:
         return False
     time = event.get("time")
     return isinstance(time, int | float) and not isinstance(time, bool) and math.isfinite(time)
+
+
+def append_event(path: Path, event: dict[str, Any]) -> None:
+    """Adds an event; its folder is there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    line = json.dumps(event, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        os.write(handle, line.encode() + b"\n")
+    finally:
+        os.close(handle)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file begins as a record does."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(len(_START)) == _START
+    return False
+
+
+def beside(output: Path) -> Path:
+    """Where the record of a learning is until the model's folder is there to hold it."""
+    return output.parent / f"{output.name}.{RECORD}"

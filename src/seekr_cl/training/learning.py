@@ -14,6 +14,7 @@ from seekr_cl.models.source import ModelSource
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.task_progress import TaskProgress
+from seekr_cl.training.tracker import Tracker
 from seekr_cl.training.trainer import SeekrTrainer
 
 LOG = "training_log.json"
@@ -57,6 +58,7 @@ class Learning:
         saves: where checkpoints go.
         begun: the checkpoint to go on from.
         resume: whether leftovers of an interrupted learning are to be cleared away.
+        tracker: is told where the learning is.
         committed: the memory with this task already in it, where only its model is missing.
         network: the model in training; set by ``load``, as are the next five.
         tokenizer: its tokenizer.
@@ -83,6 +85,7 @@ class Learning:
     begun: Checkpoint | None
     resume: bool
     committed: ReplayMemory | None = None
+    tracker: Tracker = field(default_factory=Tracker)
 
     network: Any = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)

@@ -8,7 +8,7 @@ from typing import Any
 from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
-from seekr_cl.memory import TaskSamples
+from seekr_cl.memory import MemoryTask, TaskSamples
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
@@ -16,8 +16,9 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
-from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.progress import drop_printers
 from seekr_cl.training.sample_selection import check_budget, replay_weights
+from seekr_cl.training.tracker import TrackedTraining
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -92,13 +93,29 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *state.callbacks],
+        callbacks=[_tracked(state, schedule, replay), *state.callbacks],
     )
     trainer.rate_source = rate_source
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
+
+
+def _tracked(state: Learning, schedule: list[MicroBatch], replay: TaskSamples) -> TrackedTraining:
+    """What follows the training: how many tokens each micro-batch has, and which of them hold replay."""
+    new = [len(item.input_ids) for item in state.context.examples]
+    old = [count for task in replay.tasks for count in _token_counts(task)]
+    tokens = [sum(new[i] for i in micro.new) + sum(old[i] for i in micro.replay) for micro in schedule]
+    return TrackedTraining(state.tracker, state.name, tokens, [bool(micro.replay) for micro in schedule])
+
+
+def _token_counts(task: MemoryTask) -> list[int]:
+    """Lengths of a task's samples; of those on disk without reading them."""
+    stored = getattr(task.samples, "num_tokens", None)
+    if stored is not None:
+        return [stored(number) for number in range(len(task.samples))]
+    return [len(sample.ids_L) for sample in task.samples]
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:
