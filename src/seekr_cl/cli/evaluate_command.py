@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
 from seekr_cl.cli.output import out
+from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.chat import Asked, set_template
 from seekr_cl.config.overrides import apply_overrides, data_settings
 from seekr_cl.distributed import collectives
@@ -23,11 +24,13 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.answer_engines import VllmEngine
 from seekr_cl.evaluation.general import SEED, evaluate_general, require_alike, with_drift
-from seekr_cl.evaluation.task_scoring import GENERAL, read_scores, require_apart, score_into
+from seekr_cl.evaluation.task_scoring import GENERAL, SCORES, read_scores, require_apart, score_into, scoring_hash
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
+from seekr_cl.report.evaluation_verdict import check_before, check_tests, of_evaluations
+from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.settings import build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
@@ -60,11 +63,17 @@ def evaluate_command(given: Any) -> None:
         )
     if given.engine == "vllm" and collectives.launched_world_size() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
+    if given.before:
+        check_before(Path(given.before))
     device = collectives.init_process_group()
     if not given.resume:
         collectives.on_main(lambda: require_free(output))
     streams = {source: StreamSpec.from_yaml(source) for source in given.task or [] if _is_stream(source)}
     tasks = _tasks(given, streams)
+    if given.before:
+        check_tests(
+            Path(given.before), {one.name: {"metric": one.metric, "sha256": scoring_hash(one)} for one in tasks}
+        )
     with hold(output, "evaluation"):
         if given.resume:
             collectives.on_main(lambda: remove_unfinished_inside(output))
@@ -72,7 +81,21 @@ def evaluate_command(given: Any) -> None:
             _score_tasks(given, output, tasks, streams, device)
         if given.general is not None:
             _score_general(given, output, device)
+        verdict = collectives.on_main_broadcast(partial(_judge, given, output)) if given.before else None
+    if verdict is not None:
+        print_verdict(verdict)
+    else:
+        out().print("nothing to compare with: --before FOLDER names a former evaluation, for a verdict on this one")
     out().print(f"scores and predictions in {output}", soft_wrap=True)
+
+
+def _judge(given: Any, output: Path) -> Verdict:
+    """What the model lost and gained since the former evaluation, also written down."""
+    verdict = of_evaluations(Path(given.before), output)
+    write_json(output / VERDICT, verdict.to_json())
+    if (output / SCORES).is_file():
+        write_json(output / SCORES, read_scores(output / SCORES) | {"verdict": verdict.to_json()})
+    return verdict
 
 
 def _score_tasks(

@@ -12,6 +12,7 @@ from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
+from seekr_cl.system.run_record import set_command
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
@@ -90,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
     )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
+    evaluate.add_argument(
+        "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
+    )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
     _take_launch(evaluate)
     _take_overrides(evaluate)
@@ -125,6 +129,26 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run, learn or evaluate")
     report.add_argument("--output", required=True, metavar="FILE.html", help="the page; replaced if it is there")
     report.epilog = "for example: seekr report run-seqft run-seekr --output report.html"
+
+    gate = commands.add_parser("gate", help="may this model replace the one in use? exit code 0 yes, 1 no, 3 unsure")
+    gate.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run: its last model is judged")
+    gate.add_argument("--before", metavar="A", help="folder of a seekr evaluate: the model in use")
+    gate.add_argument("--after", metavar="B", help="folder of a seekr evaluate: the model that is to replace it")
+    gate.add_argument("--max-drop", type=float, default=2.0, help="points that an old task may lose (default 2)")
+    gate.add_argument("--confidence", type=float, default=0.95, help="of the paired intervals (default 0.95)")
+    gate.add_argument("--task", action="append", metavar="TASK=POINTS", help="another allowed drop for one task")
+    gate.add_argument("--general", type=float, metavar="POINTS", help="allowed drop of each general benchmark")
+    gate.add_argument(
+        "--since", choices=("learned", "previous"),
+        help="of a run: old tasks against right after they were learned (default), or against before the last task",
+    )  # fmt: skip
+    gate.add_argument("--json", action="store_true", help="for a program")
+    gate.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
+    gate.epilog = (
+        "Exit code: 0 if nothing fell by more than allowed, 1 if something surely did, 3 if there are too few examples "
+        "to say, 2 for bad input. For example: seekr gate --before eval/in-use --after eval/new --max-drop 2 "
+        "--task yahoo=5 --general 1 --junit gate.xml"
+    )
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
@@ -220,7 +244,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
-    if isinstance(getattr(given, "task", None), list):
+    if isinstance(getattr(given, "task", None), list) and hasattr(given, "overrides"):
         settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
         rest += settings
         given.task = [word for word in given.task if word not in settings]
@@ -238,9 +262,10 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, gate 1 and 3."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
+    set_command(["seekr", *(sys.argv[1:] if arguments is None else arguments)])
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     launch = getattr(given, "launch", None)
@@ -258,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 from seekr_cl.cli import commands
 
-                commands.COMMANDS[given.command](given)
+                return commands.COMMANDS[given.command](given) or 0
     except Stopped as stopped:
         if not _PROCESS:
             print("stopped, and the state is saved; continue with the same command and --resume", file=sys.stderr)

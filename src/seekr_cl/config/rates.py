@@ -141,7 +141,7 @@ def _is_adam(optim: Any) -> bool:
     return "adam" in _name(optim).lower()
 
 
-def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
+def record(config: Any, args: Any, source: str, steps: int, replay_steps: int) -> dict[str, Any]:
     """What a task was trained with, as JSON.
 
     Args:
@@ -149,12 +149,14 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
         args: those of this task.
         source: where its learning rate comes from.
         steps: optimizer steps that were made.
+        replay_steps: those of them, and those beside them, that the new examples alone would not have had.
     """
     return {
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": _name(args.lr_scheduler_type),
         "optim": _name(args.optim),
         "optimizer_steps": steps,
+        "replay_steps": replay_steps,
         "from": config.training_sources | {"learning_rate": source},
     }
 

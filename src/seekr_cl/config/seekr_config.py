@@ -14,6 +14,7 @@ from seekr_cl.config.chat import chat_settings
 from seekr_cl.config.liger import liger_settings
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
+from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
@@ -40,7 +41,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
-_GROUPS = ("replay", "memory", "method")
+_GROUPS = ("replay", "memory", "method", "retention")
 
 
 @dataclass
@@ -58,6 +59,7 @@ class SeekrConfig(TrainingArguments):
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
             first task.
         general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
@@ -112,6 +114,7 @@ class SeekrConfig(TrainingArguments):
     method: Any = "seekr"
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
+    retention: Any = field(default_factory=dict)
     general: str | None = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
@@ -161,11 +164,14 @@ class SeekrConfig(TrainingArguments):
         self.method: MethodConfig = read_method(self.method, preset)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        given_retention = as_mapping(self.retention, RetentionConfig, "retention")
         _refuse_unused(self.method, given_replay, given_memory, self.general)
+        _refuse_blind(self.method, given_retention)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
@@ -216,7 +222,7 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in ("replay", "memory", "retention")}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
         return super().to_dict() | plain
 
@@ -240,6 +246,18 @@ def _refuse_unused(
                     f"replay.{key}: would be ignored: {method.name} keeps samples but does not replay them on a "
                     f"schedule; only {', '.join(KEEPING)} are for it"
                 )
+
+
+def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
+    """Refuses to watch old tasks where no samples of them are kept, and to replay where nothing is replayed."""
+    if retention and not method.kind.keeps:
+        raise ConfigError(
+            f"retention: method {method.name} keeps no samples of old tasks to probe; drop the key or change the method"
+        )
+    if retention.get("on_drop") == "more_replay" and not method.kind.replays:
+        raise ConfigError(
+            f"retention.on_drop: method {method.name} does not replay, so more_replay does nothing; use warn or stop"
+        )
 
 
 _CHECKED = tuple(

@@ -14,6 +14,7 @@ written is a warning. It holds no text of the data. A resumed command adds to it
 import json
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,19 @@ from seekr_cl.system import reading
 RECORD = "record.jsonl"
 _LARGEST = 1 << 28
 _START = b'{"event":"begin"'
+
+
+_command: list[str] = []
+
+
+def set_command(words: Sequence[str]) -> None:
+    """The command line of this process, so that what it makes can say how it is made again."""
+    _command[:] = words
+
+
+def given_command() -> list[str]:
+    """The command line of this process; empty where it is not a command of this library."""
+    return list(_command)
 
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:

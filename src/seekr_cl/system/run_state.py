@@ -176,9 +176,9 @@ class RunState:
         work = sum(self.work[n - 1] * self.measured[n, "train"] for n in trained)
         seconds = sum(trained.values())
         here = self._done_here()
-        if self.phase == "train" and self.number and here * self.total >= 1:
-            if here >= _ENOUGH or current >= _SECONDS or work:
-                work, seconds = work + here * self.work[self.number - 1], seconds + current
+        telling = here >= _ENOUGH or current >= _SECONDS or bool(work)
+        if self.phase == "train" and 0 < self.number <= len(self.work) and here * self.total >= 1 and telling:
+            work, seconds = work + here * self.work[self.number - 1], seconds + current
         if not work:
             return None
         left = seconds / work * self._training_left()

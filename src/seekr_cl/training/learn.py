@@ -27,11 +27,14 @@ from seekr_cl.tasks import Task
 from seekr_cl.training import phases
 from seekr_cl.training.adapting import load_configured, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.following import followed
 from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
+from seekr_cl.training.probing import RETENTION
 from seekr_cl.training.run_identity import check_same_learning, task_identity
 from seekr_cl.training.task_progress import before_lost_model, open_memory, tidy_up
+from seekr_cl.training.tracker import Tracker
 from seekr_cl.training.train_phase import train
 
 
@@ -47,6 +50,7 @@ def learn(
     processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
+    tracker: Tracker | None = None,
 ) -> LearnResult:
     """Teaches a model one task without forgetting the earlier ones.
 
@@ -65,6 +69,8 @@ def learn(
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
+        tracker: is told where the learning is; default one that shows it, and writes it to ``record.jsonl`` of the
+            output.
 
     Raises:
         SeekrError: for bad input; the output is not written and the memory stays as it was.
@@ -102,8 +108,13 @@ def learn(
                     return done
             former = before_lost_model(name_of(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
-            state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
-            learnt = _learn(state)
+            # A run scores the tests of every task itself.
+            probed = config.retention.count(evaluated=checkpoints is not None)
+            with followed(tracker, source, tasks, place, output, config, saves) as told:
+                state = Learning(
+                    source, tasks, here, output, config, callbacks, saves, begun, resume, gone, probed, told
+                )
+                learnt = _learn(state)
             collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -127,15 +138,22 @@ def _require_new(output: Path, saves: Checkpoints) -> None:
 
 def _learn(state: Learning) -> LearnResult:
     """The phases of one learning, in order."""
+    tell = partial(state.tracker.phase, task=state.name)
+    tell("load")
     phases.load(state)
+    tell("prepare")
     phases.prepare(state)
+    phases.probe(state)
     with phases.attached_method(state):
         phases.rewrite(state)
         phases.score_general(state)
         phases.choose(state)
         if not state.progress.phase_done("scored"):
+            tell("train")
             train(state)
+            tell("score")
             phases.score(state)
+    tell("write")
     return phases.write(state)
 
 
@@ -163,4 +181,6 @@ def _finished(
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
     training: Any = store.tasks[-1].info.get("training", {})
-    return LearnResult(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
+    probes = output / RETENTION
+    found = json.loads(probes.read_text(encoding="utf-8")) if probes.is_file() else {}
+    return LearnResult(network, tokenizer, 0.0, log[-1]["step"], log, 0, training, found)

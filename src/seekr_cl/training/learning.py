@@ -13,6 +13,7 @@ from seekr_cl.methods import Context, Method
 from seekr_cl.models.source import ModelSource
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.probing import ProbeSet
 from seekr_cl.training.task_progress import TaskProgress
 from seekr_cl.training.tracker import Tracker
 from seekr_cl.training.trainer import SeekrTrainer
@@ -33,6 +34,7 @@ class LearnResult:
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts were truncated on the left.
         training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
+        retention: what probes of old tasks and of the new one gave before, during and after; ``retention.json``.
     """
 
     model: PreTrainedModel | None
@@ -42,6 +44,7 @@ class LearnResult:
     log: list[dict[str, Any]]
     cut: int
     training: dict[str, Any] = field(default_factory=dict)
+    retention: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Learning:
         saves: where checkpoints go.
         begun: the checkpoint to go on from.
         resume: whether leftovers of an interrupted learning are to be cleared away.
+        probed: samples of each task that are probed before and after.
         tracker: is told where the learning is.
         committed: the memory with this task already in it, where only its model is missing.
         network: the model in training; set by ``load``, as are the next five.
@@ -66,9 +70,10 @@ class Learning:
         tokenizer_sha256: the tokenizer's hash.
         weights_dtype: the dtype the weights were loaded in.
         identity: what a resumed learning must share with the one it continues.
-        context: what the method works with; set by ``prepare``, as are the next four.
+        context: what the method works with; set by ``prepare``, as are the next three.
         encoder: turns examples into tokens.
         trained: examples and their tokens, for each task.
+        probes: what is probed, with what it gave before.
         method: the method, attached to the model until its phases are over.
         progress: which phases are complete, and what they gave.
         learned: each task's tokens as the method trains on them; set by ``rewrite``.
@@ -85,6 +90,7 @@ class Learning:
     begun: Checkpoint | None
     resume: bool
     committed: ReplayMemory | None = None
+    probed: int = 0
     tracker: Tracker = field(default_factory=Tracker)
 
     network: Any = field(init=False)
@@ -97,6 +103,7 @@ class Learning:
     context: Context = field(init=False)
     encoder: Encoder = field(init=False)
     trained: list[tuple[list[Example], list[Encoded]]] = field(init=False)
+    probes: list[ProbeSet] = field(init=False)
     method: Method = field(init=False)
     progress: TaskProgress = field(init=False)
 

@@ -35,6 +35,8 @@ from seekr_cl.training.new_examples import new_examples
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover, check_carry
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.probing import RETENTION, probe_sets
+from seekr_cl.training.retention import measure_all, summary
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.sample_selection import (
     choose_samples,
@@ -43,6 +45,7 @@ from seekr_cl.training.sample_selection import (
     previous_state,
     within_budget,
 )
+from seekr_cl.training.steps_made import steps_made
 from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
 from seekr_cl.training.trainer_state import take_weights
 
@@ -112,6 +115,18 @@ def prepare(state: Learning) -> None:
     state.context.previous_state = previous_state(config, store, state.context.warn)
 
 
+def probe(state: Learning) -> None:
+    """Asks the model what it knows of old tasks, and of the new one, before anything is attached to it."""
+    state.probes = probe_sets(state.store, state.tasks, state.encoder, state.probed) if state.probed else []
+    saved = [] if state.begun is None else state.begun.state.get("retention", [])
+    # None where former versions began it, or with another number of samples.
+    known = [found for found, one in zip(saved, state.probes) if len(found["exact"]) == len(one.probes)]
+    if not len(saved) == len(known) == len(state.probes):
+        known = measure_all(state.context.model, state.probes)
+    for one, found in zip(state.probes, known, strict=True):
+        one.before = found
+
+
 @contextmanager
 def attached_method(state: Learning) -> Iterator[None]:
     """The method is attached to the model inside, and what a checkpoint has of it is loaded."""
@@ -119,6 +134,7 @@ def attached_method(state: Learning) -> Iterator[None]:
     try:
         places = places_of(state.store.path, state.output, state.saves.place)
         state.progress = TaskProgress(state.saves, state.identity, places, state.method, state.begun)
+        state.progress.retention = [one.before for one in state.probes]
         yield
     finally:
         state.method.close()
@@ -184,10 +200,13 @@ def write(state: Learning) -> LearnResult:
     model_sha = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
     tensors = plain(written_state(network)) if sharded else None
+    found = summary(state.probes, measure_all(network, state.probes), ready.log) if state.probes else {}
     keep, new_tasks = within_budget(state.config, state.store, state.progress.new_tasks, state.context)
 
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
+        if found:
+            write_json(folder / RETENTION, found)
         if ready.carry is not None:
             ready.carry.save(folder)
         note_origin(folder, network, model_sha, state.config.quantization)
@@ -209,7 +228,7 @@ def write(state: Learning) -> LearnResult:
     elif sharded:
         model, _ = load_configured(state.output, state.config)
     return LearnResult(
-        model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training
+        model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training, found
     )
 
 
@@ -246,7 +265,7 @@ def _facts(state: Learning) -> dict[str, object]:
     }
     if config.method.kind.keeps:
         facts["choice"] = config.replay.choice
-    return facts | {"training": record(config, trainer.args, trainer.rate_source, trainer.state.global_step)}
+    return facts | {"training": record(config, trainer.args, trainer.rate_source, *steps_made(trainer))}
 
 
 def _carry(state: Learning) -> OptimizerCarryover | None:

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
 _counts: Callable[[str, int, int], None] | None = None
 """Who shows what is counted, while a whole run is shown in one line."""
 

@@ -28,6 +28,8 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     settings = {key: given[key] for key in _DECISIVE}
     if not config.method.steers:
         settings.pop("measure_every")
+    if config.retention.on_drop == "more_replay":
+        settings["retention"] = given["retention"]
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
         settings["later_learning_rate"] = later

@@ -15,7 +15,7 @@ from seekr_cl.distributed import collectives
 from seekr_cl.errors import OutputWarning
 from seekr_cl.os_errors import describe
 from seekr_cl.system.run_record import append_event
-from seekr_cl.system.run_state import RunState, line
+from seekr_cl.system.run_state import RunState, fields, line
 from seekr_cl.training.progress import console, show_counts, wants_bar
 
 _OFTEN, _SELDOM, _PART = 1.0, 10.0, 200
@@ -42,6 +42,7 @@ class Tracker:
         self.number = 0
         self.logs: Path | None = None
         self._path: Path | None = None
+        self._at_training: Path | None = None
         self._waiting: list[dict[str, Any]] | None = []
         self._live: Live | None = None
         self._written = 0.0
@@ -54,13 +55,15 @@ class Tracker:
         for event in waiting:
             self._write(event)
 
+    def write_at_training(self, path: Path) -> None:
+        """``write_to`` once the steps begin: bad input, which is found before, leaves nothing behind."""
+        self._at_training = path
+
     def begin(self, kind: str, **facts: Any) -> None:
         """The command has begun."""
         self._event("begin", kind=kind, **facts)
         if collectives.is_main() and wants_bar(self.mode) and self._live is None:
-            self._live = Live(
-                get_renderable=self._shown, console=console(), transient=True, refresh_per_second=2
-            )
+            self._live = Live(get_renderable=self._shown, console=console(), transient=True, refresh_per_second=2)
             self._live.start()
             show_counts(self._count)
 
@@ -81,6 +84,8 @@ class Tracker:
         facts = {"steps": steps, "done": done, "replayed": list(replayed), "bin_steps": bin_steps}
         self._event("training", task=task, number=self.number, **facts)
         self._line = -1
+        if self._at_training is not None and self._waiting is not None:
+            self.write_to(self._at_training)
 
     def progress(self, done: int, total: int, tokens_per_second: float | None = None, last: bool = False) -> None:
         """So much of the phase is done; written now and then, and at the end."""
@@ -103,9 +108,13 @@ class Tracker:
             return
         self._line = part
         if collectives.is_main():
-            terms = " ".join(f"{name} {value:.3g}" for name, value in state.terms.items())
-            shown = f"{label}: step {state.done}/{state.total} {terms}; {line(state, time.time())}"
-            console().print(shown.replace(f", {terms}", ""), soft_wrap=True, markup=False)
+            said = fields(state, time.time())
+            rest = [said[key] for key in ("task", "share", "speed", "left") if key in said]
+            console().print(
+                f"{label}: step {state.done}/{state.total} {said['terms']}; {', '.join(rest)}",
+                soft_wrap=True,
+                markup=False,
+            )
 
     def scores(self, scores: Mapping[str, float]) -> None:
         """An evaluation is complete."""
@@ -119,10 +128,10 @@ class Tracker:
             self._live.stop()
             self._live = None
 
-    def _event(self, kind: str, **values: Any) -> None:
+    def _event(self, what: str, /, **values: Any) -> None:
         if not collectives.is_main():
             return
-        event = {"event": kind, "time": round(time.time(), 3), **values}
+        event = {"event": what, "time": round(time.time(), 3), **values}
         self.state.apply(event)
         self._keep(event)
 

@@ -17,6 +17,7 @@ from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import drop_printers
+from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.tracker import TrackedTraining
 from seekr_cl.training.trainer import SeekrTrainer
@@ -36,7 +37,10 @@ def train(state: Learning) -> None:
         progress.save("prepared")
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
+    watch = _watch(state, replay)
     state.trainer.train()
+    if watch is not None:
+        watch.check()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
@@ -67,6 +71,18 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
     if settings.clock != "updates":
         return schedule, None
     return schedule, Reviews(UpdateClock(settings.day_steps), review_rounds(**order))
+
+
+def _watch(state: Learning, replay: TaskSamples) -> RetentionProbe | None:
+    """Probes during training, where they are asked for and there is an old task; called last of all callbacks."""
+    config = state.config
+    old = [one for one in state.probes if one.kind != "new"]
+    if config.retention.probe_every is None or not old:
+        return None
+    size = (config.replay.batch_size or config.per_device_train_batch_size) * collectives.world_size()
+    watch = RetentionProbe(state.trainer, config.retention, old, replay, size, state.context.seed)
+    state.trainer.add_callback(watch)
+    return watch
 
 
 def _replay_comes(state: Learning, schedule: list[MicroBatch], reviews: Reviews | None) -> bool:

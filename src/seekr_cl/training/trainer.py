@@ -47,11 +47,13 @@ class SeekrTrainer(ResumableTrainer):
         weights: term weights that replaced the method's own because it asked for a share.
         rate_source: where the learning rate comes from, for the record.
         replay_factor: what the weights of replay terms are multiplied by.
+        review_steps: optimizer steps of replay that stand in no schedule.
     """
 
     args: SeekrConfig
     rate_source: str = "user"
     replay_factor: int = 1
+    review_steps: int = 0
 
     def __init__(
         self,

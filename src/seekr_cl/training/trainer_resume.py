@@ -38,12 +38,14 @@ class ResumableTrainer(Trainer):
         shares: gradient norms of the loss terms.
         weights: term weights that replaced the method's own because it asked for a share.
         reviews: replay that comes by a clock of its own.
+        review_steps: optimizer steps that were made for it.
         carry: optimizer state and gradients from the former task.
     """
 
     shares: GradientShares
     weights: dict[str, float]
     reviews: Reviews | None
+    review_steps: int
     carry: OptimizerCarryover | None
     _network: nn.Module
     _dtypes: dict[str, torch.dtype]
@@ -85,6 +87,7 @@ class ResumableTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "reviews": self.reviews.state() if self.reviews else None,
+            "review_steps": self.review_steps,
         }
         sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
         # Of what each process has summed up, process 0 keeps the sum, the others nothing.
@@ -138,6 +141,8 @@ class ResumableTrainer(Trainer):
         self.weights = dict(content["weights"])
         if self.reviews is not None:
             self.reviews.load_state(content["reviews"])
+        # Checkpoints of former versions have none.
+        self.review_steps = content.get("review_steps", 0)
         self._counts.update(content["counts"])
         device = self.args.device
         tensors = {
