@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.cli.live import live
 from seekr_cl.cli.output import out, size
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
@@ -19,11 +20,12 @@ from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
 from seekr_cl.report.learning_verdict import of_learning
 from seekr_cl.report.verdict import VERDICT, Verdict
-from seekr_cl.runs.stream_run import run
+from seekr_cl.runs.stream_run import SCORES, run
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
+from seekr_cl.system.reading import read_json
 from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
@@ -38,7 +40,8 @@ def learn_command(given: Any) -> None:
     allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     config = _config(settings, given.config or "settings")
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
-    learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
+    with live(given, collectives.is_main()):
+        learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
     if learnt.cut:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     memory = ReplayMemory.open(given.memory)
@@ -52,6 +55,19 @@ def learn_command(given: Any) -> None:
         soft_wrap=True,
     )
     print_verdict(verdict)
+    given.answer = {
+        "task": task.name,
+        "steps": learnt.steps,
+        "seconds": round(learnt.seconds, 2),
+        "model": given.output,
+        "memory": given.memory,
+        "generation": memory.generation,
+        "samples": len(memory.samples),
+        "memory_bytes": memory.num_bytes,
+        "truncated_prompts": learnt.cut,
+        "training": learnt.training,
+        "verdict": verdict.to_json(),
+    }
 
 
 def _rate(training: dict[str, Any]) -> str:
@@ -83,13 +99,15 @@ def run_command(given: Any) -> None:
         for number, entry in enumerate(probes, 1)
     ]
     tasks = spec.load_tasks(require_test=True, limit=limit)
-    matrix = run(
-        _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
-        benchmark=benchmark,
-    )  # fmt: skip
+    with live(given, collectives.is_main()):
+        matrix = run(
+            _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
+            benchmark=benchmark,
+        )  # fmt: skip
     out().print(score_table(matrix))
     print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
+    given.answer = {"output": given.output, **read_json(Path(given.output) / SCORES)}
 
 
 def evaluate_command(given: Any) -> None:
@@ -138,11 +156,12 @@ def demo_command(given: Any) -> None:
     """``seekr demo``."""
     from seekr_cl.demo.demo_run import demo
 
-    demo(
+    given.answer = demo(
         Path(given.output),
         methods=given.methods,
         seed=given.seed,
         quick=given.quick,
+        quiet=given.quiet,
         settings=apply_overrides({}, given.overrides, None),
     )
 

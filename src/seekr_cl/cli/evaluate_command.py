@@ -87,6 +87,10 @@ def evaluate_command(given: Any) -> None:
     else:
         out().print("nothing to compare with: --before FOLDER names a former evaluation, for a verdict on this one")
     out().print(f"scores and predictions in {output}", soft_wrap=True)
+    found = {name: output / name for name in (SCORES, GENERAL) if (output / name).is_file()}
+    given.answer = {"output": given.output} | {
+        name.removesuffix(".json"): read_scores(path) for name, path in found.items()
+    }
 
 
 def _judge(given: Any, output: Path) -> Verdict:

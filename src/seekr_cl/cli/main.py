@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.answers import answering, take_answers
 from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
@@ -57,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
+        take_answers(stoppable)
+        stoppable.add_argument(
+            "--live", nargs="?", const="", metavar="FILE.html",
+            help="keep a report up to date meanwhile (default: OUTPUT.html beside the output)",
+        )  # fmt: skip
         _take_launch(stoppable)
         stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
@@ -95,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
     )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
+    take_answers(evaluate)
     _take_launch(evaluate)
     _take_overrides(evaluate)
     evaluate.epilog = (
@@ -125,9 +132,16 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print numbers for a program")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
+    watch = commands.add_parser("watch", help="where a run or a learning is, from another terminal or afterwards")
+    watch.add_argument("run", metavar="RUN", help="the --output of seekr run or learn")
+    watch.add_argument("--once", action="store_true", help="print it once and end")
+    watch.add_argument("--json", action="store_true", help="print it once, for a program")
+    watch.epilog = "for example: seekr watch run, or over ssh: ssh -t gpu-machine seekr watch run"
+
     report = commands.add_parser("report", help="one HTML page about runs, evaluations or learned tasks")
     report.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run, learn or evaluate")
     report.add_argument("--output", required=True, metavar="FILE.html", help="the page; replaced if it is there")
+    report.add_argument("--follow", action="store_true", help="write it again and again until the run is over")
     report.epilog = "for example: seekr report run-seqft run-seekr --output report.html"
 
     gate = commands.add_parser("gate", help="may this model replace the one in use? exit code 0 yes, 1 no, 3 unsure")
@@ -155,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
+    take_answers(demo)
     _take_overrides(demo)
 
     inspect = commands.add_parser("inspect", help="what is learned: each example's text, learned tokens, truncation")
@@ -186,6 +201,7 @@ def _benchmark_commands(commands: Any) -> None:
     fetch.add_argument("--variant", help="edition of the data, such as 5000 or reasoning")
     fetch.add_argument("--tasks", nargs="+", help="only these tasks")
     fetch.add_argument("--partial", action="store_true", help="take a source that lacks tasks or rows, and note it")
+    take_answers(fetch)
     fetch.add_argument("--sha256", help="what the archive's hash must be")
 
 
@@ -198,7 +214,8 @@ def _memory_commands(commands: Any) -> None:
     show = add("show", "what a memory holds")
     show.add_argument("--samples", action="store_true", help="every sample with its id")
     show.add_argument("--task", help="only this task's samples")
-    add("log", "the generations, one line each")
+    take_answers(show, quiet=False)
+    take_answers(add("log", "the generations, one line each"), quiet=False)
     add("verify", "read everything and name what is broken")
     rollback = add("rollback", "make the generation after a task current again")
     rollback.add_argument("--to", required=True, metavar="TASK", help="the task, or a generation as log calls it")
@@ -262,7 +279,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, gate 1 and 3."""
+    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, gate 1, 3."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
     set_command(["seekr", *(sys.argv[1:] if arguments is None else arguments)])
@@ -274,12 +291,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment_number(name, 0)
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
-        with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
+        with (
+            graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(),
+            _one_voice(),
+            answering(given),
+        ):
+            # Before anything that imports torch, which takes longer than either of these.
             if given.command == "score":
-                # Before anything that imports torch, which takes longer than scoring.
                 from seekr_cl.cli.score import score_command
 
                 score_command(given)
+            elif given.command == "watch":
+                from seekr_cl.cli.watch_command import watch_command
+
+                watch_command(given)
             else:
                 from seekr_cl.cli import commands
 

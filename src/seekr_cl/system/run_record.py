@@ -52,15 +52,16 @@ def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
         OSError: if the file cannot be read.
     """
     lines = reading.read_bytes(path, _LARGEST).split(b"\n")[:-1]
-    events = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if is_event(event):
-            events.append(event)
+    events = [event for line in lines if is_event(event := parse_event(line))]
     return events, len(lines) - len(events)
+
+
+def parse_event(line: bytes) -> Any:
+    """A line's JSON; ``None`` if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def is_event(event: Any) -> bool:
@@ -97,3 +98,8 @@ def is_record(path: Path) -> bool:
 def beside(output: Path) -> Path:
     """Where the record of a learning is until the model's folder is there to hold it."""
     return output.parent / f"{output.name}.{RECORD}"
+
+
+def record_of(folder: Path) -> Path | None:
+    """The record of a run, of a learning that is done, or of one that goes on; ``None`` if there is none."""
+    return next((place for place in (folder / RECORD, beside(folder)) if place.is_file()), None)

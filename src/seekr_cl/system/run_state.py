@@ -35,7 +35,7 @@ class RunState:
         updated: when the last event was written.
         ended: ``done``, ``stopped`` or ``failed`` once it is over, with ``message``.
         message: why it failed.
-        scores: last scores by task.
+        rows: scores by task after each stage, 0 being the base model.
     """
 
     kind: str = ""
@@ -56,7 +56,7 @@ class RunState:
     updated: float = 0.0
     ended: str = ""
     message: str = ""
-    scores: dict[str, float] = field(default_factory=dict)
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
     spent: dict[tuple[int, str], float] = field(default_factory=dict)
     """Seconds of every finished phase, by stage."""
     measured: dict[tuple[int, str], float] = field(default_factory=dict)
@@ -148,7 +148,8 @@ class RunState:
     def _scores(self, event: dict[str, Any]) -> None:
         scores = event.get("scores")
         if isinstance(scores, dict):
-            self.scores = {str(task): _number(score) for task, score in scores.items()}
+            row = {str(task): _number(score) for task, score in scores.items()}
+            self.rows[int(_number(event.get("number")))] = row
 
     def _end(self, event: dict[str, Any]) -> None:
         self._close(self.updated)
@@ -159,6 +160,14 @@ class RunState:
     def part(self) -> float | None:
         """How much of the phase is done; None where it is not counted."""
         return min(1.0, self.done / self.total) if self.total else None
+
+    def whole(self, now: float) -> float | None:
+        """How much of the whole run is done, in time; None while that is not known."""
+        left = self.seconds_left(now)
+        if left is None:
+            return None
+        spent = sum(self.spent.values()) + (max(0.0, now - self.begun) if self.phase else 0.0)
+        return spent / (spent + left) if spent + left > 0 else 1.0
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds until the whole run is done; None while too little is known to say.

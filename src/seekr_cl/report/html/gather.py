@@ -6,6 +6,7 @@ a run is worth looking at, and a page that hides a gap would lie.
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from seekr_cl.report.html.training_logs import (
 )
 from seekr_cl.report.html.visible import one_line
 from seekr_cl.system import reading
-from seekr_cl.system.run_record import RECORD
+from seekr_cl.system.run_record import RECORD, beside
+from seekr_cl.system.run_state import RunState, line
 from seekr_cl.tasks.task import safe_name
 
 LEDGER, SCORES, PARTIAL, GENERAL = "run.json", "scores.json", "partial.json", "general.json"
@@ -51,6 +53,8 @@ def gather(folders: Sequence[Path]) -> list[RunData]:
 
 def gather_one(folder: Path) -> RunData:
     """Everything that a report says of one folder."""
+    if not folder.exists() and beside(folder).is_file():
+        return _learning(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: is not a folder; name the --output of seekr run, learn or evaluate")
     if (folder / LEDGER).is_file():
@@ -94,10 +98,13 @@ def _run(folder: Path) -> RunData:
     data.matrix = _matrix(folder, tasks, probes, stages, data.notes)
     learnt = data.matrix.learnt if data.matrix else 0
     data.done = learnt == len(tasks)
+    events, recorded = read_recorded(folder, data.notes)
+    going = RunState.of(events)
     data.state = "complete" if data.done else f"{learnt} of {len(tasks)} tasks learned so far"
+    if not data.done and events:
+        data.state += f"; {line(going, time.time())}"
     if data.matrix and data.matrix.rows:
         data.changes = _changes(folder, data.matrix, probes, data.notes)
-    events, recorded = read_recorded(folder, data.notes)
     _memory(folder / "memory", data)
     data.logs = recorded_logs(events) or _models_logs(folder, stages, data.notes)
     data.phases = recorded_phases(events) or _stage_seconds(stages)
@@ -204,13 +211,15 @@ def _stage_seconds(stages: list[Stage]) -> list[tuple[str, dict[str, float]]]:
 def _learning(folder: Path) -> RunData:
     data = RunData(str(folder), "learning", "one task learned")
     events, _ = read_recorded(folder, data.notes)
+    state = RunState.of(events)
+    data.done = folder.is_dir()
     begin: dict[str, Any] = next((one for one in events if one["event"] == "begin"), {})
     tasks = [str(task) for task in begin.get("tasks") or []]
     name = "+".join(tasks) or folder.name
-    log = read_trainer_log(folder / LOG, name, data.notes)
+    log = read_trainer_log(folder / LOG, name, data.notes) if data.done else None
     data.logs = recorded_logs(events) or ([log] if log else [])
     data.phases = recorded_phases(events)
-    data.state = "complete"
+    data.state = "complete" if data.done else line(state, time.time())
     places = [Path(str(place)) for place in begin.get("memory") or []]
     memory = next(
         (place for place in [*(folder / one for one in places), *places] if (place / MANIFEST).is_file()), None
@@ -218,12 +227,12 @@ def _learning(folder: Path) -> RunData:
     if memory is not None:
         _memory(memory, data)
         own = [one for one in data.memory.lineage if _is(one["model_folder"], folder)] if data.memory else []
-        if data.memory and not own:
+        if data.memory and not own and data.done:
             data.notes.append("memory: has gone on, or was rolled back, since this model was written")
         _describe_learning(data, own[-1] if own else None)
-    else:
+    elif data.done:
         data.notes.append("memory: not where it was when the task was learned, so its bytes and heads are not shown")
-    data.title = f"learned {one_line(name, 60)}"
+    data.title = f"{'learned' if data.done else 'learning'} {one_line(name, 60)}"
     if begin:
         data.facts = [(key, str(begin[key])) for key in ("method", "model", "seed") if begin.get(key) is not None]
         data.settings = flat(begin.get("settings") or {})

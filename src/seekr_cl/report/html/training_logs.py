@@ -6,7 +6,7 @@ from typing import Any
 
 from seekr_cl.report.html.data import TaskLog
 from seekr_cl.system import reading
-from seekr_cl.system.run_record import RECORD, read_events
+from seekr_cl.system.run_record import RECORD, read_events, record_of
 
 LOG = "training_log.json"
 """As ``training.learning.LOG``, which lies beside this package and not below it."""
@@ -37,10 +37,14 @@ def clean_line(line: dict[str, Any]) -> dict[str, Any]:
 
 def read_recorded(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], bool]:
     """The events of a run's record, and whether there is one."""
-    path = folder / RECORD
-    if not path.is_file():
+    path = record_of(folder)
+    if path is None:
         return [], False
-    events, damaged = read_events(path)
+    try:
+        events, damaged = read_events(path)
+    except OSError as error:
+        notes.append(f"{RECORD}: not readable ({_reason(error)})")
+        return [], True
     if damaged:
         notes.append(f"{RECORD}: {damaged} lines are no events and were left out")
     return events, True
