@@ -116,6 +116,10 @@ class Tracker:
                 markup=False,
             )
 
+    def retention(self, step: int, told: str, action: str) -> None:
+        """A probe of old tasks has found a drop, and something was done about it."""
+        self._event("retention", number=self.number, told=f"step {step}: {told}; {action}")
+
     def scores(self, scores: Mapping[str, float]) -> None:
         """An evaluation is complete."""
         self._event("scores", number=self.number, task=self.state.task, scores=dict(scores))
@@ -200,8 +204,14 @@ class TrackedTraining(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Loss terms and shares; not the Trainer's own summary at the end."""
         values = {key: value for key, value in (logs or {}).items() if not key.startswith("train_")}
-        if any(key.startswith("loss") for key in values):
+        if any(key.startswith(("loss", "retention_")) for key in values):
             self.tracker.log(values | {"step": state.global_step}, self.label)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What retention probes have done, which stands in the Trainer's history alone."""
+        for one in state.log_history:
+            if "retention_action" in one:
+                self.tracker.retention(one["step"], str(one["retention_told"]), str(one["retention_action"]))
 
 
 def closed(tracker: Tracker, how: str, message: str = "") -> None:

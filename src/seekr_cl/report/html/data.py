@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seekr_cl.evaluation.scores import ScoreMatrix
+from seekr_cl.report.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class TaskLog:
         steps: optimizer steps in all.
         replayed: which steps held replay: micro-batches with replay in each bin of ``bin_steps`` steps.
         bin_steps: steps of a bin.
+        actions: what a retention probe said and did, a line each.
     """
 
     task: str
@@ -95,6 +97,7 @@ class TaskLog:
     steps: int = 0
     replayed: list[int] = field(default_factory=list)
     bin_steps: int = 1
+    actions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ class RunData:
         done: whether it is complete; otherwise ``state`` says how far it is.
         state: one line.
         notes: what is missing or damaged, a line each.
+        verdict: what was learned, kept and lost.
         matrix: the scores.
         stages: the evaluations behind them.
         changes: answers gained and lost.
@@ -139,6 +143,7 @@ class RunData:
         settings: name and value.
         versions: of what it was made with.
         command: to repeat it.
+        folder: where it was given, if that is known.
         facts: short facts for the head of the page.
     """
 
@@ -148,6 +153,7 @@ class RunData:
     done: bool = True
     state: str = ""
     notes: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
     matrix: ScoreMatrix | None = None
     stages: list[Stage] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
@@ -160,4 +166,5 @@ class RunData:
     settings: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    folder: str = ""
     facts: list[tuple[str, str]] = field(default_factory=list)

@@ -21,7 +21,7 @@ def task_curve(data: RunData, task: str, metric: str, learnt_at: int | None) -> 
     width, height = 300, 172
     x = Axis(0, max(1, len(stages) - 1), 38, width - 14, ticks=_stage_ticks(stages, 240))
     y = charts.linear(0, 100, height - 34, 22, 4)
-    parts = charts.frame(x, y, "", f"{metric}, %", height, width)
+    parts = charts.frame(x, y, "", "", height, width)
     if learnt_at is not None and learnt_at < len(stages):
         parts.append(charts.line(x(learnt_at), y.begin, x(learnt_at), y.end, "mark"))
         anchor = "end" if learnt_at > len(stages) / 2 else "start"
@@ -54,7 +54,8 @@ def retention_curve(data: RunData) -> Markup:
     x = Axis(0, max(1, length - 1), 44, width - 14, ticks=_stage_ticks(data.stages[:length], width - 60))
     y = charts.linear(0, 100, height - 38, 22)
     parts = charts.frame(x, y, "stage (B: base model; numbers: tasks learned)", "score, %", height, width)
-    for number, one in enumerate(series):
+    # The mean comes last, so that no single probe hides it.
+    for number, one in [*enumerate(series)][1:] + [(0, series[0])]:
         parts += charts.curve(one, number, x, y, True)
     told = ", ".join(f"{mean:.1f}" for mean in means)
     drawn = charts.svg(
@@ -79,7 +80,7 @@ def _borders(logs: Sequence[TaskLog], begins: Sequence[int], x: Axis, y: Axis) -
         end = begins[number + 1] if number + 1 < len(begins) else x.high
         room = int((x(end) - x(begin)) / 7)
         if room >= 3:
-            parts.append(charts.text(x(begin) + 4, y.end + 11, one_line(log.task, room), "note"))
+            parts.append(charts.text(x(begin) + 4, y.end - 6, one_line(log.task, room), "note"))
     return parts
 
 
@@ -105,7 +106,7 @@ def loss_chart(logs: Sequence[TaskLog]) -> Markup | None:
     width, height = _WIDE, 330
     x = charts.linear(0, max(1, total), 54, width - 12, 8)
     y = charts.logarithmic(max(min(values), max(values) / 1e6), max(values), height - 62, 22)
-    parts = charts.frame(x, y, "optimizer step, over all tasks", "loss, unweighted", height, width)
+    parts = charts.frame(x, y, "optimizer step, over all tasks", "", height, width)
     parts += _borders(logs, begins, x, y)
     for number, one in enumerate(curves):
         parts += charts.curve(one, number, x, y, False)
@@ -146,6 +147,24 @@ def _replay_marks(logs: Sequence[TaskLog], begins: Sequence[int], x: Axis, top: 
     ], f"{steps} marks below the axis show when replay came."
 
 
+def probe_chart(logs: Sequence[TaskLog]) -> Markup | None:
+    """What retention probes gave over the steps: mean probability of the stored answers of each old task."""
+    names = [key for log in logs for line in log.lines for key in line if key.startswith("retention_")]
+    curves = [Series(name.removeprefix("retention_"), _over_steps(logs, name)) for name in dict.fromkeys(names)]
+    if not curves:
+        return None
+    begins, total = _offsets(logs)
+    width, height = _WIDE, 240
+    x, y = charts.linear(0, max(1, total), 54, width - 12, 8), charts.linear(0, 100, height - 40, 22, 4)
+    parts = charts.frame(x, y, "optimizer step, over all tasks", "", height, width)
+    parts += _borders(logs, begins, x, y)
+    for number, one in enumerate(curves):
+        parts += charts.curve(one, number, x, y, len(one.points) < 40)
+    about = "; ".join(f"{one.name} ends at {_last(one)}" for one in curves) + "."
+    drawn = charts.svg(width, height, "Retention probes over steps", about, parts)
+    return drawn + charts.legend([one.name for one in curves])
+
+
 def share_chart(logs: Sequence[TaskLog]) -> Markup | None:
     """Each term's share of the summed gradient norms, stacked to one."""
     names = shares(list(logs))
@@ -171,7 +190,7 @@ def share_chart(logs: Sequence[TaskLog]) -> Markup | None:
                 )
             floor = upper
         last = {name: lines[-1].get(name, 0.0) for name in names} if lines else last
-    shown = charts.frame(x, y, "optimizer step, over all tasks", "share of the gradient norm, %", height, width)
+    shown = charts.frame(x, y, "optimizer step, over all tasks", "", height, width)
     told = ", ".join(f"{name.removeprefix('share_')} {100 * share:.0f}%" for name, share in last.items())
     drawn = charts.svg(
         width,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import DataError
+from seekr_cl.errors import DataError, SeekrError
 from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.memory.lineage import MANIFEST, Generation
 from seekr_cl.report.html.data import Changes, RunData, Stage
@@ -26,6 +26,8 @@ from seekr_cl.report.html.training_logs import (
     recorded_phases,
 )
 from seekr_cl.report.html.visible import one_line
+from seekr_cl.report.verdict import VERDICT, Verdict
+from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.run_record import RECORD, beside
 from seekr_cl.system.run_state import RunState, line
@@ -110,14 +112,26 @@ def _run(folder: Path) -> RunData:
     data.phases = recorded_phases(events) or _stage_seconds(stages)
     if not recorded:
         data.notes.append(f"no {RECORD}: made by a former version, so the times of single phases are not known")
+    data.verdict = _verdict(folder, data)
     data.settings = settings_of(ledger)
     data.versions = {str(key): str(value) for key, value in (ledger.get("versions") or {}).items()}
     data.versions |= {"machine": str(ledger["machine"])} if ledger.get("machine") else {}
-    data.command = command_of(events) or _command(ledger)
+    data.command, data.folder = command_of(events) or (_command(ledger), "")
     data.facts = [("method", method), ("base model", str(ledger.get("model"))), ("seed", str(ledger.get("seed")))]
     seconds = sum(stage.seconds for stage in stages)
     data.facts += [("training", duration(seconds))] if seconds else []
     return data
+
+
+def _verdict(folder: Path, data: RunData) -> Verdict | None:
+    """What the folder holds, or what follows from its scores and predictions."""
+    try:
+        if (folder / VERDICT).is_file():
+            return Verdict.read(folder / VERDICT)
+        return of_run(folder) if data.kind == "run" and data.matrix and data.matrix.rows else None
+    except SeekrError as error:
+        data.notes.append(f"verdict: {error}")
+        return None
 
 
 def _stages(folder: Path, notes: list[str]) -> list[Stage]:
@@ -219,6 +233,7 @@ def _learning(folder: Path) -> RunData:
     log = read_trainer_log(folder / LOG, name, data.notes) if data.done else None
     data.logs = recorded_logs(events) or ([log] if log else [])
     data.phases = recorded_phases(events)
+    data.verdict = _verdict(folder, data) if data.done else None
     data.state = "complete" if data.done else line(state, time.time())
     places = [Path(str(place)) for place in begin.get("memory") or []]
     memory = next(
@@ -237,7 +252,7 @@ def _learning(folder: Path) -> RunData:
         data.facts = [(key, str(begin[key])) for key in ("method", "model", "seed") if begin.get(key) is not None]
         data.settings = flat(begin.get("settings") or {})
         data.versions |= {str(key): str(value) for key, value in (begin.get("versions") or {}).items()}
-    data.command = command_of(events)
+    data.command, data.folder = command_of(events) or ("", "")
     return data
 
 
@@ -273,6 +288,7 @@ def _evaluation(folder: Path) -> RunData:
             raise DataError(f"{path}: not scores of seekr evaluate ({_brief(error)}); evaluate again") from error
         data.facts = [("model", str(content["model"]))] if content.get("model") else []
         data.settings = flat(content.get("evaluation") or {})
+    data.verdict = _verdict(folder, data)
     if (folder / GENERAL).is_file():
         data.general = _general(folder, data)
     data.title = f"{len(data.scored)} tasks evaluated" if data.scored else "general ability"
@@ -323,11 +339,13 @@ def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def command_of(events: list[dict[str, Any]]) -> str:
-    """The command that began a run, as it was recorded."""
-    begins = (one["command"] for one in events if one["event"] == "begin" and isinstance(one.get("command"), list))
-    words = [str(word) for word in next(begins, [])]
-    return shlex.join(word for word in words if word != "--resume")
+def command_of(events: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """The command that began a run and the folder in which it was given, as they were recorded."""
+    for one in events:
+        if one["event"] == "begin" and isinstance(one.get("command"), list):
+            words = (str(word) for word in one["command"] if word != "--resume")
+            return shlex.join(words), str(one.get("folder") or "")
+    return None
 
 
 def _command(ledger: dict[str, Any]) -> str:

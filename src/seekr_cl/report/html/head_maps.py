@@ -8,7 +8,7 @@ from seekr_cl.report.html import charts
 from seekr_cl.report.html.colors import png, shade
 from seekr_cl.report.html.data import Heads
 
-_LEFT, _TOP, _BOTTOM = 44, 8, 36
+_LEFT, _TOP, _BOTTOM = 44, 8, 56
 _WIDEST, _HIGHEST = 300, 330
 
 
@@ -45,6 +45,7 @@ def head_map(heads: Heads, measure: str, about: str) -> Markup:
     ]
     parts.append(charts.text(_LEFT + width / 2, _TOP + height + 30, "head", "label", "middle"))
     parts.append(charts.text(2, _TOP + height + 14, "layer", "label"))
+    parts += _scale(low, high, width, height)
     top = max(((value, row, head) for row, line in enumerate(values) for head, value in enumerate(line)))
     described = (
         f"{about}. Largest: {charts.short(top[0])} at layer {heads.layers[top[1]]}, head {top[2]}. "
@@ -52,6 +53,18 @@ def head_map(heads: Heads, measure: str, about: str) -> Markup:
     )
     title = f"{measure} after {heads.task}"
     return charts.svg(round(_LEFT + width + 12), round(_TOP + height + _BOTTOM), title, described, parts, "map")
+
+
+def _scale(low: float, high: float, width: float, height: float) -> list[Markup]:
+    """What the colors mean."""
+    wide, top = min(width, 120.0), _TOP + height + 40
+    bar = png([[shade(number / 31) for number in range(32)]])
+    drawn = Markup('<image href="{}" x="{}" y="{}" width="{}" height="7" preserveAspectRatio="none"/>')
+    return [
+        drawn.format(bar, _LEFT, round(top, 1), round(wide, 1)),
+        charts.text(_LEFT - 6, top + 8, charts.short(low), "tick", "end"),
+        charts.text(_LEFT + wide + 6, top + 8, charts.short(high), "tick"),
+    ]
 
 
 def _some(count: int, cell: float) -> Sequence[int]:

@@ -25,9 +25,9 @@ def interval_chart(methods: Sequence[dict[str, Any]], key: str, title: str, fixe
         return None
     ends = [end for _, one in rows for end in (one["interval"] or [one["mean"]])] + [one["mean"] for _, one in rows]
     low, high = (0.0, 100.0) if fixed else (min(0.0, *ends), max(0.0, *ends))
-    width, step = 620, 30
+    width, step = 460, 30
     height = 30 + step * len(rows) + 36
-    x = charts.linear(low, high, 180, width - 90, 5)
+    x = charts.linear(low, high, 130, width - 56, 5)
     parts: list[Markup] = []
     for value, label in x.ticks:
         parts += [charts.line(x(value), 14, x(value), height - 34, "axis" if value == 0 else "grid")]
@@ -36,7 +36,7 @@ def interval_chart(methods: Sequence[dict[str, Any]], key: str, title: str, fixe
     for number, (name, one) in enumerate(rows):
         middle = 30 + step * number
         color = f"c{number % charts.CLASSES}"
-        parts.append(charts.text(172, middle + 4, one_line(name, 25), "tick", "end"))
+        parts.append(charts.text(122, middle + 4, one_line(name, 19), "tick", "end"))
         interval = one["interval"]
         if interval:
             parts.append(charts.line(x(interval[0]), middle, x(interval[1]), middle, f"whisker {color}"))
@@ -44,7 +44,7 @@ def interval_chart(methods: Sequence[dict[str, Any]], key: str, title: str, fixe
             parts.append(Markup('<circle cx="{}" cy="{}" r="2.5" class="seed {}"/>').format(x(value), middle, color))
         parts.append(Markup('<circle cx="{}" cy="{}" r="5" class="dot {}"/>').format(x(one["mean"]), middle, color))
         said = f"{one['mean']:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
-        parts.append(charts.text(width - 84, middle + 4, said.split(" ")[0], "tick"))
+        parts.append(charts.text(width - 48, middle + 4, said.split(" ")[0], "tick"))
         told.append(f"{name}: {said}")
     return charts.svg(width, height, title, "; ".join(told) + ". Small dots are seeds.", parts)
 

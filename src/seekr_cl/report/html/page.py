@@ -20,11 +20,14 @@ from seekr_cl.report.html.gather import duration, gather
 from seekr_cl.report.html.head_maps import chosen_lines, head_map
 from seekr_cl.report.html.heads import MEASURES
 from seekr_cl.report.html.visible import one_line, visible
+from seekr_cl.report.verdict import KINDS, signed, span
+from seekr_cl.report.verdict_table import outcome_of
 from seekr_cl.system.files import write_bytes
 from seekr_cl.version import __version__
 
 LARGEST = 3_000_000
 """Bytes of a page."""
+_MARKS = {"lost": "▼", "unsure": "?", "not learned": "○", "kept": "✓", "learned": "▲"}
 _FEWER = (240, 120, 60, 20, 0)
 """Examples to show: the largest number with which the page is small enough."""
 
@@ -125,12 +128,35 @@ def _sections(run: RunData, number: int) -> dict[str, Any]:
         ],
         "loss": figures.loss_chart(run.logs) if run.logs else None,
         "shares": figures.share_chart(run.logs) if run.logs else None,
+        "retained": figures.probe_chart(run.logs) if run.logs else None,
+        "actions": [(log.task, line) for log in run.logs for line in log.actions],
+        "verdict": _verdict_rows(run),
         "phases": figures.stacked_bars(_seconds(run), "seconds", "Time by phase", duration),
         "memory": figures.stacked_bars(figures.memory_rows(run.memory), "bytes", "Memory by kind and task", size)
         if run.memory
         else None,
         "kinds": _kinds(run),
     }
+
+
+def _verdict_rows(run: RunData) -> list[dict[str, Any]]:
+    """The verdict's lines as the page has them; lost ones first."""
+    if run.verdict is None:
+        return []
+    order = ("lost", "unsure", "not learned", "kept", "learned")
+    rows = [
+        {
+            "line": line,
+            "kind": KINDS[line.kind],
+            "change": "-" if line.change is None else signed(line.change),
+            "interval": span(line.interval) or "-",
+            "moved": line.transitions or {},
+            "told": outcome_of(line),
+            "mark": _MARKS[line.outcome],
+        }
+        for line in run.verdict.lines
+    ]
+    return sorted(rows, key=lambda row: order.index(row["line"].outcome))
 
 
 def _seconds(run: RunData) -> list[tuple[str, dict[str, float]]]:

@@ -2,7 +2,7 @@
 // Filters, the list of sections, and reloading of a page about a run that still goes on. Works without it, all shown.
 (() => {
   const contents = document.getElementById("contents");
-  for (const heading of document.querySelectorAll("h2[data-contents], section.run > h2")) {
+  for (const heading of document.querySelectorAll("h2[data-contents], details.run > summary > h2")) {
     const link = document.createElement("a");
     link.href = "#" + heading.id;
     link.textContent = heading.textContent;
@@ -10,6 +10,18 @@
     item.append(link);
     contents.append(item);
   }
+
+  // A link into a folded run unfolds it.
+  const unfold = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    const run = target && target.closest("details.run");
+    if (run) {
+      run.open = true;
+      target.scrollIntoView();
+    }
+  };
+  window.addEventListener("hashchange", unfold);
+  unfold();
 
   for (const section of document.querySelectorAll("[data-examples]")) {
     const form = section.querySelector("form");
@@ -20,6 +32,9 @@
       text: element.querySelector("dl").textContent.toLowerCase(),
     }));
     const value = (name) => form.querySelector(`[data-filter="${name}"]`).value;
+    const more = section.querySelector("[data-more]");
+    const page = 12;
+    let room = page;
     const apply = () => {
       const words = value("text").toLowerCase().trim();
       let shown = 0;
@@ -28,14 +43,31 @@
           (!words || text.includes(words)) &&
           (!value("task") || element.dataset.task === value("task")) &&
           (!value("change") || element.dataset.change === value("change"));
-        element.hidden = !fits;
         shown += fits;
+        element.hidden = !fits || shown > room;
       }
       count.textContent = `${shown} of ${examples.length} examples`;
+      more.hidden = shown <= room;
+      more.textContent = `Show ${Math.min(page * 2, shown - room)} more`;
     };
-    form.addEventListener("input", apply);
-    form.addEventListener("change", apply);
-    form.addEventListener("reset", () => setTimeout(apply));
+    const anew = () => {
+      room = page;
+      apply();
+    };
+    more.addEventListener("click", () => {
+      const before = room;
+      room += page * 2;
+      apply();
+      // A key press goes on where the new ones begin.
+      const shown = examples.filter(({ element }) => !element.hidden);
+      if (shown[before]) {
+        shown[before].element.tabIndex = -1;
+        shown[before].element.focus();
+      }
+    });
+    form.addEventListener("input", anew);
+    form.addEventListener("change", anew);
+    form.addEventListener("reset", () => setTimeout(anew));
     form.addEventListener("submit", (event) => event.preventDefault());
     apply();
   }

@@ -23,7 +23,12 @@ def read_trainer_log(path: Path, task: str, notes: list[str]) -> TaskLog | None:
         notes.append(f"training of task '{task}': {path.name} is not readable ({_reason(error)})")
         return None
     kept = [clean_line(one) for one in lines if "step" in one]
-    return TaskLog(task, kept, int(kept[-1]["step"]) if kept else 0)
+    told = [
+        f"step {one.get('step')}: {one.get('retention_told')}; {one['retention_action']}"
+        for one in lines
+        if "retention_action" in one
+    ]
+    return TaskLog(task, kept, int(kept[-1]["step"]) if kept else 0, actions=told)
 
 
 def clean_line(line: dict[str, Any]) -> dict[str, Any]:
@@ -65,9 +70,11 @@ def recorded_logs(events: list[dict[str, Any]]) -> list[TaskLog]:
         elif event["event"] == "log" and current is not None:
             line = clean_line(event.get("values") or {})
             # Going on after a crash repeats the steps since the last checkpoint.
-            while current.lines and line.get("step", 0) <= current.lines[-1].get("step", 0):
+            while current.lines and line.get("step", 0) < current.lines[-1].get("step", 0):
                 current.lines.pop()
             current.lines.append(line)
+        elif event["event"] == "retention" and current is not None:
+            current.actions.append(str(event.get("told")))
     return [log for _, log in sorted(logs.items(), key=lambda item: item[0][0]) if log.lines or log.steps]
 
 
