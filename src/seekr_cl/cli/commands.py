@@ -42,11 +42,11 @@ def learn_command(given: Any) -> None:
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     with live(given, collectives.is_main()):
         learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
+        memory = ReplayMemory.open(given.memory)
+        verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
+        collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
     if learnt.cut:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
-    memory = ReplayMemory.open(given.memory)
-    verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
-    collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
     out().print(
         f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "

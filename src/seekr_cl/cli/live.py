@@ -11,10 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import ConfigError
-
-_PATIENCE = 30
-"""Seconds that the last page may take once the run is over."""
+from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.report.html.page import write_report
 
 
 def page_of(given: Any) -> Path:
@@ -54,8 +52,9 @@ def live(given: Any, main: bool) -> Iterator[None]:
     print(f"live report in {page}", file=sys.stderr)
     try:
         yield
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
     finally:
         process.terminate()
         process.wait()
+        # The last page says how it ended. Where nothing has begun there is nothing to say.
+        with suppress(SeekrError, OSError):
+            write_report([output], page)

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
     learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
+    _take_live(learn)
     _config_options(learn)
 
     run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
@@ -56,13 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="the run's folder")
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    _take_live(run)
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
-        take_answers(stoppable)
-        stoppable.add_argument(
-            "--live", nargs="?", const="", metavar="FILE.html",
-            help="keep a report up to date meanwhile (default: OUTPUT.html beside the output)",
-        )  # fmt: skip
         _take_launch(stoppable)
         stoppable.epilog = f"{stoppable.epilog}. {_STOPPING}"
 
@@ -239,6 +236,12 @@ def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -
         parser.add_argument("--config", help="YAML file with settings")
     parser.add_argument("--method", help=f"one of {', '.join(METHOD_NAMES)} (see seekr methods)")
     _take_overrides(parser)
+
+
+def _take_live(parser: argparse.ArgumentParser) -> None:
+    take_answers(parser)
+    text = "keep a report up to date meanwhile (default: OUTPUT.html beside the output)"
+    parser.add_argument("--live", nargs="?", const="", metavar="FILE.html", help=text)
 
 
 def _take_launch(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import raise_if_stop_requested
+from seekr_cl.tasks.task import safe_name
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import drop_printers
@@ -98,6 +100,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     args.num_train_epochs = 1
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
+    _name_for_reports(args, state)
     reshard(context.model)
     share = (collectives.rank(), collectives.world_size())
     trainer = SeekrTrainer(
@@ -116,6 +119,18 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
+
+
+def _name_for_reports(args: Any, state: Learning) -> None:
+    """Gives each task of a stream a name, and TensorBoard a folder, of its own: steps begin at 0 in each of them."""
+    place = state.tracker.logs
+    if place is None:
+        return
+    task = f"{state.tracker.number:02d}-{safe_name(state.name)}"
+    if args.run_name is None:
+        args.run_name = f"{place.parent.name if place.name == 'logs' else place.stem}-{task}"
+    if "tensorboard" in (args.report_to or []) and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+        args.output_dir = str(place / task)
 
 
 def _tracked(state: Learning, schedule: list[MicroBatch], replay: TaskSamples) -> TrackedTraining:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from seekr_cl.report.html.visible import one_line
+from seekr_cl.report.html.visible import one_line, visible
 
 CLASSES = 8
 """Colours that differ; more series differ in their dashes too."""
@@ -113,7 +113,7 @@ def svg(width: int, height: int, title: str, about: str, body: Iterable[Markup],
         k=kind,
         n=number,
         t=one_line(title, 200),
-        d=about,
+        d=visible(about),
         b=Markup("").join(body),
     )
 
@@ -121,7 +121,7 @@ def svg(width: int, height: int, title: str, about: str, body: Iterable[Markup],
 def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> Markup:
     """A label."""
     return Markup('<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>').format(
-        round(x, 1), round(y, 1), kind, anchor, content
+        round(x, 1), round(y, 1), kind, anchor, visible(content)
     )
 
 
@@ -134,7 +134,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
 
 def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> Markup:
     """A rectangle, with a text that shows when it is pointed at."""
-    inner = Markup("<title>{}</title>").format(title) if title else Markup("")
+    inner = Markup("<title>{}</title>").format(visible(title)) if title else Markup("")
     return Markup('<rect x="{}" y="{}" width="{}" height="{}" class="{}">{}</rect>').format(
         *(round(place, 1) for place in (x, y, max(0.0, width), max(0.0, height))), kind, inner
     )
@@ -191,7 +191,7 @@ def curve(series: Series, number: int, x: Axis, y: Axis, markers: bool) -> list[
             if value is not None:
                 parts.append(
                     Markup('<circle cx="{}" cy="{}" r="3" class="dot c{}"><title>{}: {}</title></circle>').format(
-                        x(at), y(value), number % CLASSES, series.name, short(value)
+                        x(at), y(value), number % CLASSES, visible(series.name), short(value)
                     )
                 )
     return parts
@@ -224,8 +224,3 @@ def decimate(points: Sequence[tuple[float, float | None]], most: int = 400) -> l
         values = [value for _, value in block if value is not None]
         found.append((block[len(block) // 2][0], sum(values) / len(values) if values else None))
     return found
-
-
-def escaped(content: str) -> Markup:
-    """Any text as HTML."""
-    return escape(content)

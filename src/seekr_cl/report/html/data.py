@@ -18,7 +18,7 @@ class Change:
         expected: the same of the first accepted answer.
         before: the same of the answer before.
         after: the same of the answer after.
-        scores: of both answers, 0 to 1.
+        scores: of both answers, 0 to 100.
     """
 
     task: str

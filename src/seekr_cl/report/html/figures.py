@@ -55,7 +55,7 @@ def retention_curve(data: RunData) -> Markup:
     y = charts.linear(0, 100, height - 38, 22)
     parts = charts.frame(x, y, "stage (B: base model; numbers: tasks learned)", "score, %", height, width)
     # The mean comes last, so that no single probe hides it.
-    for number, one in [*enumerate(series)][1:] + [(0, series[0])]:
+    for number, one in [*[*enumerate(series)][1:], (0, series[0])]:
         parts += charts.curve(one, number, x, y, True)
     told = ", ".join(f"{mean:.1f}" for mean in means)
     drawn = charts.svg(

@@ -230,6 +230,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Whatever a template writes, and does not know to be its own, is text from somewhere.
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     made.filters |= {"visible": visible, "one_line": one_line, "size": size, "duration": duration}
     made.filters["n1"] = lambda value: "-" if value is None else f"{value:.1f}"

@@ -64,14 +64,14 @@ def recorded_logs(events: list[dict[str, Any]]) -> list[TaskLog]:
             key = int(event.get("number") or 0), str(event.get("task"))
             current = logs.setdefault(key, TaskLog(key[1], []))
             current.steps = int(event.get("steps") or 0)
+            # Going on after a crash repeats the steps since the last checkpoint.
+            done = int(event.get("done") or 0)
+            current.lines = [line for line in current.lines if line.get("step", 0) <= done]
             replayed = event.get("replayed")
             current.replayed = [int(count) for count in replayed] if isinstance(replayed, list) else []
             current.bin_steps = max(1, int(event.get("bin_steps") or 1))
         elif event["event"] == "log" and current is not None:
             line = clean_line(event.get("values") or {})
-            # Going on after a crash repeats the steps since the last checkpoint.
-            while current.lines and line.get("step", 0) < current.lines[-1].get("step", 0):
-                current.lines.pop()
             current.lines.append(line)
         elif event["event"] == "retention" and current is not None:
             current.actions.append(str(event.get("told")))
