@@ -9,7 +9,6 @@ from typing import Any
 from rich import box
 from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -19,13 +18,13 @@ from seekr_cl.os_errors import reason_of
 from seekr_cl.system.reading import open_plain
 from seekr_cl.system.run_record import RECORD, is_event, parse_event, record_of
 from seekr_cl.system.run_state import RunState, fields, line, time_text
+from seekr_cl.system.visible import one_line, visible
 
 _EVERY = 1.0
 _LINES_EVERY = 10.0
 _SILENT = 120.0
 """Seconds without an event after which it is worth saying so: events come every ten seconds while steps are made."""
 _NAMED = 40
-_ESCAPES = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)]}
 
 
 class Follower:
@@ -114,27 +113,35 @@ def _follow_lines(follower: Follower) -> None:
         phase = (follower.state.number, follower.state.phase, follower.state.ended)
         if phase != last or now - written >= _LINES_EVERY:
             last, written = phase, now
-            print(_safe(line(follower.state, now)), flush=True)
+            print(visible(line(follower.state, _moment(follower.state, now))), flush=True)
         if follower.state.ended:
             return
         time.sleep(_EVERY)
         follower.read()
 
 
+def _moment(state: RunState, now: float) -> float:
+    """The time that the run is seen at: of one that gives no sign of life that of its last event."""
+    return state.updated if now - state.updated > _SILENT else now
+
+
 def _page(name: str, state: RunState, now: float, width: int) -> Group:
-    said = fields(state, now)
-    head = Text.assemble(
-        (f"{state.method or state.kind} ", "bold"), _safe(name), "  ", (time_text(max(0.0, _until(state, now))), "dim")
-    )
-    parts: list[Any] = [head]
-    whole = state.whole(now)
+    moment = _moment(state, now)
+    said = fields(state, moment)
+    passed = time_text(max(0.0, _until(state, moment)))
+    parts: list[Any] = [
+        Text.assemble((f"{state.method or state.kind} ", "bold"), one_line(name), "  ", (passed, "dim"))
+    ]
+    whole = state.whole(moment)
     if whole is not None:
-        parts.append(ProgressBar(total=1.0, completed=whole, width=max(10, min(width - 2, 78))))
+        room = max(10, min(width - 8, 72))
+        full = round(whole * room)
+        parts.append(Text.assemble(("━" * full, "green"), ("━" * (room - full), "dim"), f" {100 * whole:3.0f}%"))
     now_line = [said[key] for key in ("phase", "why", "task", "name", "step", "left", "speed") if key in said]
-    parts.append(Text(_safe(", ".join(now_line)), style="bold" if not state.ended else ""))
+    parts.append(Text(visible(", ".join(now_line)), style="bold" if not state.ended else ""))
     for key, label in (("terms", "loss"), ("share", "")):
         if key in said:
-            parts.append(Text(_safe(f"{label} {said[key]}".strip())))
+            parts.append(Text(visible(f"{label} {said[key]}".strip())))
     silent = now - state.updated
     if not state.ended and silent > _SILENT:
         parts.append(
@@ -160,7 +167,7 @@ def _scores(state: RunState) -> Table:
         before = learned if learned is not None else base
         change = last[task] - before if before is not None and (learned is not None or not number) else None
         table.add_row(
-            Text(_safe(task)), *(_number(one) for one in (base, learned, last[task])), _number(change, "+.1f")
+            Text(one_line(task)), *(_number(one) for one in (base, learned, last[task])), _number(change, "+.1f")
         )
     return table
 
@@ -170,6 +177,7 @@ def _until(state: RunState, now: float) -> float:
 
 
 def _numbers(state: RunState, now: float) -> dict[str, Any]:
+    now = _moment(state, now)
     left = state.seconds_left(now)
     return {
         "kind": state.kind,
@@ -194,8 +202,3 @@ def _numbers(state: RunState, now: float) -> dict[str, Any]:
 
 def _number(value: float | None, form: str = ".1f") -> str:
     return "-" if value is None else format(value, form)
-
-
-def _safe(text: str) -> str:
-    """Names come from data: what a terminal would obey is written out."""
-    return text.translate(_ESCAPES)

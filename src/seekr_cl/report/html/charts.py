@@ -11,7 +11,7 @@ from itertools import count
 
 from markupsafe import Markup
 
-from seekr_cl.report.html.visible import one_line, visible
+from seekr_cl.system.visible import one_line, visible
 
 CLASSES = 8
 """Colours that differ; more series differ in their dashes too."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from seekr_cl.errors import DataError
 from seekr_cl.report.html.data import Change, Changes
-from seekr_cl.report.html.visible import excerpt
 from seekr_cl.system import reading
+from seekr_cl.system.visible import excerpt
 from seekr_cl.tasks.task import safe_name
 
 MOST = 240

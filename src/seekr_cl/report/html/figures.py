@@ -8,7 +8,7 @@ from seekr_cl.report.html import charts
 from seekr_cl.report.html.charts import Axis, Series
 from seekr_cl.report.html.data import Memory, RunData, Stage, TaskLog
 from seekr_cl.report.html.training_logs import loss_terms, shares
-from seekr_cl.report.html.visible import one_line
+from seekr_cl.system.visible import one_line
 
 _WIDE = 860
 

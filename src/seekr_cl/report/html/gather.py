@@ -25,12 +25,12 @@ from seekr_cl.report.html.training_logs import (
     recorded_logs,
     recorded_phases,
 )
-from seekr_cl.report.html.visible import one_line
 from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.run_record import RECORD, beside
 from seekr_cl.system.run_state import RunState, line
+from seekr_cl.system.visible import one_line
 from seekr_cl.tasks.task import safe_name
 
 LEDGER, SCORES, PARTIAL, GENERAL = "run.json", "scores.json", "partial.json", "general.json"

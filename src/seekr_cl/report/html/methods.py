@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from seekr_cl.report.html import charts
 from seekr_cl.report.html.charts import Axis
-from seekr_cl.report.html.visible import one_line
+from seekr_cl.system.visible import one_line
 
 
 def interval_chart(methods: Sequence[dict[str, Any]], key: str, title: str, fixed: bool) -> Markup | None:

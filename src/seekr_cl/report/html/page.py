@@ -19,10 +19,10 @@ from seekr_cl.report.html.data import RunData
 from seekr_cl.report.html.gather import duration, gather
 from seekr_cl.report.html.head_maps import chosen_lines, head_map
 from seekr_cl.report.html.heads import MEASURES
-from seekr_cl.report.html.visible import one_line, visible
 from seekr_cl.report.verdict import KINDS, signed, span
 from seekr_cl.report.verdict_table import outcome_of
 from seekr_cl.system.files import write_bytes
+from seekr_cl.system.visible import one_line, visible
 from seekr_cl.version import __version__
 
 LARGEST = 3_000_000

@@ -1,4 +1,4 @@
-"""Text from data as a page shows it: what would act on the reader, or be invisible, is written out."""
+"""Text from data as a page or a terminal shows it: what would act on the reader, or be invisible, is written out."""
 
 import re
 
