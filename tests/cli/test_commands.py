@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from cli_world import World, write, write_stream, write_task
+from zygote import run_seekr
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -143,11 +144,9 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     assert of_run["intervals"]["op"] is not None
     assert of_run["broken_off"]["first"].keys() == {"answers", "references_longer"}
     # Killed after the first batch of the second task.
-    environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:3"}
     again = [str(word) for word in words[:-1]] + ["1"]
     again[again.index(str(tmp_path / "scores"))] = str(tmp_path / "killed")
-    command = [sys.executable, "-m", "seekr_cl", *again]
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == -9
+    assert run_seekr(again, tmp_path, environment={"SEEKR_FAULT": "evaluation.answered:3"}).code == -9
     other = seekr(*[word if word != str(world.learnt) else world.base for word in again], "--resume")
     assert other.code == 2
     assert "another model" in other.err

@@ -4,11 +4,12 @@ import json
 import os
 import re
 import subprocess
-import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import yaml
+import zygote
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -62,16 +63,22 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("number", [n for n, (_, text) in enumerate(BLOCKS) if "seekr" in text and "make" not in text])
 def test_block_runs(number, desk):
     kind, text = BLOCKS[number]
-    environment = {
-        **os.environ, "MODEL": "base", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
     if kind == "python":
-        command = [sys.executable, "-c", f"model = 'base'\n{text}"]
+        done = zygote.run("zygote:code", f"model = 'base'\n{text}", folder=desk)
+        code, err = done.code, done.err
     else:
+        programs = zygote.shim(desk / "bin" / "seekr").parent
+        environment = os.environ | {"MODEL": "base", "PATH": f"{programs}:{os.environ['PATH']}"}
         command = ["bash", "-euo", "pipefail", "-c", text]
-    done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+        ran = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=900)
+        code, err = ran.returncode, ran.stderr
+    assert code == 0, err
+    assert "Traceback" not in err
+
+
+def test_the_command_that_is_installed_is_the_one_that_the_blocks_run():
+    (entry,) = [point for point in entry_points(group="console_scripts") if point.name == "seekr"]
+    assert entry.value == "seekr_cl.cli.main:main"
 
 
 def test_links_lead_somewhere():

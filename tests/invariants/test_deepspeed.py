@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,14 @@ CASES_HERE = {
 CASES_HERE |= {"seekr-adam": {"method": SEEKR | {"lambda2": "auto"}} | ADAM}
 
 
-def environment(stage: int, folder: Path) -> dict[str, str]:
-    """What accelerate's launcher makes of a config; small weights, too, are cut up in stage 3."""
+def zero_pair(stage: int, folder: Path, first_seed: int = 1) -> AbstractContextManager[Pair]:
+    """Two processes with what accelerate's launcher makes of a config; small weights, too, are cut up in stage 3."""
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = folder / f"zero{stage}.json"
     config.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(auto, "auto")))
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": with_deepspeed(),
-    }
+    chosen = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "PYTHONPATH": with_deepspeed()}
+    return pair(setting=chosen, first_seed=first_seed, **chosen, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], P
 
     def of_stage(stage: int) -> Pair:
         if stage not in started:
-            context = pair(**environment(stage, folder))
+            context = zero_pair(stage, folder)
             started[stage] = context, context.__enter__()
         return started[stage][1]
 
@@ -83,7 +80,7 @@ def test_a_killed_process_is_as_if_it_had_not_been(
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert zero(stage).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
-    with pair(**environment(stage, tmp_path)) as first:
+    with zero_pair(stage, tmp_path, first_seed=2) as first:
         answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"

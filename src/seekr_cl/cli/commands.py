@@ -138,6 +138,13 @@ def gate_command(given: Any) -> int:
     return gate_command(given)
 
 
+def drift_command(given: Any) -> None:
+    """``seekr drift``."""
+    from seekr_cl.cli.drift_command import drift_command
+
+    drift_command(given)
+
+
 def export_command(given: Any) -> None:
     """``seekr export``."""
     output = Path(os.path.abspath(given.output))
@@ -221,6 +228,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "compare": compare_command,
     "report": report_command,
     "gate": gate_command,
+    "drift": drift_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

@@ -20,7 +20,7 @@ _PIPE_CLOSED = 141
 # What is not a number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
-_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
+_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning", "RetentionWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; continue with "
     "--resume. A second Ctrl-C stops at once."
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--batch-size", type=int, help="the most prompts at a time (default: batch_tokens decide)")
     evaluate.add_argument("--max-length", type=int, help="maximum tokens of prompt and answer together")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
@@ -92,6 +92,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--general", nargs="?", const="", metavar="FOLDER",
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--general-tasks", nargs="+", metavar="TASK[:SHOTS]",
+        help="tasks of lm-evaluation-harness in place of these: ifeval, hellaswag, any other, a task's YAML, default",
     )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
     evaluate.add_argument(
@@ -160,6 +164,21 @@ def build_parser() -> argparse.ArgumentParser:
         "to say, 2 for bad input. For example: seekr gate --before eval/in-use --after eval/new --max-drop 2 "
         "--task yahoo=5 --general 1 --junit gate.xml"
     )
+
+    drift = commands.add_parser("drift", help="how far a model has moved: KL on stored prompts, loss on plain text")
+    drift.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run, instead of the models")
+    drift.add_argument("--model", help="model folder or Hub name")
+    drift.add_argument("--base", help="the base model")
+    drift.add_argument("--previous", help="the model before the last task")
+    drift.add_argument("--memory", help="memory folder: prompts and answers of old, general and new tasks")
+    drift.add_argument(
+        "--text", metavar="FILE", help="plain text, or JSON lines with 'text': its loss under each model"
+    )
+    drift.add_argument("--limit", type=int, default=32, help="samples of each task, windows of text (default 32)")
+    drift.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    drift.add_argument("--output", help="folder for drift.json; of a run it is the run's")
+    drift.add_argument("--json", action="store_true", help="for a program")
+    drift.epilog = "for example: seekr drift my-run --text wiki.txt"
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
@@ -282,7 +301,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, gate 1, 3."""
+    """Runs the command; returns its exit code: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, the gate's own."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
     set_command(["seekr", *(sys.argv[1:] if arguments is None else arguments)])

@@ -37,12 +37,14 @@ class Predictions:
         tally: the task's answers as numbers.
         scores_N: each example's score, 0 to 100.
         asked: prompt and accepted answers of each example; None where they were forgotten.
+        valid_N: 100 for each answer whose form is as it should be, else 0.
     """
 
     path: Path
     tally: Tally
     scores_N: Array
     asked: list[tuple[str, tuple[str, ...]] | None]
+    valid_N: Array | None = None
 
     @property
     def choices(self) -> int | None:
@@ -141,6 +143,36 @@ def paired_change(
     return Change(before.tally.score, after.tally.score, found, level, len(change_N), changed, squares, moved)
 
 
+def format_change(before: Predictions, after: Predictions, *, level: float = LEVEL) -> dict[str, Any] | None:
+    """How the share of answers with a valid format has changed, as ``describe`` tells a change.
+
+    None where all answers have one before and after, or are not read from files.
+    """
+    if before.valid_N is None or after.valid_N is None or min(before.valid_N.min(), after.valid_N.min()) == 100:
+        return None
+    return describe(score_change(before.valid_N, after.valid_N, level=level))
+
+
+def score_change(before_N: Array, after_N: Array, *, level: float = LEVEL, resamples: int = RESAMPLES) -> Change:
+    """The change of a mean over examples, of whose answers nothing is known but their scores.
+
+    Args:
+        before_N: of each example before, 0 to 100.
+        after_N: of the same examples after.
+        level: of the intervals.
+        resamples: replicates.
+
+    Raises:
+        DataError: if they are not as many, none, or not all finite.
+    """
+    if not len(before_N) or before_N.shape != after_N.shape:
+        raise DataError(f"{len(before_N)} examples before and {len(after_N)} after; a change needs the same ones")
+    if not (np.isfinite(before_N).all() and np.isfinite(after_N).all()):
+        raise DataError("a score is not a finite number")
+    both = [Predictions(Path(), Tally(one[:, None]), one, [None] * len(one)) for one in (before_N, after_N)]
+    return paired_change(both[0], both[1], level=level, resamples=resamples)
+
+
 def unpaired_change(
     before: float, after: float, errors: tuple[float, float], examples: int, *, level: float = LEVEL
 ) -> Change:
@@ -170,7 +202,8 @@ def read_predictions(path: Path, metric_name: str) -> Predictions:
             None if row.get("forgotten") else (str(row["prompt"]), tuple(accepted))
             for row, accepted in zip(rows, references)
         ]
-        return Predictions(path, metric.tally(texts, references, scores), np.array(scores), asked)
+        valid = np.array([100.0 * (not row.get("faults")) for row in rows])
+        return Predictions(path, metric.tally(texts, references, scores), np.array(scores), asked, valid)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: no predictions of this library ({error}); evaluate again") from error
 

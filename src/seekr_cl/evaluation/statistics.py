@@ -105,10 +105,17 @@ class Answered:
         return [len(tally) for tally in self.last]
 
 
-def bootstrap(tally: Tally, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+def bootstrap(tally: Tally, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The interval of one task's score over its examples."""
-    rng = np.random.default_rng(seed)
-    return _percentiles(_resampled([tally], rng, resamples)[0], level)
+    return bootstrap_each([tally], resamples=resamples, seed=seed)[0]
+
+
+def bootstrap_each(
+    tallies: Sequence[Tally], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> list[Interval]:
+    """The intervals of several numbers of the same examples, which are drawn once for all of them."""
+    values = _resampled(tallies, np.random.default_rng(seed), resamples)
+    return [_percentiles(values_R, level) for values_R in values]
 
 
 def paired_interval(

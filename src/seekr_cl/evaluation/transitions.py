@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from seekr_cl.evaluation.statistics import LEVEL, RESAMPLES, Array, Interval, Tally, bootstrap
+from seekr_cl.evaluation.statistics import LEVEL, RESAMPLES, Array, Interval, Tally, bootstrap_each
 
 _MOST_CHOICES = 20
 """More different answers than that are no choice."""
@@ -93,18 +93,12 @@ def transitions(
     change_N = after_N - before_N
     columns_NC = np.stack([before_N, after_N, np.maximum(-change_N, 0), np.maximum(change_N, 0)], axis=1)
 
-    def share(column: int, k: int | None) -> Share:
-        tally = Tally(columns_NC, partial(_share, column=column, choices=k))
-        return Share(tally.score, bootstrap(tally, level=level, resamples=resamples, seed=seed))
-
-    return Transitions(
-        share(2, None),
-        share(3, None),
-        int((change_N < 0).sum()),
-        int((change_N > 0).sum()),
-        choices,
-        *((share(2, choices), share(3, choices)) if choices else (None, None)),
-    )
+    asked = [(2, None), (3, None)] + ([(2, choices), (3, choices)] if choices else [])
+    tallies = [Tally(columns_NC, partial(_share, column=column, choices=k)) for column, k in asked]
+    intervals = bootstrap_each(tallies, level=level, resamples=resamples, seed=seed)
+    shares = [Share(tally.score, interval) for tally, interval in zip(tallies, intervals)]
+    lost, gained = int((change_N < 0).sum()), int((change_N > 0).sum())
+    return Transitions(shares[0], shares[1], lost, gained, choices, *shares[2:])
 
 
 def choices_of(references: Sequence[Sequence[str]]) -> int | None:

@@ -20,6 +20,7 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.task_loss import TaskLoss
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.settings import Settings
@@ -119,6 +120,7 @@ class Context:
         examples: what is trained on of the new task, after ``new_examples``; a batch's ``example_B`` are places in it.
         previous_state: the ``next_state`` of the last task's result, or ``None``: tensors, and JSON.
         task: the new task's name.
+        task_loss: weights on the new task's loss, if they are asked for.
     """
 
     model: PreTrainedModel
@@ -131,6 +133,7 @@ class Context:
     examples: Sequence[Encoded] = ()
     previous_state: State | None = None
     task: str = ""
+    task_loss: TaskLoss | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +249,7 @@ class Method(ABC):
             batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L]; ``example_B``, places of the examples in
                 ``context.examples``.
         """
-        labels_BL = batch["labels"]
-        return {"task": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
+        return {"task": task_term(self.context, forward(model, batch), batch)}
 
     def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""
@@ -314,6 +316,16 @@ def forward(model: Any, batch: Batch) -> Tensor:
     logits = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **more).logits
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
     return logits[:, -ids_BL.shape[1] :]
+
+
+def task_term(context: Context, logits_BLV: Tensor, batch: Batch) -> LossTerm:
+    """L_task of a batch of new examples: the mean cross entropy of its answer tokens, weighted by ``task_loss``."""
+    labels_BL = batch["labels"]
+    if context.task_loss is None:
+        value = causal_lm_loss(logits_BLV, labels_BL)
+    else:
+        value = context.task_loss.value(logits_BLV, labels_BL, batch["example_B"])
+    return LossTerm(value, count=count_labels(labels_BL))
 
 
 def task_generator(seed: int) -> torch.Generator:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, forward, task_generator, task_term
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
 from seekr_cl.methods.derpp import DERpp
@@ -95,7 +95,7 @@ class DERppMSE(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; what the model says of samples that are kept is looked at."""
-        logits_BLV, labels_BL = forward(model, batch), batch["labels"]
+        logits_BLV = forward(model, batch)
         if not batch.get("filler", False):
             for row, (ids_L, real_L) in enumerate(zip(batch["input_ids"], batch["attention_mask"].bool())):
                 place = self._places.get(tuple(ids_L[real_L].tolist()))
@@ -103,7 +103,7 @@ class DERppMSE(Method):
                     offset = self.context.layout.offset(int(real_L.sum()), len(ids_L))
                     position_A = logit_positions(self._kept[place], _POSITIONS) + offset
                     self._seen[place] = logits_BLV[row, position_A.to(ids_L.device)].detach().cpu()
-        return {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+        return {"task": task_term(self.context, logits_BLV, batch)}
 
     def after_step(self, model: nn.Module) -> None:
         """Keeps what was seen where its number is the highest so far: each step that saw a sample is as likely."""

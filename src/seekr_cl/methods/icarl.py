@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from seekr_cl.memory import MemoryTask
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_term
 from seekr_cl.methods.common.gradients import frozen_copy
+from seekr_cl.methods.common.precision import training_precision
 from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.settings import Ge, Hint, Settings
 
@@ -82,10 +83,14 @@ class ICaRL(Method):
 
     def _terms(self, model: Any, batch: Batch, teacher: nn.Module, labels: str, outputs: str) -> dict[str, LossTerm]:
         logits_BLV = forward(model, batch)
-        with torch.no_grad():
+        with torch.no_grad(), training_precision(logits_BLV.device):
             former_BLV = forward(teacher, batch)
+        if labels == "task":
+            first = task_term(self.context, logits_BLV, batch)
+        else:
+            first = LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"]))
         return {
-            labels: LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"])),
+            labels: first,
             outputs: LossTerm(
                 output_divergence(former_BLV, logits_BLV, batch["labels"]),
                 self.settings.distillation,

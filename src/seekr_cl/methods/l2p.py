@@ -10,9 +10,8 @@ from peft import PromptTuningConfig
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, task_term
 from seekr_cl.methods.common.lora import attach, name_base
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
 from seekr_cl.models.query_adapters import query_mask_of
@@ -108,7 +107,7 @@ class L2P(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss behind the picked prompts, and the distance of their keys."""
-        ids_BL, labels_BL = batch["input_ids"], batch["labels"]
+        ids_BL = batch["input_ids"]
         out = model(
             input_ids=ids_BL,
             attention_mask=batch["attention_mask"],
@@ -116,7 +115,7 @@ class L2P(Method):
             use_cache=False,
         )
         logits_BLV = out.logits[:, -ids_BL.shape[1] :]
-        terms = {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+        terms = {"task": task_term(self.context, logits_BLV, batch)}
         if self.settings.pull:
             terms["pull"] = LossTerm(out.distance.mean(), self.settings.pull)
         return terms

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward, task_term
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
+from seekr_cl.methods.common.precision import training_precision
+from seekr_cl.methods.losses import count_labels, output_divergence
 from seekr_cl.settings import Ge, Gt, Hint, Settings
 
 
@@ -49,21 +49,15 @@ class LwF(Method):
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""
         logits_BLV = forward(model, batch)
-        with torch.no_grad(), _autocast(logits_BLV.device.type):
+        with torch.no_grad(), training_precision(logits_BLV.device):
             teacher_BLV = forward(self._teacher, batch)
         old = output_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
         tokens = count_labels(batch["labels"])
         return {
-            "task": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=tokens),
+            "task": task_term(self.context, logits_BLV, batch),
             "old_outputs": LossTerm(old, self.settings.strength, tokens),
         }
 
     def close(self) -> None:
         """Gives the earlier model's memory back."""
         self._teacher = None
-
-
-def _autocast(device: str) -> torch.autocast:
-    """The precision the Trainer runs the student in: it wraps that model's own forward, not the teacher's."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
-    return torch.autocast(device, dtype, enabled=dtype is not None)

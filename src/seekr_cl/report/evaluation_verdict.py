@@ -9,7 +9,7 @@ from seekr_cl.evaluation.change import paired_change, read_predictions, unpaired
 from seekr_cl.evaluation.statistics import RESAMPLES
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Line, Verdict
-from seekr_cl.report.verdicts import Compared, mean_change, require_known
+from seekr_cl.report.verdicts import Compared, mean_change, more_of, require_known
 from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
@@ -59,8 +59,9 @@ def of_evaluations(
         _require_same_test(task, earlier["tasks"][task], later["tasks"][task], before, after)
         both = [read_predictions(folder / f"{safe_name(task)}.jsonl", metric) for folder in (before, after)]
         change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
-        lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop)))
-        compared.append((both[0], both[1], change))
+        more = more_of(both[0], both[1], confidence)
+        lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop), **more))
+        compared.append((both[0].tally, both[1].tally, change))
     missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
     if missing:
         notes.append(f"not evaluated after: {', '.join(missing)}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seekr_cl.errors import DataError
-from seekr_cl.evaluation.change import Predictions, describe, paired_change
+from seekr_cl.evaluation.change import describe, score_change
 from seekr_cl.evaluation.statistics import Array, Tally, bootstrap, paired_interval
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Line, Verdict
 from seekr_cl.report.verdicts import Compared, cost_of, mean_change
@@ -38,7 +38,7 @@ def of_learning(folder: Path, training: Mapping[str, Any], memory_bytes: int, *,
         return Verdict((), "memory", max_drop, cost=cost, notes=("nothing was probed (retention.samples is 0)",))
     try:
         content = reading.read_json(path)
-        lines, compared, notes = _lines(content["tasks"], path, max_drop)
+        lines, compared, notes = _lines(content["tasks"], max_drop)
         notes += [
             f"step {one['step']}: {one['retention_action']}: {one['retention_told']}" for one in content["actions"]
         ]
@@ -49,13 +49,13 @@ def of_learning(folder: Path, training: Mapping[str, Any], memory_bytes: int, *,
     )
 
 
-def _lines(tasks: list[dict[str, Any]], path: Path, max_drop: float) -> tuple[list[Line], list[Compared], list[str]]:
+def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], list[Compared], list[str]]:
     lines: list[Line] = []
     compared: list[Compared] = []
     for one in sorted(tasks, key=lambda task: ("old", "general", "new").index(task["kind"])):
-        both = [_predictions(path, _probability(one[side])) for side in ("before", "after")]
-        change = paired_change(both[0], both[1], level=CONFIDENCE)
-        more = {"source": one["source"], "exact": _exact(one, path), "log_likelihood": _likelihood(one)}
+        both = [_probability(one[side]) for side in ("before", "after")]
+        change = score_change(*both, level=CONFIDENCE)
+        more = {"source": one["source"], "exact": _exact(one), "log_likelihood": _likelihood(one)}
         moved = _moved(one)
         lines.append(
             Line.of(
@@ -69,7 +69,7 @@ def _lines(tasks: list[dict[str, Any]], path: Path, max_drop: float) -> tuple[li
             )
         )
         if one["kind"] == "old":
-            compared.append((both[0], both[1], change))
+            compared.append((Tally(both[0][:, None]), Tally(both[1][:, None]), change))
     notes = []
     if any(line.kind != "new" for line in lines):
         notes.append(
@@ -87,16 +87,10 @@ def _probability(found: Mapping[str, Any]) -> Array:
     return 100 * np.exp(np.array(found["log_likelihood"], dtype=float))
 
 
-def _predictions(path: Path, scores_N: Array) -> Predictions:
-    if not len(scores_N) or not np.isfinite(scores_N).all():
-        raise ValueError("a probe is missing or not a finite number")
-    return Predictions(path, Tally(scores_N[:, None]), scores_N, [None] * len(scores_N))
-
-
-def _exact(one: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _exact(one: Mapping[str, Any]) -> dict[str, Any]:
     """Answers that greedy decoding writes exactly, in percent."""
-    both = [_predictions(path, 100 * np.array(one[side]["exact"], dtype=float)) for side in ("before", "after")]
-    return describe(paired_change(both[0], both[1], level=CONFIDENCE))
+    before_N, after_N = (100 * np.array(one[side]["exact"], dtype=float) for side in ("before", "after"))
+    return describe(score_change(before_N, after_N, level=CONFIDENCE))
 
 
 def _likelihood(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class Verdict:
         for outcome, head in (("learned", "learned"), ("not learned", "not surely learned")):
             named = (f"{_short(line.task)} {_learned(line)}" for line in new if line.outcome == outcome)
             parts.append(_list(head, named))
+        parts.append(_list("format lost", (f"{_short(one.task)} {_format(one)}" for one in guarded if _unformed(one))))
         parts.append(_cost(self.cost))
         told = "; ".join(part for part in parts if part) or "nothing was measured"
         about = " (on the memory's own samples)" if self.measured_on == "memory" else ""
@@ -216,6 +217,17 @@ def moved(line: Line) -> str:
 
 def _learned(line: Line) -> str:
     return points(line.after) + ("" if line.before is None else f" (from {points(line.before)})")
+
+
+def _unformed(line: Line) -> bool:
+    """Whether answers surely lost the form they should have."""
+    form = line.more.get("format")
+    return form is not None and form["interval"][1] < -line.max_drop
+
+
+def _format(line: Line) -> str:
+    form = line.more["format"]
+    return f"{signed(form['change'])} {span((form['interval'][0], form['interval'][1]))}"
 
 
 def _needed(line: Line) -> str:

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import ConfigError, DataError, nearest
-from seekr_cl.evaluation.change import FEW, Change, Predictions, paired_change, read_predictions
+from seekr_cl.evaluation.change import FEW, Change, Predictions, format_change, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
-from seekr_cl.evaluation.statistics import RESAMPLES, Interval, paired_interval
+from seekr_cl.evaluation.statistics import RESAMPLES, Interval, Tally, paired_interval
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Cost, Line, Verdict
 from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
-Compared = tuple[Predictions, Predictions, Change]
+Compared = tuple[Tally, Tally, Change]
+"""A task's answers before and after, and its change."""
 SINCE = ("learned", "previous")
 """What an old task's score in a run is compared with: right after it was learned, or before the last task."""
 
@@ -69,8 +70,8 @@ def of_run(
             lines.append(Line(task, kind, metric, after, before, moved, outcome=outcome, max_drop=allowed))
             return
         if kind == "old":
-            compared.append((both[0], both[1], change))
-        lines.append(Line.of(task, kind, metric, change, allowed))
+            compared.append((both[0].tally, both[1].tally, change))
+        lines.append(Line.of(task, kind, metric, change, allowed, **more_of(both[0], both[1], confidence)))
 
     for place in range(0 if matrix.joint else last):
         early = place if since == "learned" else last - 1
@@ -110,6 +111,12 @@ def _metric_of_probe(scores: Mapping[str, Any], probe: str) -> str:
         return "exact_match"
 
 
+def more_of(before: Predictions, after: Predictions, level: float) -> dict[str, Any]:
+    """What a line has beside its score: the share of answers with a valid format, where any has none."""
+    found = format_change(before, after, level=level)
+    return {} if found is None else {"format": found}
+
+
 def require_known(drops: Mapping[str, float], lines: Sequence[Line]) -> None:
     """Refuses an allowed drop of a task that is not compared, which would guard nothing.
 
@@ -126,7 +133,7 @@ def mean_change(compared: Sequence[Compared], level: float, resamples: int) -> t
     """Mean change of tasks and its interval; None without any."""
     if not compared:
         return None
-    before, after = ([both[side].tally for *both, _ in compared] for side in (0, 1))
+    before, after = ([both[side] for *both, _ in compared] for side in (0, 1))
     found = paired_interval(before, after, level=level, resamples=resamples)
     changes = [change for *_, change in compared]
     value = sum(change.value for change in changes) / len(changes)
@@ -140,8 +147,8 @@ def cost_of(scores: Mapping[str, Any]) -> Cost:
     """What ``scores.json`` says of the cost."""
     made = scores.get("training")
     tasks = [one for one in made if isinstance(one, dict)] if isinstance(made, list) else []
-    total, extra = (_sum(tasks, key) for key in ("optimizer_steps", "replay_steps"))
-    more = extra / (total - extra) if total is not None and extra is not None and total > extra else None
+    total, new, replay = (_sum(tasks, key) for key in ("optimizer_steps", "new_steps", "replay_steps"))
+    more = None if not new or replay is None else replay / new
     size = scores.get("memory_bytes")
     return Cost(total, more, size if isinstance(size, int) else None)
 
@@ -158,4 +165,6 @@ def _read_scores(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
+    if "matrix" not in content and isinstance(content.get("tasks"), dict):
+        raise DataError(f"{path.parent}: is an evaluation, not a run; give two of them with --before and --after")
     return content

@@ -17,6 +17,7 @@ from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import refuse_unwritable, require_free
 from seekr_cl.models.source import ModelSource
+from seekr_cl.models.trained_part import thaw
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.locks import hold
@@ -114,7 +115,10 @@ def learn(
                 state = Learning(
                     source, tasks, here, output, config, callbacks, saves, begun, resume, gone, probed, told
                 )
-                learnt = _learn(state)
+                try:
+                    learnt = _learn(state)
+                finally:
+                    thaw(getattr(state, "network", None), state.frozen)
             collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt

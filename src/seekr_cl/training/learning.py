@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -78,6 +79,7 @@ class Learning:
         progress: which phases are complete, and what they gave.
         learned: each task's tokens as the method trains on them; set by ``rewrite``.
         trainer: set by ``train``.
+        frozen: weights that are not trained because of ``train``.
     """
 
     source: ModelSource
@@ -109,6 +111,7 @@ class Learning:
 
     learned: list[list[Encoded]] = field(init=False)
     trainer: SeekrTrainer = field(init=False)
+    frozen: list[nn.Parameter] = field(default_factory=list)
 
     @property
     def name(self) -> str:

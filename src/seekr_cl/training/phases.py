@@ -23,6 +23,7 @@ from seekr_cl.methods import Context, Layout
 from seekr_cl.models.loading import pad_id, save_model, written_state
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.trained_part import freeze_others
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import remove_made
@@ -47,6 +48,7 @@ from seekr_cl.training.sample_selection import (
 )
 from seekr_cl.training.steps_made import steps_made
 from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
+from seekr_cl.training.task_weights import weigh
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
@@ -84,6 +86,8 @@ def load(state: Learning) -> None:
     if state.resume:
         collectives.on_main(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source.name)
+    if config.train is not None:
+        state.frozen = freeze_others(state.network, config.train)
     if config.carry_optimizer:
         check_carry(Path(state.source.name), state.network, optimizer_keys)
     warn_if_updates_vanish(state.network, config)
@@ -141,11 +145,12 @@ def attached_method(state: Learning) -> Iterator[None]:
 
 
 def rewrite(state: Learning) -> None:
-    """Lets the method put other examples in place of the task's."""
+    """Lets the method put other examples in place of the task's, and weighs them if ``task_loss`` says so."""
     state.learned = [encoded for _, encoded in state.trained]
     if not state.progress.phase_done("scored"):
         state.learned = new_examples(state.method, state.tasks, state.learned, state.encoder.max_length)
         state.context.examples = [item for part in state.learned for item in part]
+        state.context.task_loss = weigh(state.config, state.context)
 
 
 def score_general(state: Learning) -> None:
@@ -153,7 +158,7 @@ def score_general(state: Learning) -> None:
     progress = state.progress
     if progress.phase_done("general"):
         return
-    samples = general_samples(state.config, state.store, state.encoder, GENERAL)
+    samples = general_samples(state.config, state.store, state.encoder, state.context, GENERAL)
     if samples:
         state.method.before_task(samples)
         scored = state.method.after_task(GENERAL, samples).task

@@ -59,7 +59,7 @@ class ProbeSet:
     before: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def probe_sets(store: ReplayMemory, tasks: Sequence[Task], encoder: Encoder, count: int) -> list[ProbeSet]:
+def probe_sets(store: ReplayMemory, tasks: Sequence[Task], encoder: Encoder | None, count: int) -> list[ProbeSet]:
     """Up to ``count`` samples of each task in the memory, and of those to be learned, evenly spread.
 
     Of a task to be learned its test examples are taken, else those to choose settings with, else those to train on.
@@ -71,6 +71,7 @@ def probe_sets(store: ReplayMemory, tasks: Sequence[Task], encoder: Encoder, cou
         found.append(ProbeSet(kept.name, "general" if kept.info.get("general") else "old", "memory", probes))
     for task in tasks:
         source = next(split for split in ("test", "eval", "train") if getattr(task, split))
+        assert encoder is not None
         encoded = _fitting(getattr(task, source), encoder, count)
         probes = [Probe(torch.tensor(one.input_ids), one.spans) for one in encoded]
         found.append(ProbeSet(task.name, "new", source, probes))
@@ -108,7 +109,17 @@ def probability(found: Mapping[str, Sequence[Any]]) -> list[float]:
 
 
 @torch.no_grad()
-def _ask(model: Any, probe: Probe, with_signals: bool) -> tuple[float, float, float]:
+def answer_distributions(model: Any, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model predicts where a stored answer stands.
+
+    Args:
+        model: in evaluation mode.
+        probe: the answer.
+
+    Returns:
+        float32 logits [A, V] of A answer tokens, these tokens [A], and the logits [N, V] of all positions from the
+        first that predicts one.
+    """
     ids_1L = probe.ids_L[None].to(model.device)
     first = max(0, probe.spans[0][0] - 1)
     if getattr(model, "query_conditioned", False):
@@ -118,13 +129,18 @@ def _ask(model: Any, probe: Probe, with_signals: bool) -> tuple[float, float, fl
         logits_NV = answer_logits(model, ids_1L, first)
     # The first token of all is predicted from nothing.
     place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(ids_1L.device)
-    token_A, logits_AV = ids_1L[0, place_A], logits_NV[place_A - 1 - first].float()
+    return logits_NV[place_A - 1 - first].float(), ids_1L[0, place_A], logits_NV
+
+
+@torch.no_grad()
+def _ask(model: Any, probe: Probe, with_signals: bool) -> tuple[float, float, float]:
+    logits_AV, token_A, logits_NV = answer_distributions(model, probe)
     likelihood = logits_AV.log_softmax(-1).gather(-1, token_A[:, None]).mean()
     exact = (logits_AV.argmax(-1) == token_A).all()
     moved = math.nan
     if with_signals and probe.logits is not None and len(probe.logits.position_A):
-        signals = LogitSignal.collate([probe.logits], [-first])
-        on_device = {key: part if part is None else part.to(ids_1L.device) for key, part in signals.items()}
+        signals = LogitSignal.collate([probe.logits], [-max(0, probe.spans[0][0] - 1)])
+        on_device = {key: part if part is None else part.to(logits_NV.device) for key, part in signals.items()}
         moved = float(distil_logits(logits_NV[None], on_device, LogitSettings()))
     return float(likelihood), float(exact), moved
 

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.errors import TrainingError
-from seekr_cl.evaluation.change import FEW
-from seekr_cl.evaluation.statistics import Interval, Tally, paired_interval
+from seekr_cl.evaluation.change import score_change
 from seekr_cl.memory import TaskSamples
 from seekr_cl.replay.forgetting_curve import replay_now
 from seekr_cl.replay.schedule import MicroBatch
@@ -89,12 +89,12 @@ class RetentionProbe(TrainerCallback):
         logs, dropped = {}, {}
         for one, asked in zip(self.sets, found):
             before, after = probability(one.before), probability(asked)
-            change, interval = _changed(before, after)
+            change = score_change(np.array(before), np.array(after))
             logs[f"retention_{one.task}"] = sum(after) / len(after)
-            if interval.high < -self.settings.max_drop:
+            if change.outcome(self.settings.max_drop) == "lost":
                 dropped[one.task] = (
-                    f"'{one.task}' fell by {-change:.1f} points of answer probability "
-                    f"[{interval.low:.1f}, {interval.high:.1f}], allowed {self.settings.max_drop:g}"
+                    f"'{one.task}' fell by {-change.value:.1f} points of answer probability "
+                    f"[{change.interval.low:.1f}, {change.interval.high:.1f}], allowed {self.settings.max_drop:g}"
                 )
         self.trainer.log(logs)
         return dropped
@@ -124,14 +124,6 @@ class RetentionProbe(TrainerCallback):
                 return [MicroBatch(replay=tuple(order[at : at + size])) for at in range(0, length, size)]
             begin += length
         return []
-
-
-def _changed(before: Sequence[float], after: Sequence[float]) -> tuple[float, Interval]:
-    """Mean change and its interval; of fewer samples than ten no change is sure."""
-    first, second = (Tally(torch.tensor(values, dtype=torch.float64)[:, None].numpy()) for values in (before, after))
-    found = paired_interval([first], [second])
-    change = second.score - first.score
-    return change, found if len(before) >= FEW else Interval(-100.0, 100.0)
 
 
 def summary(sets: Sequence[ProbeSet], after: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 
-def steps_made(trainer: Any) -> tuple[int, int]:
-    """The steps of a ``SeekrTrainer`` that is done, reviews held between them left out, and replay's steps.
+def steps_made(trainer: Any) -> tuple[int, int, int]:
+    """Of a ``SeekrTrainer`` that is done its own steps, those that the new examples alone would have had, and replay's.
 
-    Replay's are those that the new examples alone would not have had: none where replay joins their steps.
+    Replay's count those between the Trainer's own too; there are none where replay joins the steps of new examples.
     """
     made, each = trainer.state.global_step, trainer.args.gradient_accumulation_steps
-    new = sum(bool(micro.new) for micro in trainer.train_dataset.schedule)
-    return made, max(0, made - math.ceil(new / each)) + trainer.review_steps
+    new = math.ceil(sum(bool(micro.new) for micro in trainer.train_dataset.schedule) / each)
+    return made, new, max(0, made - new) + trainer.review_steps

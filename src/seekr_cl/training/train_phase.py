@@ -2,26 +2,27 @@
 
 import copy
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
-from seekr_cl.memory import MemoryTask, TaskSamples
+from seekr_cl.memory import TaskSamples
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import raise_if_stop_requested
-from seekr_cl.tasks.task import safe_name
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import drop_printers
 from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
-from seekr_cl.training.tracker import TrackedTraining
+from seekr_cl.training.task_weights import RequireUse
+from seekr_cl.training.told import name_for_reports, tracked
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -46,6 +47,8 @@ def train(state: Learning) -> None:
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
+    if state.trainer.averaging is not None:
+        state.trainer.averaging.finish()
     fault_point("learn.trained")
 
 
@@ -100,7 +103,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     args.num_train_epochs = 1
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
-    _name_for_reports(args, state)
+    name_for_reports(args, state)
     reshard(context.model)
     share = (collectives.rank(), collectives.world_size())
     trainer = SeekrTrainer(
@@ -112,41 +115,23 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[_tracked(state, schedule, replay), *state.callbacks],
+        callbacks=[tracked(state, schedule, replay), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
+    if config.average is not None:
+        trainer.average(config.average)
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
 
 
-def _name_for_reports(args: Any, state: Learning) -> None:
-    """Gives each task of a stream a name, and TensorBoard a folder, of its own: steps begin at 0 in each of them."""
-    place = state.tracker.logs
-    if place is None:
-        return
-    task = f"{state.tracker.number:02d}-{safe_name(state.name)}"
-    if args.run_name is None:
-        args.run_name = f"{place.parent.name if place.name == 'logs' else place.stem}-{task}"
-    if "tensorboard" in (args.report_to or []) and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
-        args.output_dir = str(place / task)
-
-
-def _tracked(state: Learning, schedule: list[MicroBatch], replay: TaskSamples) -> TrackedTraining:
-    """What follows the training: how many tokens each micro-batch has, and which of them hold replay."""
-    new = [len(item.input_ids) for item in state.context.examples]
-    old = [count for task in replay.tasks for count in _token_counts(task)]
-    tokens = [sum(new[i] for i in micro.new) + sum(old[i] for i in micro.replay) for micro in schedule]
-    return TrackedTraining(state.tracker, state.name, tokens, [bool(micro.replay) for micro in schedule])
-
-
-def _token_counts(task: MemoryTask) -> list[int]:
-    """Lengths of a task's samples; of those on disk without reading them."""
-    stored = getattr(task.samples, "num_tokens", None)
-    if stored is not None:
-        return [stored(number) for number in range(len(task.samples))]
-    return [len(sample.ids_L) for sample in task.samples]
+def _added(state: Learning, schedule: list[MicroBatch]) -> list[TrainerCallback]:
+    """What settings that are off by default do beside the steps."""
+    config, loss = state.config, state.context.task_loss
+    if loss is None:
+        return []
+    return [RequireUse(loss, config.method.name, schedule, config.gradient_accumulation_steps)]
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from seekr_cl.config.liger import check_liger
+from seekr_cl.config.muon import MUON, make_muon
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import refused
 from seekr_cl.distributed import collectives
@@ -80,6 +81,8 @@ class SeekrTrainer(ResumableTrainer):
         blind = method.weight_access == "whole" or (shards_will_do and engine == "DeepSpeed")
         if engine and (carry or args.carry_optimizer):
             raise ConfigError(f"{engine}: carry_optimizer does not support sharded weights; use DDP, or remove it")
+        if engine and args.optim == MUON:
+            raise ConfigError(f"{engine}: optim: muon needs whole matrices; use DDP, or another optim")
         if engine and blind:
             raise ConfigError(
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
@@ -316,6 +319,8 @@ class SeekrTrainer(ResumableTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer asked for, with the former task's state if that is carried over."""
         with refused(self.args, "optim"):
+            if self.args.optim == MUON:
+                self.optimizer = make_muon(self.args, self._network, self.get_decay_parameter_names(self._network))
             optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
             self.carry.put_state(self._network, optimizer)
