@@ -11,10 +11,12 @@ from report_runs import ACTIVE, HOSTILE, Page, hostile_run, record_events
 from tinylm import config_for, constant_task, reverse_task
 
 from seekr_cl.cli.main import main
+from seekr_cl.errors import OutputError
+from seekr_cl.report.html import page as page_module
 from seekr_cl.report.html.charts import decimate, linear, logarithmic
 from seekr_cl.report.html.gather import gather
 from seekr_cl.report.html.methods import pareto
-from seekr_cl.report.html.page import LARGEST, render, write_report
+from seekr_cl.report.html.page import render, write_report
 from seekr_cl.report.html.training_logs import recorded_logs, recorded_phases
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system.run_record import RECORD
@@ -115,13 +117,25 @@ def test_hostile_data_does_no_harm(tmp_path: Path) -> None:
         content.encode()
 
 
-def test_a_page_stays_small(tmp_path: Path) -> None:
+def test_a_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many and as long answers as there may be: fewer of them are shown."""
     texts = ["<&>" * 1000 + str(number) for number in range(130)]
     tasks = [Task(n, [Example(texts[0], "x")], test=[Example(text, text) for text in texts]) for n in "abc"]
-    content = render(gather([make_run(tmp_path / "run", "seekr", 0, 0.0, tasks)]))
-    assert 1_000_000 < len(content.encode()) < LARGEST
-    assert re.search(r"\d+ answers changed; 120 are on this page", shown(Page(content)))
+    runs = gather([make_run(tmp_path / "run", "seekr", 0, 0.0, tasks)])
+    assert page_module.LARGEST <= 3_000_000
+    for largest in (3_000_000, 1_500_000, 300_000):
+        monkeypatch.setattr(page_module, "LARGEST", largest)
+        content = render(runs)
+        assert len(content.encode()) < largest
+        page = Page(content)
+        shown_examples = sum("data-change" in attributes for _, attributes in page.tags)
+        assert len(content.encode()) > largest / 4
+        if shown_examples < len(runs[0].changes.shown):
+            assert f"; {shown_examples} are on this page" in shown(page)
+    assert shown_examples in (20, 60)
+    monkeypatch.setattr(page_module, "LARGEST", 1000)
+    with pytest.raises(OutputError, match="too many for one page"):
+        render(runs)
 
 
 def test_gained_and_lost(tmp_path: Path) -> None:
@@ -197,7 +211,7 @@ def test_a_run_that_goes_on(learned: Path, tmp_path: Path) -> None:
         (folder / name).unlink()
     [data] = gather([folder])
     assert not data.done
-    assert data.state.startswith("1 of 2 tasks learned so far")
+    assert (data.state, data.going, data.notes) == ("1 of 2 tasks learned so far", "done", [])
     assert data.matrix is not None
     assert (len(data.matrix.rows), len(data.matrix.extra["yes"])) == (1, 2)
     for rest in ("evaluations/01-reverse", "evaluations/00-base", "memory", "models"):

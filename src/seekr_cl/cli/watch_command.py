@@ -17,13 +17,11 @@ from seekr_cl.errors import DataError
 from seekr_cl.os_errors import reason_of
 from seekr_cl.system.reading import open_plain
 from seekr_cl.system.run_record import RECORD, is_event, parse_event, record_of
-from seekr_cl.system.run_state import RunState, fields, line, time_text
+from seekr_cl.system.run_state import SILENT, RunState, fields, line, seen_at, time_text
 from seekr_cl.system.visible import one_line, visible
 
 _EVERY = 1.0
 _LINES_EVERY = 10.0
-_SILENT = 120.0
-"""Seconds without an event after which it is worth saying so: events come every ten seconds while steps are made."""
 _NAMED = 40
 
 
@@ -113,20 +111,15 @@ def _follow_lines(follower: Follower) -> None:
         phase = (follower.state.number, follower.state.phase, follower.state.ended)
         if phase != last or now - written >= _LINES_EVERY:
             last, written = phase, now
-            print(visible(line(follower.state, _moment(follower.state, now))), flush=True)
+            print(visible(line(follower.state, seen_at(follower.state, now))), flush=True)
         if follower.state.ended:
             return
         time.sleep(_EVERY)
         follower.read()
 
 
-def _moment(state: RunState, now: float) -> float:
-    """The time that the run is seen at: of one that gives no sign of life that of its last event."""
-    return state.updated if now - state.updated > _SILENT else now
-
-
 def _page(name: str, state: RunState, now: float, width: int) -> Group:
-    moment = _moment(state, now)
+    moment = seen_at(state, now)
     said = fields(state, moment)
     passed = time_text(max(0.0, _until(state, moment)))
     parts: list[Any] = [
@@ -143,7 +136,7 @@ def _page(name: str, state: RunState, now: float, width: int) -> Group:
         if key in said:
             parts.append(Text(visible(f"{label} {said[key]}".strip())))
     silent = now - state.updated
-    if not state.ended and silent > _SILENT:
+    if not state.ended and silent > SILENT:
         parts.append(
             Text(f"no event for {time_text(silent)}: it may have been killed; continue with --resume", "yellow")
         )
@@ -177,7 +170,7 @@ def _until(state: RunState, now: float) -> float:
 
 
 def _numbers(state: RunState, now: float) -> dict[str, Any]:
-    now = _moment(state, now)
+    now = seen_at(state, now)
     left = state.seconds_left(now)
     return {
         "kind": state.kind,

@@ -10,6 +10,8 @@ from typing import Any
 _ENOUGH = 0.02
 """Part of a task's steps, or seconds, after which its speed says something."""
 _SECONDS = 2.0
+SILENT = 120.0
+"""Seconds without an event after which it is worth saying so: events come every ten seconds while steps are made."""
 
 
 @dataclass(slots=True)
@@ -238,6 +240,11 @@ class RunState:
         own = sum(value for key, value in others.items() if key[0] == self.number)
         after = max(0.0, mean - own) if self.phase != "evaluate" and self.number else 0.0
         return mean * (len(self.tasks) - self.number) + after
+
+
+def seen_at(state: RunState, now: float) -> float:
+    """The time that a run is seen at: of one that gives no sign of life that of its last event."""
+    return state.updated if now - state.updated > SILENT else now
 
 
 def time_text(seconds: float) -> str:

@@ -128,7 +128,8 @@ class RunData:
         kind: ``run``, ``evaluation`` or ``learning``.
         title: what it is, in a few words.
         done: whether it is complete; otherwise ``state`` says how far it is.
-        state: one line.
+        state: a few words.
+        going: of one that is not done, what goes on, in one line.
         notes: what is missing or damaged, a line each.
         verdict: what was learned, kept and lost.
         matrix: the scores.
@@ -152,6 +153,7 @@ class RunData:
     title: str = ""
     done: bool = True
     state: str = ""
+    going: str = ""
     notes: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     matrix: ScoreMatrix | None = None

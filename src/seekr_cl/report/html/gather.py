@@ -29,7 +29,7 @@ from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.run_record import RECORD, beside
-from seekr_cl.system.run_state import RunState, line
+from seekr_cl.system.run_state import SILENT, RunState, line, seen_at, time_text
 from seekr_cl.system.visible import one_line
 from seekr_cl.tasks.task import safe_name
 
@@ -101,10 +101,8 @@ def _run(folder: Path) -> RunData:
     learnt = data.matrix.learnt if data.matrix else 0
     data.done = learnt == len(tasks)
     events, recorded = read_recorded(folder, data.notes)
-    going = RunState.of(events)
     data.state = "complete" if data.done else f"{learnt} of {len(tasks)} tasks learned so far"
-    if not data.done and events:
-        data.state += f"; {line(going, time.time())}"
+    data.going = "" if data.done else _going(events)
     if data.matrix and data.matrix.rows:
         data.changes = _changes(folder, data.matrix, probes, data.notes)
     _memory(folder / "memory", data)
@@ -128,10 +126,21 @@ def _verdict(folder: Path, data: RunData) -> Verdict | None:
     try:
         if (folder / VERDICT).is_file():
             return Verdict.read(folder / VERDICT)
-        return of_run(folder) if data.kind == "run" and data.matrix and data.matrix.rows else None
+        scored = data.kind == "run" and data.matrix and data.matrix.rows and (folder / SCORES).is_file()
+        return of_run(folder) if scored else None
     except SeekrError as error:
         data.notes.append(f"verdict: {error}")
         return None
+
+
+def _going(events: list[dict[str, Any]]) -> str:
+    """What goes on now, and since when nothing has been heard of it."""
+    if not events:
+        return ""
+    state, now = RunState.of(events), time.time()
+    silent = now - state.updated
+    since = f"; no event for {time_text(silent)}" if silent > SILENT and not state.ended else ""
+    return line(state, seen_at(state, now)) + since
 
 
 def _stages(folder: Path, notes: list[str]) -> list[Stage]:
@@ -225,7 +234,6 @@ def _stage_seconds(stages: list[Stage]) -> list[tuple[str, dict[str, float]]]:
 def _learning(folder: Path) -> RunData:
     data = RunData(str(folder), "learning", "one task learned")
     events, _ = read_recorded(folder, data.notes)
-    state = RunState.of(events)
     data.done = folder.is_dir()
     begin: dict[str, Any] = next((one for one in events if one["event"] == "begin"), {})
     tasks = [str(task) for task in begin.get("tasks") or []]
@@ -234,7 +242,8 @@ def _learning(folder: Path) -> RunData:
     data.logs = recorded_logs(events) or ([log] if log else [])
     data.phases = recorded_phases(events)
     data.verdict = _verdict(folder, data) if data.done else None
-    data.state = "complete" if data.done else line(state, time.time())
+    data.state = "complete" if data.done else "not complete"
+    data.going = "" if data.done else _going(events)
     places = [Path(str(place)) for place in begin.get("memory") or []]
     memory = next(
         (place for place in [*(folder / one for one in places), *places] if (place / MANIFEST).is_file()), None
