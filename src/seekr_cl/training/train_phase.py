@@ -18,10 +18,11 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
-from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.progress import drop_printers
 from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.task_weights import RequireUse
+from seekr_cl.training.told import name_for_reports, tracked
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -102,6 +103,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     args.num_train_epochs = 1
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
+    name_for_reports(args, state)
     reshard(context.model)
     share = (collectives.rank(), collectives.world_size())
     trainer = SeekrTrainer(
@@ -113,7 +115,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
+        callbacks=[tracked(state, schedule, replay), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
     if config.average is not None:
