@@ -126,6 +126,7 @@ OWN_ROWS = {
     "padding_side": Row("left", "batches"),
     "pad_multiple": Row(16, "batches"),
     "order": Row("official", "weights"),
+    "group_by_length": Row(False, "batches"),
     "loss_average": Row("micro_batches", "weights", {"gradient_accumulation_steps": 2}),
     "carry_optimizer": Row(True, "weights"),
     "signal_dtype": Row("float16", "memory"),

@@ -53,6 +53,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         "seed": 0 if official else state.context.seed,
         "reshuffle": not official,
         "replay_weights": replay_weights(config, replay, encoded[0], state.context),
+        "replay_lengths": replay.lengths() if config.group_by_length else None,
     }
     schedule = build_schedule(
         epochs_of=[
@@ -61,6 +62,8 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         batch_size=config.per_device_train_batch_size * collectives.world_size(),
         cadence=settings,
         joint=settings.step == "joint",
+        lengths=[len(one.input_ids) for part in encoded for one in part] if config.group_by_length else None,
+        accumulation=config.gradient_accumulation_steps,
         **order,
     )
     if settings.clock != "updates":
