@@ -1,6 +1,7 @@
 """Batches of examples of similar length: every example once an epoch, no place in the order due to its length."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_every_example_once_in_every_epoch(count: int, accumulation: int) -> Non
 def test_batches_hold_little_padding_and_are_others_in_every_epoch() -> None:
     batches = [micro.new for micro in schedule()]
     assert spread(batches) < 1.2 < 1.7 < spread([micro.new for micro in schedule(lengths=None)])
-    together = [{pair for batch in half for pair in zip(batch, batch[1:])} for half in (batches[:26], batches[26:])]
+    together = [{pair for batch in half for pair in pairwise(batch)} for half in (batches[:26], batches[26:])]
     assert len(together[0] & together[1]) < 60
 
 

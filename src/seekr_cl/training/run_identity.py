@@ -17,16 +17,8 @@ _DECISIVE = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
     *("max_prompt_length", "max_answer_length", "long_completions", "prompt_boundary", "padding_side", "pad_multiple"),
     *("train_on", "chat_template_kwargs", "template_date"),
-    *(
-        "order",
-        "group_by_length",
-        "loss_average",
-        "carry_optimizer",
-        "signal_dtype",
-        "measure_every",
-        "peft",
-        "quantization",
-    ),
+    *("order", "group_by_length", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft"),
+    *("quantization",),
 )
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
 
