@@ -127,6 +127,8 @@ OWN_ROWS = {
     "pad_multiple": Row(16, "batches"),
     "order": Row("official", "weights"),
     "group_by_length": Row(False, "batches"),
+    # What it does must not show but in time; that rows share sequences is in test_packing.py and the invariants.
+    "packing": Row(True, "error", {"method": {"name": "sapt"}}),
     "loss_average": Row("micro_batches", "weights", {"gradient_accumulation_steps": 2}),
     "carry_optimizer": Row(True, "weights"),
     "signal_dtype": Row("float16", "memory"),

@@ -87,6 +87,8 @@ class SeekrConfig(TrainingArguments):
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
         group_by_length: examples of similar length share a step, new ones and replayed ones, and steps come in random
             order; false mixes lengths as ``order`` has them. Default true, but with ``order: official``.
+        packing: rows of a batch share sequences without seeing one another, so that no padding is computed; results are
+            those of padded batches. A model or method that cannot keep rows apart is refused.
         loss_average: ``tokens`` weighs all answer tokens of an optimizer step alike; ``micro_batches`` all batches.
         carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
         signal_dtype: precision of stored teacher signals: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
@@ -135,6 +137,7 @@ class SeekrConfig(TrainingArguments):
     pad_multiple: Annotated[int | None, Ge(1)] = None
     order: Literal["shuffled", "official"] | None = None
     group_by_length: bool | None = None
+    packing: bool = False
     loss_average: Literal["tokens", "micro_batches"] | None = None
     carry_optimizer: bool | None = None
     signal_dtype: Annotated[str | None, OneOf(DTYPES)] = None
@@ -175,6 +178,11 @@ class SeekrConfig(TrainingArguments):
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
         self.peft = read_peft(self.peft)
+        if self.packing and not self.method.kind.packs:
+            raise ConfigError(
+                f"packing: method {self.method.name} treats each row of a batch on its own inside the model; set "
+                "packing: false"
+            )
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
         given_training = {key: getattr(self, key) for key in SETTLED}
