@@ -1,4 +1,4 @@
-"""Rows that share a sequence are what they are alone: outputs, gradients, attention rows, sensitivity, family by family.
+"""Rows that share a sequence are what they are alone: outputs, gradients, attention rows, sensitivity, by family.
 
 Each row alone, without any padding, is the reference; all of it in double precision.
 """
@@ -64,10 +64,11 @@ def observed(model: torch.nn.Module, batch: dict[str, Tensor], wanted: dict[int,
 
 
 def every_row(heads: dict[int, int], sample: int, start: int, length: int) -> dict[int, RowIndex]:
+    at = start + torch.arange(length)
     return {
-        layer: RowIndex(torch.full((count,), sample), torch.arange(count), start + torch.arange(length).expand(count, -1))
+        layer: RowIndex(torch.full((count,), sample), torch.arange(count), at.expand(count, -1))
         for layer, count in heads.items()
-    }  # fmt: skip
+    }
 
 
 def alone(model: torch.nn.Module, heads: dict[int, int]) -> list[list]:

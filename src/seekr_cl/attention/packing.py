@@ -1,6 +1,7 @@
 """Rows of a padded batch packed into fewer sequences, and an attention call on these seen row by row again.
 
-Shapes: B rows, L padded length, S sequences, M their length, N real tokens, H query heads, K key/value heads, D head size.
+Shapes: B rows, L padded length, S sequences, M their length, N real tokens, H query heads, K key/value heads,
+D head size.
 """
 
 from collections.abc import Callable, Sequence

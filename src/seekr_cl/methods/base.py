@@ -153,8 +153,8 @@ class Method(ABC):
         last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
         multi_task: whether it needs all tasks at once (the upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
-        packs: whether rows may share a sequence under ``packing``: nothing that it adds inside the model goes by rows of
-            a batch, as weights of adapters by the row do; embeddings before every row may.
+        packs: whether rows may share a sequence (``packing``): nothing that it adds inside the model goes by rows of a
+            batch, as weights of adapters for each question do; embeddings before each row may.
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
         training_defaults: the same for learning rate, scheduler and optimizer.
         keeps: whether ``memory`` is not ``none``; read only.

@@ -2,9 +2,9 @@
 
 Hooks around the decoder pack what goes in and unpack what comes out, so labels, losses, logits and whatever else a
 method does with a batch are those of rows that stand apart. Inside, positions begin anew with each row, from which
-transformers makes a block-diagonal mask or flash attention's sequence lengths. Whether a model keeps rows apart that way
-is found by trying (``require_apart``): recurrent and convolutional layers, positions that a model counts by itself and
-masks that it makes without asking for positions do not.
+transformers makes a block-diagonal mask or flash attention's sequence lengths. Whether a model keeps rows apart that
+way is found by trying (``require_apart``): recurrent and convolutional layers, positions that a model counts by itself
+and masks that it makes without asking for positions do not.
 
 Shapes: B rows, L padded length, S sequences, M their length.
 """
@@ -22,8 +22,8 @@ from seekr_cl.errors import ConfigError, ModelError, first_line
 
 _FIX = "set packing: false"
 _SAME = {True: (1e-5, 1e-3), False: (2e-2, 1e-1)}
-"""By whether weights are in full precision: how far, in relative norm, a token may be from itself beside other rows, and
-from itself alone. The former differs by rounding alone where a mixture of experts groups tokens otherwise."""
+"""By whether weights are in full precision: how far, in relative norm, a token may be from itself beside other rows,
+and from itself alone. The former is rounding, where a mixture of experts groups its tokens otherwise."""
 
 
 class Packing:
@@ -33,8 +33,8 @@ class Packing:
         model: with adapters or without, not yet wrapped by an engine.
 
     Attributes:
-        plan: how the last batch was packed; ``None`` where it was left as it is. Layers that checkpointing runs again in
-            the backward pass look here too.
+        plan: how the last batch was packed; ``None`` where it was left as it is. Layers that checkpointing runs again
+            in the backward pass look here too.
 
     Raises:
         ConfigError: if the model has no decoder that can be told positions, or takes more than tokens.
@@ -88,8 +88,9 @@ class Packing:
         if given.get("past_key_values") is not None:
             raise ModelError(f"packing: {self.kind} goes on from a cache, such as prefix tuning makes; {_FIX}")
         mask_BL = given.get("attention_mask")
-        is_plain = isinstance(mask_BL, Tensor) and mask_BL.dim() == 2
-        self.plan = plan = plan_packing(mask_BL, self._one_sequence) if is_plain else None
+        self.plan = plan = None
+        if isinstance(mask_BL, Tensor) and mask_BL.dim() == 2:
+            self.plan = plan = plan_packing(mask_BL, self._one_sequence)
         if plan is None:
             return None
         given |= {"attention_mask": None, "position_ids": None}
