@@ -10,6 +10,7 @@ Shapes: B rows, L padded length, S sequences, M their length.
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,7 @@ class Packing:
 
     def __init__(self, model: Any) -> None:
         self.plan: PackingPlan | None = None
+        self.model = model
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         self.kind = f"a '{getattr(base.config, 'model_type', type(base).__name__)}' model"
         self.decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
@@ -55,7 +57,10 @@ class Packing:
         kernel = getattr(self.decoder.config, "_attn_implementation", None) or ""
         self._one_sequence = "flash" in kernel
         self._layers = [part for part in base.modules() if hasattr(part, "layer_idx")]
+        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._handles: list[Any] = []
+        self._tries = self._idles = False
+        self._states: Any = None
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         """Copies and pickles of a model do not pack."""
@@ -89,7 +94,7 @@ class Packing:
             raise ModelError(f"packing: {self.kind} goes on from a cache, such as prefix tuning makes; {_FIX}")
         mask_BL = given.get("attention_mask")
         self.plan = plan = None
-        if isinstance(mask_BL, Tensor) and mask_BL.dim() == 2:
+        if not self._idles and isinstance(mask_BL, Tensor) and mask_BL.dim() == 2:
             self.plan = plan = plan_packing(mask_BL, self._one_sequence)
         if plan is None:
             return None
@@ -103,9 +108,41 @@ class Packing:
 
     @torch._dynamo.disable
     def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        plan = self.plan
-        if plan is None:
-            return None
+        if self.plan is not None:
+            output = self._unpacked(self.plan, output)
+        if self._tries:
+            self._states = output[0]
+        return output
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """For ``states``, under which all rows of a batch share one sequence; and nothing is dropped out."""
+        training, one_sequence = self.model.training, self._one_sequence
+        self.model.eval()
+        self._tries = self._one_sequence = True
+        try:
+            yield
+        finally:
+            self._tries, self._one_sequence, self._states = False, one_sequence, None
+            self.model.train(training)
+
+    def states(self, rows: Sequence[Sequence[int]], apart: bool = False) -> list[Tensor]:
+        """The decoder's last states [length, D] of each row; ``apart`` leaves the batch padded."""
+        # With a column to spare, or rows of one length would not be packed.
+        device, width = next(self.decoder.parameters()).device, max(map(len, rows)) + 1
+        ids_BL = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+        mask_BL = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        # The whole model and not its decoder alone, which an engine need not know as a model.
+        more = {"logits_to_keep": 1} if self._keeps else {}
+        self._idles = apart
+        self.model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **more)
+        self._idles = False
+        # Before them there may be those of a prompt.
+        return [states_LD[: len(row)] for states_LD, row in zip(self._states[:, -width:], rows)]
+
+    def _unpacked(self, plan: PackingPlan, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return plan.unpack(output) if output.shape[:2] == plan.packed else output
         if isinstance(output, tuple):
             return tuple(self._unpacked(plan, one) for one in output)
         if output.get("attentions") is not None:
@@ -115,16 +152,11 @@ class Packing:
                 output[name] = self._unpacked(plan, output[name])
         return output
 
-    def _unpacked(self, plan: PackingPlan, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self._unpacked(plan, one) for one in value)
-        return plan.unpack(value) if isinstance(value, Tensor) and value.shape[:2] == plan.packed else value
-
 
 def _idle() -> Packing:
     """What stands in a copied model for the packing of the one it was copied from."""
     packing = Packing.__new__(Packing)
-    packing.plan, packing._handles = None, []
+    packing.plan, packing._handles, packing._tries = None, [], False
     return packing
 
 
@@ -160,44 +192,31 @@ def require_apart(packing: Packing, rows: Sequence[Sequence[int]]) -> None:
     """
     ordered = sorted(rows, key=len)
     tried = [ordered[len(ordered) // 2], ordered[-1], ordered[len(ordered) // 4]]
-    decoder, vocabulary = packing.decoder, packing.decoder.get_input_embeddings().num_embeddings
+    vocabulary = packing.decoder.get_input_embeddings().num_embeddings
     others = [[(token + 1) % vocabulary for token in row] for row in tried[:2]] + [tried[2]]
-    training, one_sequence = decoder.training, packing._one_sequence
-    decoder.eval()
     try:
-        alone = [_states(decoder, [row]) for row in tried]
-        packing._one_sequence = True
-        together, beside = (_states(decoder, some) for some in (tried, others))
-        if packing.plan is None:
-            raise ConfigError(f"packing: {packing.kind} was given no mask to find rows by; {_FIX}")
+        with packing.trying():
+            alone = [packing.states([row])[0] for row in tried]
+            padded = packing.states(tried, apart=True)
+            together, beside = packing.states(tried), packing.states(others)
+            if packing.plan is None:
+                raise ConfigError(f"packing: {packing.kind} was given no mask to find rows by; {_FIX}")
     except (ModelError, ConfigError):
         raise
     except Exception as error:  # of a call that it was not made for a model raises what it likes
         raise ConfigError(f"packing: {packing.kind} cannot run packed rows ({first_line(error)}); {_FIX}") from error
-    finally:
-        packing._one_sequence = one_sequence
-        decoder.train(training)
     beside_most, alone_most = _SAME[together[0].dtype in (torch.float32, torch.float64)]
-    apart = max(_distance(one[0], other) for one, other in zip(alone, together))
-    if not (_distance(together[2], beside[2]) <= beside_most and apart <= alone_most):
+    # Rotary embeddings may be scaled by the longest row of a batch; and padding has made a nan of some attention.
+    apart = min(_distance(alone, together), _distance(padded, together))
+    if not (_distance(beside[2:], together[2:]) <= beside_most and apart <= alone_most):
         raise ConfigError(
             f"packing: rows of {packing.kind} in one sequence are not what they are alone (recurrent layers, or "
             f"positions or masks that do not begin anew with a row); {_FIX}"
         )
 
 
-def _states(decoder: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The decoder's last states [length, D] of each row."""
-    # With a column to spare, or rows of one length would not be packed.
-    device, longest = next(decoder.parameters()).device, max(map(len, rows)) + 1
-    ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    mask_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    states_BLD = decoder(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)[0]
-    return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows)]
-
-
-def _distance(one_LD: Tensor, other_LD: Tensor) -> float:
-    """The largest distance of a token from itself, relative to its norm."""
-    one_LD, other_LD = one_LD.double(), other_LD.double()
-    distance_L = (one_LD - other_LD).norm(dim=-1) / one_LD.norm(dim=-1).clamp_min(1e-12)
-    return float(distance_L.max())
+def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest distance of a token's state from another one of it, relative to its norm; infinite for nan."""
+    one_ND, other_ND = torch.cat(list(ones)).double(), torch.cat(list(others)).double()
+    distance_N = (one_ND - other_ND).norm(dim=-1) / one_ND.norm(dim=-1).clamp_min(1e-12)
+    return float(distance_N.nan_to_num(math.inf).max())
