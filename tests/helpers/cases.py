@@ -57,6 +57,8 @@ CASES |= {
     "icarl-new": {"method": {"name": "icarl", "new_examples": True}},
     # Batches of the other cases mix lengths: their records are older than the grouping, and it is no part of a method.
     "replay-grouped": {"method": "replay", "group_by_length": True, "num_train_epochs": 2},
+    # Long rows and short ones, whose sequences hold several.
+    "seekr-packed": {"method": SEEKR, "packing": True},
     "replay-by-batches": {"method": "replay", "loss_average": "micro_batches", "gradient_accumulation_steps": 2},
     # Reviews come between steps, when the weights of all shards have moved so far.
     "replay-by-updates": {
@@ -75,7 +77,8 @@ CASES |= {
 
 def words_of(name: str) -> dict[str, Any]:
     """What a case's two tasks are made with."""
-    return {"count": COUNTS.get(name, COUNT)} | (ROWS[name].tasks if name in ROWS else {})
+    wide = {"most": 18} if name == "seekr-packed" else {}
+    return {"count": COUNTS.get(name, COUNT)} | (ROWS[name].tasks if name in ROWS else wide)
 
 
 def tolerance_of(name: str) -> float:

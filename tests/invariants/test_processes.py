@@ -35,7 +35,7 @@ SHARDED = [
     name
     for name in CASES
     if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "seekr-projected")
-    or name in ("derpp-prompt", "replay-by-updates")
+    or name in ("derpp-prompt", "replay-by-updates", "seekr-packed")
     or (name in ROWS and get_method(name).weight_access != "whole")
 ]
 

@@ -56,7 +56,7 @@ METHOD_ROWS = {
     "layer_budget": Row(1, "memory", method(head_budget=8)),
     "head_budget": Row(5, "memory"),
     "query_budget": Row(2, "memory"),
-    "importance_rule": Row("sum_of_products", "memory", method(head_budget=2)),
+    "importance_rule": Row("sum_of_products", "memory", method(head_budget=2) | {"group_by_length": False}),
     "measure": Row("frobenius", "memory"),
     "target": Row("hidden", "memory"),
     "projection": Row("identity", "weights", method(target="hidden")),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.attention.packing import OWNER, PackingPlan, plan_packing
+from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.errors import ConfigError, ModelError, first_line
 
 _FIX = "set packing: false"
@@ -125,6 +126,7 @@ class Packing:
         finally:
             self._tries, self._one_sequence, self._states = False, one_sequence, None
             self.model.train(training)
+            reshard(self.model)
 
     def states(self, rows: Sequence[Sequence[int]], apart: bool = False) -> list[Tensor]:
         """The decoder's last states [length, D] of each row; ``apart`` leaves the batch padded."""
