@@ -282,7 +282,7 @@ def test_results_for_a_program(world, seekr, tmp_path):
     )
     assert after.code == 0, after.err
     told = json.loads(after.out)
-    assert told == json.loads((tmp_path / "b" / "scores.json").read_text())
+    assert told == {"output": str(tmp_path / "b")} | json.loads((tmp_path / "b" / "scores.json").read_text())
     assert told["verdict"]["lines"][0]["task"] == "first"
     assert told["tasks"]["first"]["format"]["answers"] == 3
 

@@ -69,7 +69,7 @@ def test_run_evaluate_and_memory(world: Path, base: Path, capsys: pytest.Capture
     ]  # fmt: skip
     words = ["--model", str(world / "run/models/02-no"), "--task", str(world / "no"), "--max-new-tokens", "8"]
     scored = asked(capsys, "evaluate", *words, "--output", str(world / "scores"))
-    assert scored["scores"]["tasks"]["no"]["score"] == said["matrix"][-1]["scores"][1]
+    assert scored["tasks"]["no"]["score"] == said["matrix"][-1]["scores"][1]
 
 
 def test_learn(world: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:

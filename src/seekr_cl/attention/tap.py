@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.packing import OWNER
 from seekr_cl.attention.rows import add_bias
 from seekr_cl.errors import ModelError
 
@@ -250,7 +251,9 @@ def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, que
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
-    return action(replace(call, repeated=True) if last is query else call, output_BLHD)
+    call = replace(call, repeated=True) if last is query else call
+    plan = getattr(getattr(module, OWNER, None), "plan", None)
+    return action(call, output_BLHD) if plan is None else plan.look(action, call, output_BLHD)
 
 
 def read_call(

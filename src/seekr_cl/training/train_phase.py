@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.memory import TaskSamples
+from seekr_cl.models.packing import packed
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
@@ -41,9 +43,11 @@ def train(state: Learning) -> None:
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
     watch = _watch(state, replay)
-    state.trainer.train()
-    if watch is not None:
-        watch.check()
+    rows = [one.input_ids for one in context.examples]
+    with packed(context.model, rows) if config.packing else nullcontext():
+        state.trainer.train()
+        if watch is not None:
+            watch.check()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
@@ -63,6 +67,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         "seed": 0 if official else state.context.seed,
         "reshuffle": not official,
         "replay_weights": replay_weights(config, replay, encoded[0], state.context),
+        "replay_lengths": replay.lengths() if config.group_by_length else None,
     }
     schedule = build_schedule(
         epochs_of=[
@@ -71,6 +76,8 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         batch_size=config.per_device_train_batch_size * collectives.world_size(),
         cadence=settings,
         joint=settings.step == "joint",
+        lengths=[len(one.input_ids) for part in encoded for one in part] if config.group_by_length else None,
+        accumulation=config.gradient_accumulation_steps,
         **order,
     )
     if settings.clock != "updates":
