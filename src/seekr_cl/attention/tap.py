@@ -164,6 +164,20 @@ def _implementations(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
+@contextmanager
+def unwatched(model: PreTrainedModel) -> Iterator[None]:
+    """A block of code in which no tap's action looks on, whoever has tapped the model."""
+    slots = {id(slot): slot for layer in _layers(model) if (slot := layer.__dict__.get(_SLOT)) is not None}
+    former = [(slot, slot.action) for slot in slots.values()]
+    for slot, _ in former:
+        slot.action = None
+    try:
+        yield
+    finally:
+        for slot, action in former:
+            slot.action = action
+
+
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if hasattr(module, "layer_idx"))
 

@@ -224,11 +224,6 @@ class SeekrConfig(TrainingArguments):
             owner = "peft" if self.peft is not None else f"method {self.method.name}"
             raise ConfigError(f"train: {owner} decides what is trained; remove train")
         _refuse_unwatched(self.method, self.task_loss, self.average, self.peft)
-        if self.packing and not self.method.kind.packs:
-            raise ConfigError(
-                f"packing: method {self.method.name} treats each row of a batch on its own inside the model; set "
-                "packing: false"
-            )
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
         given_training = {key: getattr(self, key) for key in SETTLED}

@@ -8,7 +8,6 @@ Shapes: B batch, L padded length, V vocabulary.
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -157,8 +156,6 @@ class Method(ABC):
         last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
         multi_task: whether it needs all tasks at once (the upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
-        packs: whether rows may share a sequence (``packing``): nothing that it adds inside the model goes by rows of a
-            batch, as weights of adapters for each question do; embeddings before each row may.
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
         training_defaults: the same for learning rate, scheduler and optimizer.
         keeps: whether ``memory`` is not ``none``; read only.
@@ -175,7 +172,6 @@ class Method(ABC):
     last_turn_only: ClassVar[bool] = False
     multi_task: ClassVar[bool] = False
     generates: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
     replay_defaults: ClassVar[Mapping[str, Any]] = {}
     training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
     keeps: ClassVar[bool] = False
@@ -298,10 +294,6 @@ class Method(ABC):
     def finished_model(self) -> PreTrainedModel:
         """The model as it is written: plain, with whatever was attached to it merged or removed. Asked for last."""
         return self.context.model
-
-    def quiet(self) -> AbstractContextManager[None]:
-        """While it lasts nothing that the method attached to the model acts, so that the model is only looked at."""
-        return nullcontext()
 
     def close(self) -> None:
         """Gives back whatever was attached to the model."""

@@ -66,7 +66,6 @@ class SAPT(Method):
     )
     last_turn_only = True
     adapters = True
-    packs = False
     weight_access = "whole"
     memory = "replayed"
     replay_defaults: ClassVar[Mapping[str, Any]] = {

@@ -171,8 +171,10 @@ def packed(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[None]:
         rows: token ids of rows to come, to try it with.
 
     Raises:
-        ConfigError: if the model does not keep packed rows apart.
+        ConfigError: if the model does not keep packed rows apart, or treats each in a way of its own.
     """
+    if getattr(model, "query_conditioned", False):
+        raise ConfigError(f"packing: the model picks its adapters for each row of a batch; {_FIX}")
     packing = Packing(model)
     packing.attach()
     try:
