@@ -7,13 +7,13 @@ KILLS := 200
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo check test smollm2 torture lint clean
+.PHONY: demo check test smollm2 torture lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/seekr demo --output $(DEMO)
 
-# The fast part of `make test`, for while you work: what starts processes, kills them or runs a demo is left out.
+# The fast part of `make test`, for while you work: what starts processes, kills them, compiles or runs a real model or a demo is left out.
 check: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
@@ -32,6 +32,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# The documentation as a site in build/site; a warning is an error.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

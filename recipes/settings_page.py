@@ -9,12 +9,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seekr_cl.config.average import KINDS as AVERAGES
+from seekr_cl.config.general import SelfWritten
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.methods import METHODS
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
+from seekr_cl.methods.task_loss import KINDS as TASK_LOSSES
 from seekr_cl.tasks.benchmarks.use import BenchmarkBlock
 from seekr_cl.tasks.stream import TaskSpec
-from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, RetentionConfig, SeekrConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -66,12 +70,34 @@ def page() -> str:
             list(attributes(ReplayConfig)),
         ),
         table("memory", "Of every method that keeps samples.", MemoryConfig, list(attributes(MemoryConfig))),
+        table(
+            "retention",
+            "Old tasks probed on stored samples while a new one is learned; see [gate.md](gate.md).",
+            RetentionConfig,
+            list(attributes(RetentionConfig)),
+        ),
+        table(
+            "evaluation",
+            "Of a run, `seekr evaluate` and `evaluate`.",
+            EvaluationConfig,
+            list(attributes(EvaluationConfig)),
+        ),
         table("method: derpp and seekr", "`method: {name: derpp, ...}`", LogitSettings, shared),
         table("method: seekr", "And these.", SeekrSettings, list(attributes(SeekrSettings))),
         *(
             table(f"method: {name}", f"{method.paper.authors}: {method.paper.title}.", method.Settings, list(found))
             for name, method in METHODS.items()
             if (found := attributes(method.Settings)) and method.Settings not in (LogitSettings, SeekrSettings)
+        ),
+        table("general: self", "`general: {source: self, ...}`", SelfWritten, list(attributes(SelfWritten))),
+        *(
+            table(f"average: {kind}", f"`average: {{kind: {kind}, ...}}`", group, list(attributes(group)))
+            for kind, group in AVERAGES.items()
+        ),
+        *(
+            table(f"task_loss: {name}", f"`task_loss: {{name: {name}, ...}}`", kind, list(found))
+            for name, kind in TASK_LOSSES.items()
+            if (found := attributes(kind))
         ),
         table(
             "tasks",

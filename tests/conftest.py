@@ -24,18 +24,42 @@ SLOW = {
     "demo": {"test_demo"},
     "memory": {"test_damage", "test_upkeep", "test_fuzz", "test_failed_write"},
     "tasks": {"test_fuzzed_files"},
-    "attention": {"test_architectures", "test_kernels"},
+    "attention": {"test_architectures", "test_compile", "test_kernels", "test_liger_terms"},
     "methods": {"test_matrix"},
-    "docs": {"test_readme"},
+    "docs": {"test_readme", "test_blocks", "test_site"},
 }
-"""Files of tests that start processes, kill them, go through every method or family, or run for minutes."""
+"""Files of tests that start processes, kill them, compile, go through every method or family, or run a real model."""
+
+FIRST = (
+    {"invariants": ("test_processes", "test_curves", "test_compiled", "test_invariants", "test_gpu")},
+    {
+        "cli": ("test_launch", "test_evaluate_together"),
+        "invariants": ("test_deepspeed",),
+        "demo": ("test_demo",),
+        "benchmarks": ("test_throughput",),
+        "attention": ("test_kernels", "test_compile", "test_liger_terms"),
+        "training": ("test_kill",),
+    },
+)
+"""The longest, for each of two workers: what is left to be shared out in the end are small ones."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what `make check` leaves out."""
+    """Marks what `make check` leaves out, and puts the longest at the beginning of each worker's half."""
+    halves: list[list[pytest.Item]] = [[], []]
+    others = []
     for item in items:
-        if item.path.stem in SLOW.get(item.path.parent.name, ()):
+        folder, file = item.path.parent.name, item.path.stem
+        if file in SLOW.get(folder, ()):
             item.add_marker("slow")
+        half = next((half for half, first in zip(halves, FIRST) if file in first.get(folder, ())), others)
+        half.append(item)
+    room = max(0, len(items) // 2 - len(halves[0]))
+    items[:] = [*halves[0], *others[:room], *halves[1], *others[room:]]
+
+
+# Nothing here sees a power cut, which is all that it is for; a tiny training waits for the disk sixty times.
+os.fsync = lambda file: None
 
 
 def pytest_collection_finish() -> None:

@@ -1,8 +1,7 @@
 """What a user of Hugging Face's libraries types first."""
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,11 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig
 from tinylm import constant_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from zygote import run_seekr
 
 import seekr_cl
 from seekr_cl import ReplayConfig, ReplayMemory, SeekrConfig, SeekrError, Task, evaluate, learn
+from seekr_cl.system.removal import UNFINISHED_FILE
 
 ROWS = [{"prompt": f"no{number}=", "completion": "yes"} for number in range(8)]
 
@@ -27,6 +28,8 @@ def test_the_public_names_are_what_dir_shows():
     for name in seekr_cl.__all__:
         assert getattr(seekr_cl, name) is not None
     assert {"Example", "Method", "register_method", "evaluate", "learn", "ReplayConfig"} <= set(dir(seekr_cl))
+    stub = Path(seekr_cl.__file__).with_suffix(".pyi").read_text()
+    assert set(re.findall(r" as (\w+)", stub)) == set(dir(seekr_cl)), "what editors see"
     assert "SeekrTrainer" not in dir(seekr_cl)  # it is no Trainer that takes model, args and train_dataset
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         seekr_cl.nonsense  # noqa: B018
@@ -74,11 +77,22 @@ def test_an_adapter_on_a_model_in_hand(base: Path, tmp_path: Path) -> None:
     assert (written["r"], sorted(written["target_modules"])) == (4, ["k_proj", "q_proj"])
 
 
+def with_a_test() -> Task:
+    return Task.load(DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:3])}), name="a")
+
+
+def test_evaluating_on_removes_what_a_killed_process_left(base: Path, tmp_path: Path) -> None:
+    evaluate(base, with_a_test(), tmp_path / "scores")
+    left = tmp_path / "scores" / f".x.12345678{UNFINISHED_FILE}"
+    left.write_text("half")
+    evaluate(base, with_a_test(), tmp_path / "scores", resume=True)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("kind", ["folder", "object"])
 def test_evaluate_gives_scores_by_task(base: Path, tmp_path: Path, kind: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
-    splits = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:3])})
-    task = Task.load(splits, name="a")
+    task = with_a_test()
     model = base if kind == "folder" else AutoModelForCausalLM.from_pretrained(base)
     result = evaluate(model, [task], processing_class=tokenizer if kind == "object" else None)
     assert list(result.scores) == ["a"]
@@ -116,9 +130,8 @@ def test_a_method_from_a_users_own_file(base: Path, tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "c.yaml").write_text("method: mine:Half\nnum_train_epochs: 1\nuse_cpu: true\nprogress: none\n")
     words = ["learn", "--model", base, "--task", rows, "--memory", "memory", "--output", "out", "--config", "c.yaml"]
-    command = [sys.executable, "-m", "seekr_cl", *map(str, words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_seekr(words, tmp_path)
+    assert done.code == 0, done.err
     assert "half" in (tmp_path / "memory" / "generations" / "0001.json").read_text()
 
 
@@ -138,6 +151,8 @@ REFUSED = {
     "another kind of task": lambda base, tmp: SeekrConfig(output_dir=str(tmp), peft=LoraConfig(task_type="SEQ_CLS")),
     "a class that is no method": lambda base, tmp: seekr_cl.register_method(int),
     "no such method": lambda base, tmp: SeekrConfig(output_dir=str(tmp), method="json:loads"),
+    "a length of nothing": lambda base, tmp: evaluate(base, with_a_test(), max_length=0),
+    "a batch of half a prompt": lambda base, tmp: evaluate(base, with_a_test(), batch_size=0.5),
     "tasks without a test split": lambda base, tmp: evaluate(base, [Task.load(ROWS, name="a")]),
     "a changed config": lambda base, tmp: setattr(config(tmp), "replay", {"ratio": 0.9}),
 }

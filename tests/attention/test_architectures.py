@@ -26,6 +26,8 @@ from seekr_cl.attention import (
     RowTarget,
 )
 from seekr_cl.errors import ModelError
+from seekr_cl.methods.answers import AnswerHead
+from seekr_cl.methods.base import label_term
 from seekr_cl.methods.losses import causal_lm_loss
 
 each_padding = pytest.mark.parametrize("padding", ["none", "left"])
@@ -169,6 +171,24 @@ def test_gradients(case, padding):
             torch.testing.assert_close(
                 mine[name], grad, rtol=0, atol=row.tolerance * largest, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_logits_at_the_labels_alone_and_in_chunks(case):
+    """Through the model's own forward pass, with the soft-cap or scale that it applies; none needs the long way."""
+    _, model, _ = case
+    batch = make_batch("right")
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    expected = causal_lm_loss(run(model, batch).logits, batch["labels"])
+    of_all = torch.autograd.grad(expected, weights, allow_unused=True)
+    for most in (1000, 3):
+        AnswerHead.of(model).most = most
+        value = label_term(model, batch).value
+        assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+        for mine, theirs in zip(torch.autograd.grad(value, weights, allow_unused=True), of_all, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+    assert AnswerHead.of(model).most == most
 
 
 @each_padding

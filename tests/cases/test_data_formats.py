@@ -233,6 +233,16 @@ def test_nulls_that_parquet_puts_into_turns_are_no_keys(tmp_path):
     assert [list(one.messages) for one in Task.load(path).train] == turns
 
 
+def test_rows_in_python_are_left_as_they_are():
+    import copy
+
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"default": None}}}}}
+    rows = [{"messages": [USER, BOT], "tools": [tool]}]
+    before = copy.deepcopy(rows)
+    assert list(Task.load(rows, name="t").train[0].tools) == before[0]["tools"]
+    assert rows == before
+
+
 def test_columns_and_empty_answers_in_a_stream(tmp_path):
     from seekr_cl.tasks import StreamSpec
 

@@ -34,13 +34,19 @@ def test_lists(seekr):
     assert all(name in table for name in METHODS)
     assert all(f"{option.setting}={option.value}" in table for option in OPTIONS)
     assert {one["value"] for one in methods["seekr"]["options"]} == {option.value for option in OPTIONS}
-    assert {one["setting"].split(".")[0] for one in methods["derpp"]["options"]} == {"replay"}
-    assert methods["ewc"]["options"] == []
+    assert {block for one in methods["derpp"]["options"] for block in one["setting"].split(".")[:-1]} == {"replay"}
+    of_all = [option.value for option in OPTIONS if "." not in option.setting]
+    assert [one["value"] for one in methods["ewc"]["options"]] == of_all
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: f"{option.setting}={option.value}")
 def test_listed_options_exist(option):
-    block, key = option.setting.split(".")
+    block, _, key = option.setting.rpartition(".")
+    if not block:
+        SeekrConfig(**{key: option.value})
+        with pytest.raises(ConfigError, match=key):
+            SeekrConfig(**{key: option.value + "s"})
+        return
     given = {"method": {"name": "seekr"}} | {block: {"name": "seekr"} if block == "method" else {}}
     if option.on is not None:
         where, _, value = option.on.partition("=")

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from cli_world import World, write, write_stream, write_task
+from zygote import run_seekr
 
 
 def rows(printed: str) -> list[list[str]]:
@@ -143,11 +144,9 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     assert of_run["intervals"]["op"] is not None
     assert of_run["broken_off"]["first"].keys() == {"answers", "references_longer"}
     # Killed after the first batch of the second task.
-    environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:3"}
     again = [str(word) for word in words[:-1]] + ["1"]
     again[again.index(str(tmp_path / "scores"))] = str(tmp_path / "killed")
-    command = [sys.executable, "-m", "seekr_cl", *again]
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == -9
+    assert run_seekr(again, tmp_path, environment={"SEEKR_FAULT": "evaluation.answered:3"}).code == -9
     other = seekr(*[word if word != str(world.learnt) else world.base for word in again], "--resume")
     assert other.code == 2
     assert "another model" in other.err
@@ -266,3 +265,30 @@ def test_the_module_is_the_command(world: World, tmp_path):
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout)[0][0] == "first"
     assert os.listdir(tmp_path) == []
+
+
+def test_results_for_a_program(world, seekr, tmp_path):
+    """One JSON on standard output, and nothing else there."""
+    done = seekr(*world.learn(tmp_path), "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["task"], told["steps"], told["samples"]) == ("first", 2, 3)
+    assert told["verdict"] == json.loads((tmp_path / "model" / "verdict.json").read_text())
+    common = ["--task", world.first, "--max-new-tokens", 4]
+    before = seekr("evaluate", "--model", world.base, "--output", tmp_path / "a", *common)
+    assert "nothing to compare with: --before" in before.out
+    after = seekr(
+        "evaluate", "--model", world.learnt, "--output", tmp_path / "b", "--before", tmp_path / "a", "--json", *common
+    )
+    assert after.code == 0, after.err
+    told = json.loads(after.out)
+    assert told == json.loads((tmp_path / "b" / "scores.json").read_text())
+    assert told["verdict"]["lines"][0]["task"] == "first"
+    assert told["tasks"]["first"]["format"]["answers"] == 3
+
+
+def test_a_run_ends_with_its_verdict(world):
+    verdict = json.loads((world.run / "verdict.json").read_text())
+    assert [(line["task"], line["kind"]) for line in verdict["lines"]] == [("first", "old"), ("second", "new")]
+    assert verdict["cost"]["memory_bytes"] == json.loads((world.run / "scores.json").read_text())["memory_bytes"]
+    assert verdict["cost"]["more_steps"] is not None

@@ -1,11 +1,11 @@
 """``seekr evaluate`` in two real processes: one of them killed, gone on with by ``--launch``, the same as one alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import zygote
 from cli_world import World, free_port, write
 
 ACCELERATE = {
@@ -23,10 +23,16 @@ def numbers(journal: Path) -> set[int]:
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+    """All that is written, but for how long it took."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
+    scores = json.loads(texts["scores.json"])
+    assert scores.pop("timing")["new_tokens"] > 0
+    return texts | {"scores.json": scores}
 
 
-def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together, tmp_path: Path) -> None:
+def test_two_processes_killed_and_resumed_are_one(
+    world: World, seekr, together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, count in (("long", 21), ("short", 5)):
         rows = [{"prompt": "abcdefgh"[n % 8] * (1 + n % 5) + "=", "answer": "h" * (1 + n % 3)} for n in range(count)]
         write(tmp_path / name / "test.json", rows)
@@ -46,10 +52,10 @@ def test_two_processes_killed_and_resumed_are_one(world: World, seekr, together,
     assert [len(share) for share in shares] == [11, 8]
     assert not shares[0] & shares[1]
     config = write(tmp_path / "accelerate.yaml", ACCELERATE | {"main_process_port": free_port()})
-    launched = [sys.executable, "-m", "seekr_cl", *map(str, words), "--resume", "--launch", str(config)]
-    done = subprocess.run(launched, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("scores and predictions in") == 1
+    monkeypatch.setenv("PYTHON_EXEC", str(zygote.shim(tmp_path / "python")))
+    done = seekr(*words, "--resume", "--launch", config)
+    assert done.code == 0, done.err
+    assert done.out.count("scores and predictions in") == 1
     assert evaluation(tmp_path / "together") == evaluation(tmp_path / "alone")
 
 

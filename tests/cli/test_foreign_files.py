@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from zygote import run_seekr
 
 NAMES = [
     "notes.txt", ".notes.original", ".thesis.a1b2c3d4", "0009-mine.jsonl", "2026-photos.safetensors", "state-0001.txt",
@@ -44,11 +45,11 @@ class Planted:
 
 
 @pytest.fixture
-def killed(server, tmp_path):
+def killed(tmp_path):
     """Runs a command that is killed at a fault point."""
 
     def run(fault, *arguments):
-        done = server([str(word) for word in arguments], tmp_path, [{"SEEKR_FAULT": fault}])
+        done = run_seekr(arguments, tmp_path, environment={"SEEKR_FAULT": fault})
         assert done.code == -9, (done.code, done.err)
 
     return run

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_world import write
+from zygote import run_seekr
 
 TEXT = "cabbage"
 """Eight tokens that stand in no other text."""
@@ -23,7 +24,7 @@ def secret(world, tmp_path):
 
 
 @pytest.fixture
-def interrupted(world, server, seekr, secret, tmp_path):
+def interrupted(world, seekr, secret, tmp_path):
     """A finished run of the task and another, and a learning of it that was killed."""
     stream = world.stream_with(tmp_path)
     content = json.loads(stream.read_text())
@@ -32,8 +33,7 @@ def interrupted(world, server, seekr, secret, tmp_path):
     done = seekr("run", stream, "--output", tmp_path / "run")
     assert done.code == 0, done.err
     command = world.learn(tmp_path, task=secret, memory=tmp_path / "memory", output=tmp_path / "model")
-    (killed,) = [server([str(word) for word in command], tmp_path, [{"SEEKR_FAULT": "learn.scored:1"}])]
-    assert killed.code == -9
+    assert run_seekr(command, tmp_path, environment={"SEEKR_FAULT": "learn.scored:1"}).code == -9
     return tmp_path / "run"
 
 

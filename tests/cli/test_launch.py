@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+import zygote
 from cli_world import World, write
 from deep import needs_deepspeed, with_deepspeed
 from killing import fingerprint
@@ -70,19 +69,28 @@ def words_of(world: World, folder: Path, batch: int) -> list[str]:
 
 
 class Launched:
-    """``seekr run --launch`` in two processes, read as it goes."""
+    """``seekr run --launch`` in two processes, read as it goes.
+
+    The launcher is forked, and with ``forked`` those that it starts are too: not where signals are sent to them.
+    """
 
     def __init__(
-        self, words: list[str], output: Path, *more: str, config: dict[str, object] = TWO, **environment: str
+        self,
+        words: list[str],
+        output: Path,
+        *more: str,
+        config: dict[str, object] = TWO,
+        forked: bool = False,
+        **environment: str,
     ) -> None:
         file = write(output.parent / "two.yaml", config)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "seekr_cl", *words, "--output", str(output), "--launch", str(file), *more],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment,
-        )
+        if forked:
+            environment |= {"PYTHON_EXEC": str(zygote.shim(output.parent / "python"))}
+        environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment
+        words = [*words, "--output", str(output), "--launch", str(file), *more]
+        with open(os.devnull, "w") as nothing:
+            files = {"stdout": nothing, "stderr": zygote.PIPE}
+            self.process = zygote.start("zygote:command", words, environment=environment, **files)
 
     def at(self, start: str) -> "Launched":
         """Once it has printed a line that begins so."""
@@ -105,11 +113,9 @@ class Launched:
 
     def end(self, code: int) -> list[str]:
         """The lines on stderr from here to the end, which must be this."""
-        try:
-            _, err = self.process.communicate(timeout=900)
-        finally:
-            self.process.kill()
-        assert self.process.returncode == code, err
+        assert self.process.stderr is not None
+        err = self.process.stderr.read()
+        assert self.process.wait() == code, err
         assert "Traceback" not in err
         # A model of this size goes on to the end of what it may write, which is said.
         said = ("first:", "second:", "seekr:", "warning: task 'first'", "warning: task 'second'")
@@ -131,7 +137,7 @@ def step_of(run: Path) -> int:
 def whole(made_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes gave undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert Launched(words_of(made_world, folder, 1), folder / "run").end(0) == []
+    assert Launched(words_of(made_world, folder, 1), folder / "run", forked=True).end(0) == []
     return folder / "run"
 
 
@@ -183,7 +189,7 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in environment, "a long step would be cut off"
     second.process.send_signal(signal.SIGINT)
     while not all(map(is_signalled, workers.values())):
-        assert second.process.poll() is None
+        assert not second.process.has_ended()
         time.sleep(0.02)
     for number in workers.values():
         os.kill(number, signal.SIGCONT)
@@ -194,7 +200,7 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert third.end(137) == [
         "error: process 1 was ended by SIGKILL; what it had saved is there, continue with --resume"
     ]
-    assert Launched(words, run, "--resume").end(0) == []
+    assert Launched(words, run, "--resume", forked=True).end(0) == []
     ours, theirs = fingerprint(folder), fingerprint(whole.parent)
     assert "run/models/02-second/model.safetensors" in ours
     assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []

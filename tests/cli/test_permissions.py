@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from cli_world import FAST, Done, World, fingerprint
+from zygote import run
 
 Powerless = Callable[..., Done]
 
 
 @pytest.fixture
-def powerless(server: Callable[..., Done], tmp_path: Path) -> Powerless:
+def powerless(tmp_path: Path) -> Powerless:
     """Runs a command as a process that permissions count for, root's as well."""
-    return lambda *arguments, **environment: server([str(word) for word in arguments], tmp_path, powerless=environment)
+    return lambda *arguments, **environment: run(
+        "zygote:command_without_rights", [str(word) for word in arguments], folder=tmp_path, environment=environment
+    )
 
 
 @pytest.fixture

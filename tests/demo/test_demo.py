@@ -2,11 +2,10 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from zygote import run_seekr
 
 from seekr_cl.demo import variants
 from seekr_cl.demo.skills import BASE_SKILLS, MAX_CHARACTERS, STREAM_SKILLS, VOCABULARY, examples
@@ -55,11 +54,9 @@ def test_the_shipped_model_masters_the_base_skills(skill, tmp_path):
 
 
 def test_quick_demo_in_a_real_process(tmp_path):
-    command = [sys.executable, "-m", "seekr_cl", "demo", "--quick", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, "--methods", "seqft", "seekr+general"], capture_output=True, text=True, timeout=400, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["demo", "--quick", "--output", tmp_path / "out"]
+    done = run_seekr([*words, "--methods", "seqft", "seekr+general", "num_train_epochs=2"], tmp_path)
+    assert done.code == 0, done.err
     results = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert list(results) == ["seqft", "seekr+general"]
     for result in results.values():
@@ -72,10 +69,10 @@ def test_quick_demo_in_a_real_process(tmp_path):
         "runs/seekr+general/memory/manifest.json",
     ):
         assert (tmp_path / "out" / name).stat().st_size > 0
-    assert "seekr+general" in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert again.returncode == 2
-    assert "not empty" in again.stderr
+    assert "seekr+general" in done.out
+    again = run_seekr(words)
+    assert again.code == 2
+    assert "not empty" in again.err
 
 
 def test_an_unknown_method_names_the_nearest():

@@ -69,7 +69,7 @@ def test_shared_data_stays_outside():
     assert not [name for name in tracked if "stories260K" in name or name.endswith((".npz", ".bin"))]
 
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 OTHERS_FILES = {"re_eval.py", "my_method.py", "src/seekr_cl/methods/fading.py"}
 """Files of other projects, and of the reader's own, that the pages name."""
 
@@ -84,4 +84,5 @@ def test_pages_name_files_that_exist():
 
 def test_pages_link_to_what_exists():
     links = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
-    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+    made = {"methods.md", "commands.md", "results.md"}  # by recipes/docs_site.py, in the site alone
+    assert [(page.name, link) for page, link in links if link not in made and not (page.parent / link).exists()] == []

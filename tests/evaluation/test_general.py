@@ -15,7 +15,7 @@ from tinylm import config_for, constant_task, reverse_task, save_base, teach
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import generate_answers
-from seekr_cl.evaluation.general import BENCHMARKS, evaluate_general, with_drift
+from seekr_cl.evaluation.general import BENCHMARKS, Benchmark, evaluate_general, listed, with_drift
 from seekr_cl.evaluation.general_tasks import LOCAL
 from seekr_cl.evaluation.harness import PromptLM, QueryAdapterLM
 from seekr_cl.models.loading import load_model
@@ -255,3 +255,48 @@ def test_without_the_harness(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'seekr-cl\[general\]'"):
         evaluate_general(*random_model("llama"), 2, tmp_path)
+
+
+def test_any_task_of_the_harness_can_be_asked_for(tmp_path):
+    """One from a YAML file, as its authors write them, beside the local benchmarks."""
+    rows = [{"q": f"{letter} =", "gold": place % 2} for place, letter in enumerate("abcdef")]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    config = {
+        "task": "own_choice", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}, "cache_dir": str(tmp_path / "cache")},
+        "doc_to_text": "{{q}}", "doc_to_target": "gold", "doc_to_choice": ["yes", "no"],
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    write(tmp_path, "boolq", [{"prompt": f"{letter} =", "answer": "True"} for letter in "abcdef"])
+    model, tokenizer = random_model("llama")
+    names = [str(tmp_path / "own.yaml"), "boolq"]
+    found = evaluate_general(model, tokenizer, 2, tmp_path, names=names)
+    own = found["tasks"][names[0]]
+    assert (own["metric"], own["shots"], own["examples"]) == ("acc_norm,none", 0, 6)
+    assert 0 <= own["score"] <= 100
+    assert found["mean"] == pytest.approx((own["score"] + found["tasks"]["boolq"]["score"]) / 2)
+
+
+def test_benchmarks_by_name():
+    assert (listed("ifeval").task, listed("ifeval").metric) == ("ifeval", "prompt_level_strict_acc,none")
+    assert (listed("hellaswag:3").shots, listed("hellaswag").shots) == (3, 10)
+    assert listed("lambada_openai") == Benchmark("lambada_openai", None, None)
+    assert listed("mmlu:0").task == BENCHMARKS["mmlu"].task
+    for wrong in ("hellaswag:", "hellaswag:x", "a b", ""):
+        with pytest.raises(ConfigError, match="--general-tasks"):
+            listed(wrong)
+
+
+def test_a_list_that_cannot_be_evaluated_is_refused_before_a_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("group: x\n")
+    (tmp_path / "local").mkdir()
+    for words, said in (
+        (["--general-tasks", "hellaswag:x"], "must be TASK or TASK:SHOTS"),
+        (["--general-tasks", str(tmp_path / "bad.yaml")], "is no task of lm-evaluation-harness"),
+        (["--general-tasks", str(tmp_path / "none.yaml")], "cannot be read"),
+    ):
+        assert main(["evaluate", "--model", "nowhere", "--output", str(tmp_path / "out"), *words]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="ifeval fetches its data from the Hub"):
+        evaluate_general(*random_model("llama"), 2, tmp_path / "local", names=["ifeval"])

@@ -1,13 +1,11 @@
 """Answers written down as they come: killed, cut off, damaged, shared by processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from generating import random_model
+from zygote import run
 
 from seekr_cl.errors import ConfigError, DataError
 from seekr_cl.evaluation import Place, TransformersEngine, answer_task, evaluate_task, score_task, write_predictions
@@ -15,21 +13,17 @@ from seekr_cl.evaluation.journal import shard
 from seekr_cl.tasks import Encoder, Example, Task
 
 TASK = Task("t [x]*", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in range(14)], max_new_tokens=5)
-SHARE = """
-import sys
-from pathlib import Path
-sys.path[:0] = sys.argv[1].split(":")
-from test_journal import TASK, engine
-from seekr_cl.evaluation import Place, answer_task
-one, encoder = engine()
-answer_task(one, TASK, encoder, None, Place(Path(sys.argv[2]), "m", int(sys.argv[3]), 2))
-"""
-HERE = f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'helpers'}"
 
 
 def engine(batch_size: int = 3):
     model, tokenizer = random_model("llama")
     return TransformersEngine(model, tokenizer, batch_size), Encoder(tokenizer, 64)
+
+
+def share(folder: str, rank: int) -> None:
+    """What one of two processes does."""
+    one, encoder = engine()
+    answer_task(one, TASK, encoder, None, Place(Path(folder), "m", rank, 2))
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +74,8 @@ def test_answers_to_something_else_are_not_gone_on_with(tmp_path, whole):
 
 
 def test_kill_9_in_the_middle_of_a_task(tmp_path, whole):
-    environment = os.environ | {"SEEKR_FAULT": "evaluation.answered:2"}
-    command = [sys.executable, "-c", SHARE, HERE, str(tmp_path), "0"]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    killed = run("test_journal:share", str(tmp_path), 0, environment={"SEEKR_FAULT": "evaluation.answered:2"})
+    assert killed.code == -9, killed.err
     one, encoder = engine()
     assert len(journals(tmp_path)[0].read_bytes().splitlines()) == 1 + 6
     # One process finishes what two had begun.
@@ -94,8 +86,8 @@ def test_processes_share_the_prompts(tmp_path, whole):
     one, encoder = engine()
     with pytest.raises(DataError, match="7 of 14 answers"):
         score_task(one, TASK, encoder, None, Place(tmp_path, "m", 0, 2))
-    command = [sys.executable, "-c", SHARE, HERE, str(tmp_path), "1"]
-    subprocess.run(command, check=True)
+    other = run("test_journal:share", str(tmp_path), 1)
+    assert other.code == 0, other.err
     answered = [json.loads(line)["index"] for path in journals(tmp_path) for line in path.open().readlines()[1:]]
     assert sorted(answered) == list(range(14))  # each prompt by one process only
     score = score_task(one, TASK, encoder, None, Place(tmp_path, "m", 0, 2))

@@ -103,7 +103,7 @@ CASES = [
         "no stream", ("nowhere.yaml", "check the path"), lambda w, f: ["run", f / "nowhere.yaml", "--output", f / "run"]
     ),
     # Models
-    learn("no such model", "nowhere", "no such model folder", model="nowhere", whole=True),
+    learn("no such model", "nowhere", "no such model folder", model="nowhere"),
     learn("a path too long", "9999...", "too long", "another path", model="9" * 5000, whole=True),
     learn("no config.json", "broken", "config.json", "model folder", model=without("config.json")),
     learn("no weights", "broken", "cannot be loaded", "model.safetensors", model=without("model.safetensors")),

@@ -10,21 +10,13 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from zygote import Done
 
 LETTERS = "abcdefgh=?中文"
 SETTINGS = {"use_cpu": True, "num_train_epochs": 1, "per_device_train_batch_size": 4, "replay": {"ratio": 0.5}}
 """Settings that make a task a matter of a few steps."""
 FAST = ["use_cpu=true", "num_train_epochs=1", "per_device_train_batch_size=4", "replay.ratio=0.5"]
 """The same on the command line."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
 
 
 Seekr = Callable[..., Done]

@@ -4,18 +4,17 @@ The calls are caught within the process, by a library that is compiled here and 
 calls, those of safetensors' and tokenizers' Rust and those of PyTorch are met alike and no call elsewhere is.
 """
 
+import ctypes
 import errno
-import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zygote
 from cli_world import FAST, save_model, write_stream, write_task
 from killing import fingerprint
 
@@ -38,6 +37,15 @@ def compiled(place: Path) -> Path:
     if done.returncode:
         raise OSError(done.stderr)
     return library
+
+
+def command(words: list[str], how: list[Any]) -> int:
+    """``seekr`` in a process of this library, which fails ``how`` the fault says; nothing fails if it is empty."""
+    if how:
+        below, number, code, for_good, kinds, log = how
+        texts = (below.encode(), ctypes.c_long(number), ctypes.c_int(code), ctypes.c_int(for_good))
+        ctypes.CDLL(None).fault_arm(*texts, kinds.encode(), log.encode())
+    return zygote.command(words)
 
 
 @dataclass(frozen=True)
@@ -77,33 +85,30 @@ class Ended:
 
 @dataclass
 class Faulty:
-    """A server of commands with a model, tasks and what each case begins with.
+    """Commands with a model, tasks and what each case begins with.
 
     Attributes:
         place: for everything.
-        process: the server.
+        library: what fails their calls.
     """
 
     place: Path
-    process: Any
+    library: Path
     _whole: dict[str, Any] = field(default_factory=dict)
     _calls: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _made: int = 0
 
     def ask(self, arguments: list[object], folder: Path, fault: Fault | None = None) -> Ended:
         """Runs one command; its calls below ``folder`` are counted, and one or more of them fail."""
-        out, err, log = (self.place / name for name in ("out", "err", "log"))
+        log = self.place / "log"
         log.unlink(missing_ok=True)
-        process = {"out": str(out), "err": str(err), "environment": {}}
+        how: list[Any] = []
         if fault is not None:
-            how = {"number": fault.number, "errno": ERRORS[fault.name], "for_good": int(fault.for_good)}
-            process["fault"] = how | {"folder": str(folder), "kinds": " ".join(fault.kinds), "log": str(log)}
-        request = {"arguments": list(map(str, arguments)), "folder": str(self.place), "processes": [process]}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        (code,) = json.loads(self.process.stdout.readline())
+            how = [str(folder), fault.number, ERRORS[fault.name], fault.for_good, " ".join(fault.kinds), str(log)]
+        words = [str(word) for word in arguments]
+        done = zygote.run("faulty:command", words, how, folder=self.place, setting={"LD_PRELOAD": str(self.library)})
         calls = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return Ended(code, err.read_text(encoding="utf-8"), calls)
+        return Ended(done.code, done.err, calls)
 
     def fresh(self, case: str) -> Path:
         """A folder as the case begins."""
@@ -198,31 +203,21 @@ def left(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def faulty(place: Path) -> Iterator[Faulty]:
-    """A server with a world of its own, as long as the block lasts."""
-    library = compiled(place)
-    command = [sys.executable, str(HERE / "forkserver.py")]
-    environment = os.environ | {"LD_PRELOAD": str(library)}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        made = Faulty(place, process)
-        _make_world(made)
-        yield made
-        process.stdin.close()
+    """A world of its own, as long as the block lasts."""
+    made = Faulty(place, compiled(place))
+    _make_world(made)
+    yield made
 
 
-def _make_world(server: Faulty) -> None:
-    place = server.place
+def _make_world(made: Faulty) -> None:
+    place = made.place
     base, first, second = save_model(place / "base"), write_task(place / "first"), write_task(place / "second", 3)
     write_stream(place / "stream.yaml", base, [first, second])
     for model, task, memory, output in ((base, first, "one", "learnt"), (place / "learnt", second, "two", "twice")):
         if memory == "two":
             shutil.copytree(place / "one", place / "two")
         given = ["--model", model, "--task", task, "--memory", place / memory, "--output", place / output, *FAST]
-        done = server.ask(["learn", *given], place)
+        done = made.ask(["learn", *given], place)
         assert done.code == 0, done.err
     for case, memory in (("learn", "one"), ("gc", "two"), ("rollback", "two"), ("export", "two")):
         shutil.copytree(place / memory, place / f"start-{case}" / "memory")

@@ -3,20 +3,24 @@
 import hashlib
 import json
 import re
-import subprocess
-import sys
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zygote
 from tinylm import save_base
+
+from seekr_cl.system import fault_points as faults
 
 SOURCES = Path(__file__).parents[2] / "src"
 KILLED = -9
 _TIMES = {
     "seconds",
+    "timing",
     "written",
     "created",
     "model_folder",
@@ -63,25 +67,29 @@ def _timeless(content: Any) -> Any:
 
 @dataclass
 class Killer:
-    """A server that forks, and what the undisturbed runs gave.
+    """What the undisturbed runs gave.
 
     Attributes:
-        place: for everything.
+        place: for everything; it holds the base model.
         kills: how many processes have been killed so far.
     """
 
     place: Path
-    process: Any
     kills: int = 0
     _whole: dict[str, tuple[dict[str, str], dict[str, int], float]] = field(default_factory=dict)
     _made: int = 0
 
     def ask(self, folder: Path, case: str, fault: str = "", after: float | None = None) -> dict[str, Any]:
-        """One process; killed or not."""
-        request = {"folder": str(folder), "case": case, "fault": fault, "after": after}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        """One process: its exit code, its seconds and, if it ended, how often it passed each fault point."""
+        began = time.perf_counter()
+        words = [str(self.place / "base"), str(folder), case]
+        process = zygote.start("killed_streams:child", *words, environment={faults.VARIABLE: fault})
+        if after is not None:
+            time.sleep(after)
+            process.send_signal(signal.SIGKILL)
+        answer: dict[str, Any] = {"code": process.wait(), "seconds": time.perf_counter() - began}
+        if answer["code"] == 0:
+            answer["passed"] = json.loads((folder / "passed.json").read_text())
         self.kills += answer["code"] == KILLED
         if answer["code"] not in (0, KILLED):
             raise AssertionError((folder / "err").read_text())
@@ -115,15 +123,9 @@ class Killer:
 
 @contextmanager
 def killer(place: Path) -> Iterator[Killer]:
-    """A server with a base model, as long as the block lasts."""
+    """A base model, and what is killed with it, as long as the block lasts."""
     # Dropout draws from torch's own generator in every step, so that one that is not restored shows.
     save_base(place / "base", attention_dropout=0.2)
     rows = [{"prompt": f"say {letter}:", "completion": letter * 2} for letter in "abcdefghij"]
     (place / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(Path(__file__).with_name("killserver.py")), str(place / "base")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield Killer(place, process)
-        process.stdin.close()
+    yield Killer(place)

@@ -27,6 +27,7 @@ class Row:
         wrong: values that are refused, by setting.
         training: settings of the Trainer for all of its tests.
         learns: how far the loss of a trivial task must fall, as a share of what it was.
+        begins: what it is at first, at least; of what is no cross entropy it may be anything.
         first_task: whether it differs from plain fine-tuning on the first task already.
         tasks: what the invariants' two tasks must be like (``tinylm.two_tasks``) for it to do anything of its own.
         invariants: settings for the invariants, where sums in another order may change rounding but no decision.
@@ -39,6 +40,7 @@ class Row:
     wrong: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     learns: float = 0.3
+    begins: float = 1.0
     first_task: bool = False
     tasks: dict[str, Any] = field(default_factory=dict)
     invariants: dict[str, Any] = field(default_factory=dict)
@@ -109,8 +111,38 @@ ROWS: dict[str, Row] = {
     ),
     "onpolicy_replay": Row(
         training={"replay": {"ratio": 0.5, "every": 1}, "num_train_epochs": 6},
-        changes={"scorer": Change("confidence"), "keep": Change(1.0), "temperature": Change(5.0)},
-        wrong={"scorer": "judge", "keep": 0, "temperature": -1},
+        changes={
+            "scorer": Change("confidence"),
+            "keep": Change(1.0),
+            "temperature": Change(5.0),
+            "loss": Change("kl"),
+        },
+        wrong={"scorer": "judge", "keep": 0, "temperature": -1, "loss": "x"},
+    ),
+    "sdft": Row(
+        changes={
+            "teacher": Change("ema"),
+            "ema_rate": Change(0.9, on={"teacher": "ema"}),
+            "top_k": Change(3),
+            "temperature": Change(0.2),
+            "skip": Change(1),
+            "max_new_tokens": Change(2),
+            "demonstration": Change("{answer}{prompt}"),
+        },
+        wrong={
+            "teacher": "x",
+            "ema_rate": 0,
+            "top_k": -1,
+            "temperature": -1,
+            "skip": -1,
+            "max_new_tokens": 0,
+            "demonstration": "{prompt}",
+        },
+        learns=0.95,
+        begins=0.01,
+        first_task=True,
+        # Draws from distributions that differ by rounding may differ.
+        invariants={"temperature": 0.0},
     ),
     "olora": Row(
         settings={"dropout": 0.05},
@@ -217,6 +249,20 @@ ROWS: dict[str, Row] = {
         invariants={"dropout": 0.0},
         # It does not look at attention.
         skip_invariants=("sdpa is eager",),
+    ),
+    "slao": Row(
+        settings={"dropout": 0.05},
+        changes={
+            "rank": Change(4),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear"),
+        },
+        wrong={"rank": 0, "alpha": 0, "dropout": 1, "targets": 3},
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        invariants={"dropout": 0.0},
     ),
     "lwf": Row(
         settings={"strength": 0.3},

@@ -1,16 +1,15 @@
 """Two real processes that train together, started once for many cases: gloo on the CPU, no launcher between.
 
-Run as a script it is one of them: it reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of
-the tasks) and ``settings``, teaches two tasks, and answers with a JSON line. A ``fault`` kills the
-process of that ``rank``; ``base_of`` gives a process a base model of its own.
+Each reads requests from stdin, JSON lines with a ``folder``, ``words`` (arguments of the tasks) and ``settings``,
+teaches two tasks, and answers with a JSON line. A ``fault`` kills the process of that ``rank``; ``base_of`` gives a
+process a base model of its own. They have a zygote each, and hashes with different seeds: what depends on the order of
+a set comes apart.
 """
 
-import gc
 import json
 import os
 import select
 import socket
-import subprocess
 import sys
 import traceback
 import warnings
@@ -19,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinylm import config_for, teach, two_tasks
+import zygote
+from tinylm import config_for, logits_in_chunks, teach, two_tasks
 
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.system import fault_points as faults
 from seekr_cl.training import learn
 
-HERE = Path(__file__).resolve()
 PATIENCE = 600
 """Seconds until a process that waits for the other is taken for lost; a busy machine alone never takes that long."""
 
@@ -33,10 +32,12 @@ PATIENCE = 600
 def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
     """Two tasks one after the other, with a config made of ``settings``; those already learnt are not repeated."""
     settings = dict(settings)
+    chunk = settings.pop("chunk", None)
     tasks = two_tasks(**words)
     config = config_for(settings.pop("method"), folder, **settings)
     if not resume:
-        teach(base, folder, tasks, config)
+        with logits_in_chunks(chunk):
+            teach(base, folder, tasks, config)
         return
     source, memory = base, folder / "memory"
     for number, task in enumerate(tasks, start=1):
@@ -79,30 +80,40 @@ class Pair:
 
 
 @contextmanager
-def pair(count: int = 2, **environment: str) -> Iterator[Pair]:
-    """Starts both, or another number of them, as long as the block lasts."""
+def pair(
+    count: int = 2, setting: dict[str, str] | None = None, first_seed: int = 1, **environment: str
+) -> Iterator[Pair]:
+    """Starts both, or another number of them, as long as the block lasts.
+
+    Args:
+        count: of processes.
+        setting: what their zygotes are started with.
+        first_seed: of the first one's hashes, 1 or 2; the next has the other.
+        environment: of all of them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE)],
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} | environment,
-            **pipes,
+        zygote.start(
+            "pair:serve",
+            stdin=zygote.PIPE,
+            stdout=zygote.PIPE,
+            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment,
+            setting=(setting or {}) | {"PYTHONHASHSEED": str((first_seed + rank - 1) % 2 + 1)},
         )
-        for rank in map(str, range(count))
+        for rank in range(count)
     ]
     try:
         yield Pair(processes)
     finally:
         for process in processes:
-            process.kill()
-            process.communicate()
+            process.close()
 
 
-def serve() -> None:
+def serve() -> int:
+    """One of them, until its stdin is closed."""
     answers = os.dup(1)
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -111,8 +122,6 @@ def serve() -> None:
 
         # It would compile an operator for sums over shared memory, and wait for ever for a killed process's lock on it.
         deepspeed.ops.__compatible_ops__ = {}
-    gc.collect()
-    gc.freeze()
     while line := sys.stdin.readline():
         request = json.loads(line)
         os.environ["SEEKR_FAULT"] = request.get("fault", "") if request.get("rank") == int(os.environ["RANK"]) else ""
@@ -125,7 +134,4 @@ def serve() -> None:
         except BaseException:
             failure = traceback.format_exc()
         os.write(answers, (json.dumps(failure) + "\n").encode())
-
-
-if __name__ == "__main__":
-    serve()
+    return 0

@@ -1,7 +1,8 @@
 """A language model of a few thousand weights, a character tokenizer and toy tasks, for tests that really train."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from seekr_cl.attention.stored import StoredDense, StoredFactors, StoredOutputs
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
-from seekr_cl.methods import get_method
+from seekr_cl.methods import answers, get_method
 from seekr_cl.tasks import Example, Task
 from seekr_cl.training import LearnResult, SeekrConfig, config_from, learn
 
@@ -109,6 +110,18 @@ def teach(base: Path, folder: Path, tasks: list[Task], config: SeekrConfig) -> l
         source = base if number == 1 else folder / f"m{number - 1}"
         done.append(learn(source, task, folder / "memory", folder / f"m{number}", config))
     return done
+
+
+@contextmanager
+def logits_in_chunks(positions: int | None) -> Iterator[None]:
+    """Models met in here make the logits of no more positions at once; ``None`` leaves that to the library."""
+    usual = answers.CHUNK_BYTES
+    if positions is not None:
+        answers.CHUNK_BYTES = 4 * len(char_tokenizer()) * positions
+    try:
+        yield
+    finally:
+        answers.CHUNK_BYTES = usual
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,14 @@ CASES_HERE = {
 CASES_HERE |= {"seekr-adam": {"method": SEEKR | {"lambda2": "auto"}} | ADAM}
 
 
-def environment(stage: int, folder: Path) -> dict[str, str]:
-    """What accelerate's launcher makes of a config; small weights, too, are cut up in stage 3."""
+def zero_pair(stage: int, folder: Path, first_seed: int = 1) -> AbstractContextManager[Pair]:
+    """Two processes with what accelerate's launcher makes of a config; small weights, too, are cut up in stage 3."""
     auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = folder / f"zero{stage}.json"
     config.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(auto, "auto")))
-    return {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config),
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": with_deepspeed(),
-    }
+    chosen = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "PYTHONPATH": with_deepspeed()}
+    return pair(setting=chosen, first_seed=first_seed, **chosen, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +46,19 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], P
 
     def of_stage(stage: int) -> Pair:
         if stage not in started:
-            context = pair(**environment(stage, folder))
+            context = zero_pair(stage, folder)
             started[stage] = context, context.__enter__()
         return started[stage][1]
 
     yield of_stage
     for context, _ in started.values():
         context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[int, Path]:
+    """By stage the trainings that were not killed, once they are there."""
+    return {}
 
 
 @pytest.mark.parametrize(
@@ -76,14 +79,22 @@ def test_zero_is_one_process(
     ("stage", "fault"), [(2, "learn.step:16"), (3, "learn.step:16"), (3, "learn.scored:2")], ids=str
 )
 def test_a_killed_process_is_as_if_it_had_not_been(
-    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, stage: int, fault: str
+    bases: dict[str, Path],
+    zero: Callable[[int], Pair],
+    undisturbed: dict[int, Path],
+    tmp_path: Path,
+    stage: int,
+    fault: str,
 ) -> None:
     settings = settings_of(
         {"method": SEEKR | {"lambda2": "auto"}, "checkpoint_every": 2, "num_train_epochs": 2} | ADAM, 2
     )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert zero(stage).ask(bases["llama"], whole, words_of("seekr"), settings) == ["", ""]
-    with pair(**environment(stage, tmp_path)) as first:
+    killed = tmp_path / "killed"
+    if stage not in undisturbed:
+        undisturbed[stage] = tmp_path / "whole"
+        assert zero(stage).ask(bases["llama"], undisturbed[stage], words_of("seekr"), settings) == ["", ""]
+    whole = undisturbed[stage]
+    with zero_pair(stage, tmp_path, first_seed=2) as first:
         answers = first.ask(bases["llama"], killed, words_of("seekr"), settings, fault=fault, rank=1)
         assert answers[1] == "no answer", "it was not killed"
         assert answers[0] not in ("", "no answer"), "the other went on, or waits for ever"

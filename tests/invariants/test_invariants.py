@@ -18,6 +18,7 @@ from tinylm import (
     char_tokenizer,
     config_for,
     differs,
+    logits_in_chunks,
     memory_tensors,
     reverse_task,
     teach,
@@ -112,6 +113,10 @@ INVARIANTS = {
     "checkpointing is none": Invariant(
         CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, list(ROWS), atol=1e-6
     ),
+    # The logits of two positions at once, made again for their gradient.
+    "logits in chunks are logits": Invariant({"chunk": 2}, {}, list(ROWS), atol=1e-6),
+    "logits in chunks under reentrant checkpointing": Invariant(CHECKPOINTED | {"chunk": 2}, {}, SEEING[:2], 1e-6),
+    "logits in chunks with lora": Invariant({"chunk": 2}, {}, WITH_LORA, 1e-6, LORA),
     # Under LoRA the first layer's input asks for no gradient, which reentrant checkpointing takes for the last word.
     "reentrant checkpointing is none with lora": Invariant(CHECKPOINTED, {}, WITH_LORA, atol=1e-6, common=LORA),
     "checkpointing is none with lora": Invariant(
@@ -185,19 +190,19 @@ def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
     def learnt(family: str, method: str, invariant: Invariant, settings: dict[str, Any]) -> Outcome:
         settings = {"replay": REPLAY} | invariant.common | settings
-        change, kernel = settings.pop("method", {}), settings.pop("attention", None)
+        change, kernel, chunk = (settings.pop(key, None) for key in ("method", "attention", "chunk"))
+        change = change or {}
         wanted = {"name": change} if isinstance(change, str) else {"name": method} | ROWS[method].invariants | change
         if not get_method(wanted["name"]).keeps:
             settings.pop("replay")
         elif not get_method(wanted["name"]).replays:
             settings["replay"] = {"samples": settings["replay"]["samples"]}
-        key = repr(
-            (family, wanted, sorted(settings.items()), kernel, invariant.length, invariant.most, ROWS[method].tasks)
-        )
+        words = (invariant.length, invariant.most, ROWS[method].tasks)
+        key = repr((family, wanted, sorted(settings.items()), kernel, chunk, words))
         if key not in done:
             folder = tmp_path_factory.mktemp("outcome")
             tasks = two_tasks(16, invariant.length, most=invariant.most, **ROWS[method].tasks)
-            with pytest.MonkeyPatch.context() as patch:
+            with pytest.MonkeyPatch.context() as patch, logits_in_chunks(chunk):
                 if kernel:
                     attend_with(patch, kernel)
                 teach(bases[family], folder, tasks, config_for(wanted, folder, **settings))

@@ -75,6 +75,16 @@ def test_two_processes_are_one(
     assert_same_outcome(one(name), tmp_path, name)
 
 
+@pytest.mark.parametrize("name", ["seekr", "lwf", "seekr-lora"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_logits_of_a_sharded_model_in_chunks(
+    bases: dict[str, Path], one: Callable[[str], Path], sharded: Pair, tmp_path: Path, name: str
+) -> None:
+    settings = settings_of(CASES[name], 2) | {"chunk": 2}
+    assert sharded.ask(bases["llama"], tmp_path, words_of(name), settings) == ["", ""]
+    assert_same_outcome(one(name), tmp_path, name)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_a_sharded_model_is_a_whole_one(
@@ -179,6 +189,6 @@ def test_a_killed_process_is_as_if_it_had_not_been(
         # The first process may hold a row more of each tensor.
         sizes = [sum(tensor.numel() for tensor in piece.values()) for piece in pieces]
         assert not pieces or max(sizes) < 0.6 * sum(sizes), "a process wrote more than its share"
-    with pair(**environment) as second:
+    with pair(first_seed=2, **environment) as second:
         assert second.ask(bases["llama"], killed, words_of(name), settings, resume=True) == ["", ""]
     assert fingerprint(killed) == fingerprint(whole)

@@ -60,9 +60,13 @@ def test_the_teacher_shares_what_is_not_trained(base: Path) -> None:
     assert method._teacher is None
 
 
-def test_the_teacher_computes_in_the_students_precision(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "term", "tasks"), [("lwf", "old_outputs", 1), ("icarl", "distil_new", 2)])
+def test_the_teacher_computes_in_the_students_precision(
+    base: Path, tmp_path: Path, name: str, term: str, tasks: int
+) -> None:
     # A teacher in float32 beside a student in bfloat16 would see a difference before anything has moved.
-    config = plain_steps("lwf", tmp_path, bf16=True)
-    (done,) = teach(base, tmp_path, [TASK], config)
-    assert done.log[0]["loss_old_outputs"] == 0
+    keeps = {"replay": {"ratio": 0.25}} if tasks > 1 else {}
+    config = plain_steps(name, tmp_path, bf16=True, **keeps)
+    *_, done = teach(base, tmp_path, [reverse_task("more", 4), TASK][-tasks:], config)
+    assert done.log[0][f"loss_{term}"] == 0
     assert differs(weights(base), weights(tmp_path / "m1"))

@@ -33,8 +33,9 @@ def test_measured_queries_are_the_official_ones(case, key):
         try:
             scorer = Scorer(method.tap, case.layout, "padded", case.samples[task])
             golden = case.arrays[f"imp/{key}/{task}/queries_abs"]
-            for sample, query_R, row in zip(case.samples[task], case.queries(key, task), golden):
-                assert method._measured_queries(scorer, sample, query_R).tolist() == row.tolist()
+            method._queries = case.queries(key, task)
+            measured = method._measured_queries(scorer, case.samples[task], range(len(golden)))
+            assert [query_R.tolist() for query_R in measured] == [row.tolist() for row in golden]
         finally:
             method.close()
 
@@ -47,7 +48,7 @@ def test_rows_stored_for_replay(case, key):
         scorer = Scorer(tap, case.layout, "padded", case.samples[task])
         for number, sample in enumerate(case.samples[task]):
             query_R = case.queries(mode, task)[number] + scorer.offset(sample)
-            rows = scorer.before(sample, query_R, lambda call, index, rows_HRL: rows_HRL)
+            (rows,) = scorer.before([sample], [query_R], lambda call, index, rows_HRL: rows_HRL)
             for layer, rows_HRL in rows.items():
                 close(rows_HRL, golden[number, layer], what=f"sample {number} layer {layer}", of_max=True)
 

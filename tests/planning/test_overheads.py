@@ -44,6 +44,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "l2p by hidden states": ({"pool_size": 5, "prompt_length": 2, "top": 3, "query": "hidden"}, {}),
     "sapt": ({"rank": 2, "query_size": 6}, {"replay": {"samples": 3, "every": 1}}),
     "tree_lora": ({"rank": 2}, {}),
+    "slao": ({"rank": 2}, {}),
 }
 IN_RAM = ("_attention", "_distance_KN", "_count_KN", "_drawn")
 """What SAPT, TreeLoRA and DER++ keep off the device."""

@@ -64,7 +64,7 @@ def test_a_training_pass_is_what_pytorch_counts(folder, frozen):
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [({"query_budget": 20}, 1), ({"query_budget": None}, 100), ({"measure": "padded", "query_budget": None}, 30),
-     ({"gradient_leak": True, "query_budget": 20}, 30)],
+     ({"gradient_leak": True, "query_budget": 20}, 30), ({"heads": "random", "query_budget": 20}, 30)],
 )  # fmt: skip
 def test_scoring_is_what_pytorch_counts(folder, settings, answer):
     settings, shape = SeekrSettings(**settings), read_shape(folder)
@@ -75,8 +75,11 @@ def test_scoring_is_what_pytorch_counts(folder, settings, answer):
         scorer = Scorer(tap, Layout(0), settings.measure, [sample])
 
         def score():
-            scorer.before(sample, query_R, lambda call, index, rows: rows)
-            scorer.after(sample, query_R, None, None, settings.gradient_leak)
+            if not settings.scores_heads:
+                scorer.kept([sample], [query_R], [lambda call, index, rows: rows])
+                return
+            scorer.before([sample], [query_R], lambda call, index, rows: rows)
+            scorer.after([sample], [query_R], None, None, settings.gradient_leak)
 
         found = flops(score)
     assert found == pytest.approx(scoring_work(shape, settings, LENGTH, answer, False).products, rel=0.004)
@@ -146,7 +149,9 @@ def test_pseudo_samples_are_counted(endless, tmp_path, consistency):
     written = TRIES * sum(round(0.5 * count) for count in EXAMPLES[1:])
     around = len("[t4] ") + len(" [answer] ") - 1
     assert made.overhead.texts == written
-    assert made.overhead.positions == written * TOKENS == found.asked - written * around
+    # Texts that end early are let go once half of a batch has; planned is at most.
+    assert made.overhead.positions == written * TOKENS
+    assert 0.9 * written * TOKENS <= found.asked - written * around <= written * TOKENS
     # What is written cannot be read here, so nothing of it is asked for; planned is at most.
     asked = written / TRIES if consistency else 0
     assert made.steps.own == pytest.approx(2 * sum(EXAMPLES) + made.steps.replayed + asked / 3)

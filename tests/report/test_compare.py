@@ -14,6 +14,7 @@ from seekr_cl.errors import DataError
 from seekr_cl.report.comparison import compare
 from seekr_cl.report.comparison_plot import plot_runs
 from seekr_cl.report.comparison_tables import COLUMNS, markdown, page, remarks, summary_rows
+from seekr_cl.system.files import write_json
 
 
 @pytest.fixture
@@ -190,3 +191,39 @@ def test_a_run_that_is_not_done_is_no_seed_of_the_others(tmp_path):
     found = compare([*runs, make_run(tmp_path / "short", "seekr", 2, 0.8, stages=2)])["methods"]
     assert [row["method"] for row in found] == ["seekr", "seekr (2 of 3 tasks)"]
     assert found[0] == whole[0]
+
+
+def test_what_else_was_measured(tmp_path):
+    """Plasticity against plain fine-tuning, the form of the answers, and drift, where runs have them."""
+    runs = [make_run(tmp_path / f"{m}{s}", m, s, f) for m, f in (("seqft", 0.1), ("seekr", 0.8)) for s in (0, 1)]
+    for number, run in enumerate(runs[2:]):
+        change(run / "scores.json", format={name: {"valid": 90.0 + number} for name in "abc"})
+        kl = [{"against": a, "kind": k, "kl": value} for a, k, value in (("base", "old", 0.2), ("base", "new", 0.6))]
+        drift = {"kl": [*kl, {"against": "itself", "kind": "old", "kl": 9.0}], "text": {"base": {"rise": 0.05}}}
+        write_json(run / "drift.json", drift)
+    content = compare(runs)
+    plain, seekr = (row["measures"] for row in content["methods"])
+    diagonal = []
+    for run in runs:
+        rows = json.loads((run / "scores.json").read_text())["matrix"][1:]
+        diagonal.append([row["scores"][place] for place, row in enumerate(rows)])
+    learned = [row["plasticity"]["mean"] for row in content["methods"]]
+    assert learned == pytest.approx([np.mean(diagonal[:2]), np.mean(diagonal[2:])])
+    assert (seekr["valid_format"], seekr["kl_old"], seekr["kl_new"]) == (90.5, 0.2, pytest.approx(0.6))
+    assert (seekr["kl_general"], seekr["text_rise"], plain["valid_format"]) == (None, 0.05, None)
+    (test,) = content["plasticity_tests"]
+    assert (test["first"], test["second"]) == ("seqft", "seekr")
+    assert test["difference"] == pytest.approx(learned[1] - learned[0])
+    assert any("right after learning" in line for line in remarks(content))
+    for shown in (markdown(content, size), page(content, size, "x.png")):
+        assert "plain-text loss above base" in shown
+        assert "90.5%" in shown
+
+
+def test_scores_of_a_former_version_are_comparable_with_new_ones(tmp_path):
+    old, new = (make_run(tmp_path / f"{seed}", "seekr", seed, 0.8) for seed in (0, 1))
+    content = json.loads((old / "scores.json").read_text())
+    content.pop("plasticity")
+    write_json(old / "scores.json", content)
+    assert compare([old, new])["not_comparable"] == []
+    assert compare([old])["methods"][0]["plasticity"]["mean"] > 0

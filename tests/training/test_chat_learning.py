@@ -1,14 +1,13 @@
 """Conversations are learnt, kept, replayed and tested with one rendering and one mask."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tinylm import char_tokenizer, config_for, save_base, teach
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from zygote import run
 
 from seekr_cl.cli.main import main
 from seekr_cl.errors import ConfigError
@@ -232,8 +231,9 @@ def test_the_same_day_whatever_the_clock_says(base: Path, tmp_path: Path) -> Non
         "from seekr_cl.cli.main import main; sys.exit(main())"
     )
     words = ["inspect", "--model", str(tmp_path / "dated"), "--task", str(file), "--json"]
-    later = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    (one,) = json.loads(later.stdout)
+    later = run("zygote:code", code, words)
+    assert later.code == 0, later.err
+    (one,) = json.loads(later.out)
     assert one["text"].startswith("2024-07-26 u:")
     config = config_from({"use_cpu": True, "template_date": "2025-01-01"}, str(tmp_path))
     assert config.chat.date == "2025-01-01"

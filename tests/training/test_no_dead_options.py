@@ -20,7 +20,7 @@ from seekr_cl.models import source as model_source
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.selection import CHOICES
 from seekr_cl.tasks import Example, Task
-from seekr_cl.training import MemoryConfig, ReplayConfig, SeekrConfig
+from seekr_cl.training import MemoryConfig, ReplayConfig, RetentionConfig, SeekrConfig
 from seekr_cl.training.checkpoint import Checkpoints
 
 
@@ -89,6 +89,13 @@ MEMORY_ROWS = {
     "max_bytes": Row(9000, "memory", {"memory": {}}),
     "mode": Row("0640", "modes", {"memory": {}}),
 }
+RETENTION_ROWS = {
+    "samples": Row(2, "probes", {"retention": {}}),
+    "probe_every": Row(1, "probes", {"retention": {}}),
+    # What these do to a task that is surely being lost is in test_retention.py.
+    "max_drop": Row(90, "retention"),
+    "on_drop": Row("more_replay", "retention"),
+}
 SCHEDULE_ROWS = {
     "cadence forgetting_curve": Row("forgetting_curve", "weights", replay(samples=3)),
 }
@@ -103,8 +110,15 @@ CHOICE_ROWS = {
 OWN_ROWS = {
     "preset": Row("official", "memory", {"replay": {"samples": 3}}),
     "method": Row("derpp", "memory"),
+    "train": Row("attention", "weights"),
+    # Each of their kinds is in test_task_loss.py and test_averaging.py.
+    "average": Row("wise_ft", "weights"),
+    "task_loss": Row("dft", "weights"),
     "replay": Row({"samples": 3, "every": 3}, "weights"),
     "memory": Row({"max_bytes": "9kB"}, "memory"),
+    # What it does to answers is in tests/evaluation/test_fast_answers.py.
+    "evaluation": Row({"dtype": "float64"}, "error"),
+    "retention": Row({"samples": 2}, "probes"),
     "general": Row("GENERAL", "memory"),
     "general_samples": Row(2, "memory", {"general": "GENERAL"}),
     "dtype": Row("bfloat16", "weights"),
@@ -149,6 +163,7 @@ def test_every_setting_has_a_row() -> None:
     assert set(REPLAY_ROWS) == {field.name for field in dataclasses.fields(ReplayConfig)}
     assert set(METHOD_ROWS) == {field.name for field in dataclasses.fields(SeekrSettings)}
     assert set(MEMORY_ROWS) == {field.name for field in dataclasses.fields(MemoryConfig)}
+    assert set(RETENTION_ROWS) == {field.name for field in dataclasses.fields(RetentionConfig)}
     assert {field.name for field in dataclasses.fields(LogitSettings)} <= set(METHOD_ROWS)
 
 
@@ -199,6 +214,7 @@ def observe(
     return seen | {
         "weights": {key: value.float() for key, value in weights(folder / "m2").items()},
         "memory": memory,
+        "probes": [done[-1].retention],
         "log": [{key: value for key, value in line.items() if key != "epoch"} for line in lines],
         "warning": [str(warning.message) for warning in caught if issubclass(warning.category, NoEffectWarning)],
         "screen": capsys.readouterr().err,
@@ -215,6 +231,7 @@ ROWS = [("", key, row) for key, row in OWN_ROWS.items() if row.shows not in ("ru
 ROWS += [("method", key, row) for key, row in (METHOD_ROWS | TARGET_ROWS).items()]
 ROWS += [("replay", key, row) for key, row in (REPLAY_ROWS | SCHEDULE_ROWS | CHOICE_ROWS).items()]
 ROWS += [("memory", key, row) for key, row in MEMORY_ROWS.items()]
+ROWS += [("retention", key, row) for key, row in RETENTION_ROWS.items() if row.shows != "retention"]
 
 
 @pytest.mark.parametrize(("group", "key", "row"), ROWS, ids=[f"{group}.{key}".lstrip(".") for group, key, _ in ROWS])

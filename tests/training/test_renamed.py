@@ -1,12 +1,11 @@
 """Settings under their old names: read, warned of, and equal to the new ones on disk."""
 
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from zygote import run_seekr
 
 from seekr_cl.config.overrides import apply_overrides
 from seekr_cl.errors import ConfigError
@@ -46,9 +45,8 @@ def test_an_old_name_with_another_value_is_refused() -> None:
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "seekr_cl", "inspect", "--model", str(tmp_path / "none"), "--task", "x"]
-    done = subprocess.run([*command, "boundary=joint"], capture_output=True, text=True)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if "deprecated" in line]
+    done = run_seekr(["inspect", "--model", tmp_path / "none", "--task", "x", "boundary=joint"])
+    assert done.code == 2
+    lines = [line for line in done.err.splitlines() if "deprecated" in line]
     assert len(lines) == 1
     assert lines[0].startswith("warning: boundary: joint is deprecated")

@@ -1,6 +1,6 @@
 """The attention engine: pure tensor code that taps, scores and distils attention on the model's own fast kernel."""
 
-from seekr_cl.attention.actions import DistillRows, InTurn, MeasureSensitivity, RecordRows
+from seekr_cl.attention.actions import DistillRows, InTurn, MeasureSensitivity, RecordEach, RecordRows
 from seekr_cl.attention.call import AttentionCall, RowIndex
 from seekr_cl.attention.divergence import row_kl
 from seekr_cl.attention.rows import attention_rows
@@ -19,6 +19,7 @@ __all__ = [
     "FactorRows",
     "InTurn",
     "MeasureSensitivity",
+    "RecordEach",
     "RecordRows",
     "RowIndex",
     "RowTarget",

@@ -50,6 +50,39 @@ class RecordRows:
         return output_BLHD
 
 
+class RecordEach:
+    """Keeps the attention rows of all heads of the layers of every sample of a batch, each as if it were alone.
+
+    Args:
+        heads: of each layer, ``{layer: H}``.
+        queries: each sample's query positions; the batch is padded on the right.
+        lengths: each sample's tokens.
+        keep: for each sample, as in ``RecordRows``.
+
+    Attributes:
+        rows: after a forward pass, for each sample ``{layer: what was kept}``.
+    """
+
+    def __init__(
+        self, heads: dict[int, int], queries: Sequence[Tensor], lengths: Sequence[int], keep: Sequence[Keep]
+    ) -> None:
+        self.heads, self.queries, self.lengths, self.keep = heads, queries, lengths, keep
+        self.rows: list[dict[int, Any]] = [{} for _ in lengths]
+
+    def __call__(self, call: AttentionCall, output_BLHD: Tensor) -> Tensor:
+        """Records without touching the output."""
+        heads = self.heads.get(call.layer)
+        if heads is None or call.repeated:
+            return output_BLHD
+        head_P = torch.arange(heads, device=output_BLHD.device)
+        for number, (query_R, length, keep) in enumerate(zip(self.queries, self.lengths, self.keep, strict=True)):
+            index = RowIndex(torch.zeros_like(head_P), head_P, query_R.to(head_P.device).expand(heads, -1))
+            with torch.no_grad():
+                own = call.of_sample(number, length)
+                self.rows[number][call.layer] = keep(own, index, attention_rows(own, index))
+        return output_BLHD
+
+
 class InTurn:
     """Several actions, one after the other."""
 

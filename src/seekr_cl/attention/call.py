@@ -5,7 +5,7 @@ P (sample, head) pairs, R query rows per pair.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,27 @@ class AttentionCall:
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.q_BHLD.shape[1] // self.k_BKLD.shape[1]
+
+    def of_sample(self, number: int, length: int) -> "AttentionCall":
+        """One sample's part of a batch that is padded on the right, as if it had been alone.
+
+        Args:
+            number: of the sample in the batch.
+            length: its tokens.
+        """
+        one, own = slice(number, number + 1), slice(length)
+        mask = self.mask
+        if isinstance(mask, Tensor):
+            mask = mask[one if len(mask) > 1 else slice(None)]
+            mask = mask[..., own, own] if mask.dim() == 4 else mask[..., own]
+        return replace(
+            self,
+            q_BHLD=self.q_BHLD[one, :, own],
+            k_BKLD=self.k_BKLD[one, :, own],
+            v_BKLD=self.v_BKLD[one, :, own],
+            mask=mask,
+            segment_BL=None if self.segment_BL is None else self.segment_BL[one, own],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,18 +36,11 @@ class RowKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_BHLD: Tensor,
-        k_BKLD: Tensor,
-        sink_H: Tensor | None,
-        mask_BHQL: Tensor | None,
-        call: AttentionCall,
-        target: RowTarget,
-        eps: float,
+        ctx: Any, q_BHLD: Tensor, k_BKLD: Tensor, sink_H: Tensor | None, mask_BHQL: Tensor | None, *rest: Any
     ) -> Tensor:
-        """Returns the weighted sum as a scalar of at least float32."""
+        """Returns the weighted sum as a scalar of at least float32; ``rest`` is the call, the target and eps."""
         ctx.save_for_backward(q_BHLD, k_BKLD, *(() if sink_H is None else (sink_H,)))
-        ctx.rest, ctx.state = (call, target, eps), None
+        (call, target, eps), ctx.rest, ctx.state = rest, rest, None
         ctx.mask = None if mask_BHQL is None else (mask_BHQL.shape, mask_BHQL.dtype)
         if (q_BHLD.is_cuda or state.way == "kernels") and routing.usable(call, target, eps):
             from seekr_cl.attention.kernels import launch
@@ -93,8 +86,7 @@ class RowKL(torch.autograd.Function):
                 dsink_P = (weight_PR * (p_sink_PR * pull_PR - T_PR)).sum(-1)
                 dsink_H.scatter_add_(0, index.head_P, dsink_P.to(dsink_H.dtype))
             p_PRL = (scores.score_PRL - lse_PR[..., None]).exp_()
-            ds_PRL = p_PRL.mul_(pull_PR[..., None]).sub_(comparison.pull_PRL)
-            ds_PRL = ds_PRL.mul_(weight_PR[..., None])
+            ds_PRL = p_PRL.mul_(pull_PR[..., None]).sub_(comparison.pull_PRL).mul_(weight_PR[..., None])
             if dmask_BHQL is not None:
                 add_to_mask_rows(dmask_BHQL, ds_PRL, index)
             ds_PRL = ds_PRL.mul_(call.scaling)

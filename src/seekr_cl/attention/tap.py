@@ -244,14 +244,12 @@ def _own_eager(module: nn.Module) -> AttentionFunction:
 # an action is set.
 @torch._dynamo.disable
 def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, query: Tensor, *rest: Any) -> Tensor:
-    action = slot.action
-    if action is None:
-        return output_BLHD
+    action: Any = slot.action
     call = read_call(name, module, query, *rest)
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
-    call = replace(call, repeated=True) if last is query else call
+    call = replace(call, repeated=last is query)
     plan = getattr(getattr(module, OWNER, None), "plan", None)
     return action(call, output_BLHD) if plan is None else plan.look(action, call, output_BLHD)
 
@@ -281,19 +279,11 @@ def read_call(
         raise ModelError(f"{kind} picks its keys inside the flash kernel; load the model with 'sdpa' or 'eager'")
     if (bias := kwargs.get("position_bias")) is not None:
         mask = add_bias(mask, bias, kwargs.get("sliding_window"))
-    scaling = kwargs.get("scaling")
-    return AttentionCall(
-        layer=layer,
-        q_BHLD=query,
-        k_BKLD=key,
-        v_BKLD=value,
-        mask=mask,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        softcap=kwargs.get("softcap"),
-        window=kwargs.get("sliding_window"),
-        sink_H=_sinks(module, query.shape[1], kwargs),
-        segment_BL=_segments(query, kwargs) if flash and mask is None else None,
-    )
+    scaling, sink_H = kwargs.get("scaling"), _sinks(module, query.shape[1], kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    shape = scaling, kwargs.get("softcap"), kwargs.get("sliding_window"), sink_H
+    segment_BL = _segments(query, kwargs) if flash and mask is None else None
+    return AttentionCall(layer, query, key, value, mask, *shape, segment_BL)
 
 
 def _sinks(module: nn.Module, heads: int, kwargs: dict[str, Any]) -> Tensor | None:

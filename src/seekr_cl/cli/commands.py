@@ -1,20 +1,28 @@
 """What each command does: turn options into calls of the library and print the result."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.output import out, size
+from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.models.loading import load_model, require_free, save_model
 from seekr_cl.models.merging import note_merged, origin_of
 from seekr_cl.models.peft_adapters import merged
 from seekr_cl.report import score_table
+from seekr_cl.report.learning_verdict import of_learning
+from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.runs.stream_run import run
+from seekr_cl.system import reading
+from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
@@ -33,9 +41,17 @@ def learn_command(given: Any) -> None:
     config = _config(settings, given.config or "settings")
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
+    memory = ReplayMemory.open(given.memory)
+    verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
+    collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
+    if given.json:
+        facts = {"task": task.name, "steps": learnt.steps, "seconds": learnt.seconds, "training": learnt.training}
+        facts |= {"prompts_cut": learnt.cut, "generation": memory.generation, "samples": len(memory.samples)}
+        facts |= {"memory_bytes": memory.num_bytes, "verdict": verdict.to_json()}
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
     if learnt.cut:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
-    memory = ReplayMemory.open(given.memory)
     out().print(
         f"learned {task.name} in {learnt.steps} steps{_rate(learnt.training)}, {learnt.seconds:.0f} s; model in "
         f"{given.output}; "
@@ -43,6 +59,7 @@ def learn_command(given: Any) -> None:
         f"{size(memory.num_bytes)}",
         soft_wrap=True,
     )
+    print_verdict(verdict)
 
 
 def _rate(training: dict[str, Any]) -> str:
@@ -78,7 +95,11 @@ def run_command(given: Any) -> None:
         _model_source(folder, str(model)), tasks, given.output, config, probes=probe_tasks, resume=given.resume,
         benchmark=benchmark,
     )  # fmt: skip
+    if given.json:
+        print(json.dumps(reading.read_json(Path(given.output) / "scores.json"), indent=2, ensure_ascii=False))
+        return
     out().print(score_table(matrix))
+    print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
 
 
@@ -94,6 +115,20 @@ def compare_command(given: Any) -> None:
     from seekr_cl.cli.compare_command import compare_command
 
     compare_command(given)
+
+
+def gate_command(given: Any) -> int:
+    """``seekr gate``."""
+    from seekr_cl.cli.gate_command import gate_command
+
+    return gate_command(given)
+
+
+def drift_command(given: Any) -> None:
+    """``seekr drift``."""
+    from seekr_cl.cli.drift_command import drift_command
+
+    drift_command(given)
 
 
 def export_command(given: Any) -> None:
@@ -169,13 +204,15 @@ def plan_command(given: Any) -> None:
     plan(given, spec, _config({"use_cpu": True} | settings, given.plan_stream or "settings"), limit, out())
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "plan": plan_command,
     "learn": learn_command,
     "run": run_command,
     "evaluate": evaluate_command,
     "export": export_command,
     "compare": compare_command,
+    "gate": gate_command,
+    "drift": drift_command,
     "demo": demo_command,
     "memory": memory_command,
     "benchmark": benchmark_command,

@@ -8,7 +8,17 @@ from seekr_cl.cli.output import out, size
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.loading import require_free
 from seekr_cl.report.comparison import compare
-from seekr_cl.report.comparison_tables import COLUMNS, markdown, page, remarks, rich_table, summary_rows, task_rows
+from seekr_cl.report.comparison_tables import (
+    COLUMNS,
+    markdown,
+    measure_columns,
+    measure_rows,
+    page,
+    remarks,
+    rich_table,
+    summary_rows,
+    task_rows,
+)
 from seekr_cl.report.drawing import draw
 from seekr_cl.system.files import write_bytes, write_json
 
@@ -29,6 +39,8 @@ def compare_command(given: Any) -> None:
         console = out()
         console.print(rich_table(COLUMNS, summary_rows(content, size)))
         console.print(rich_table(("score after the last task", *content["tasks"]), task_rows(content)))
+        if rows := measure_rows(content):
+            console.print(rich_table(measure_columns(), rows))
         for line in remarks(content):
             console.print(line, soft_wrap=True)
     if given.output:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +14,11 @@ from transformers import AutoConfig
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, ModelError, first_line
-from seekr_cl.models.context import DEFAULT_LENGTH, context_length
+from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_tokenizer
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
+from seekr_cl.training.fitting import encoder_within
 
 _LEARNT = "bold green"
 # What would move the cursor, change colors or turn the text around; line breaks and tabs stay.
@@ -40,9 +40,7 @@ def inspect(given: Any, config: SeekrConfig, console: Console) -> None:
         raise ConfigError(f"-n: {given.examples} must be at least 1")
     tokenizer = load_tokenizer(given.model, config.trust_remote_code)
     set_template(tokenizer, config.chat_template)
-    length = min(config.max_length or DEFAULT_LENGTH, _context(given.model, config) or sys.maxsize)
-    boundary = config.prompt_boundary or "separate"
-    encoder = Encoder(tokenizer, length, boundary, config.max_prompt_length, config.max_answer_length, config.chat)
+    encoder = encoder_within(config, tokenizer, _context(given.model, config))
     task = Task.load(given.task, columns=given.columns, allow_empty=given.allow_empty)
     shown = (_described(encoder, example) for example in task.train[: given.examples])
     if given.json:
@@ -50,7 +48,9 @@ def inspect(given: Any, config: SeekrConfig, console: Console) -> None:
         return
     for one in shown:
         _show(one, console)
-    console.print(f"{min(given.examples, len(task.train))} of {len(task.train)} examples; max_length {length}")
+    console.print(
+        f"{min(given.examples, len(task.train))} of {len(task.train)} examples; max_length {encoder.max_length}"
+    )
 
 
 def _context(model: str, config: SeekrConfig) -> int | None:

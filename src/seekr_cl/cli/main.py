@@ -18,7 +18,7 @@ _PIPE_CLOSED = 141
 # What is not a number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
-_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning")
+_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning", "RetentionWarning")
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; continue with "
     "--resume. A second Ctrl-C stops at once."
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
     learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
+    learn.add_argument("--json", action="store_true", help="print the result for a program")
     _config_options(learn)
 
     run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="the run's folder")
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    run.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
         _take_launch(stoppable)
@@ -79,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", required=True, help="folder for scores.json and the predictions")
     evaluate.add_argument("--metric", help="metric of tasks that name none (default exact_match)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64)
-    evaluate.add_argument("--batch-size", type=int, default=16)
+    evaluate.add_argument("--batch-size", type=int, help="the most prompts at a time (default: batch_tokens decide)")
     evaluate.add_argument("--max-length", type=int, help="maximum tokens of prompt and answer together")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     evaluate.add_argument("--quantization", choices=("4bit",), help="of the base model's weights, as it was trained")
@@ -89,8 +91,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--general", nargs="?", const="", metavar="FOLDER",
         help="MMLU, GSM8K, BBH, TyDiQA, BoolQ and PIQA by lm-evaluation-harness, from the Hub or from local data",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--general-tasks", nargs="+", metavar="TASK[:SHOTS]",
+        help="tasks of lm-evaluation-harness in place of these: ifeval, hellaswag, any other, a task's YAML, default",
+    )  # fmt: skip
     evaluate.add_argument("--base", help="base model, or a former --output of it: how far general ability has drifted")
+    evaluate.add_argument(
+        "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
+    )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
+    evaluate.add_argument("--json", action="store_true", help="print scores and verdict for a program")
     _take_launch(evaluate)
     _take_overrides(evaluate)
     evaluate.epilog = (
@@ -120,6 +130,41 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", help="folder for comparison.png, .json, .md and .html; must be empty or missing")
     compare.add_argument("--json", action="store_true", help="print numbers for a program")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
+    gate = commands.add_parser("gate", help="may this model replace the one in use? exit code 0 yes, 1 no, 3 unsure")
+    gate.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run: its last model is judged")
+    gate.add_argument("--before", metavar="A", help="folder of a seekr evaluate: the model in use")
+    gate.add_argument("--after", metavar="B", help="folder of a seekr evaluate: the model that is to replace it")
+    gate.add_argument("--max-drop", type=float, default=2.0, help="points that an old task may lose (default 2)")
+    gate.add_argument("--confidence", type=float, default=0.95, help="of the paired intervals (default 0.95)")
+    gate.add_argument("--task", action="append", metavar="TASK=POINTS", help="another allowed drop for one task")
+    gate.add_argument("--general", type=float, metavar="POINTS", help="allowed drop of each general benchmark")
+    gate.add_argument(
+        "--since", choices=("learned", "previous"),
+        help="of a run: old tasks against right after they were learned (default), or against before the last task",
+    )  # fmt: skip
+    gate.add_argument("--json", action="store_true", help="for a program")
+    gate.add_argument("--junit", metavar="FILE", help="also write JUnit XML")
+    gate.epilog = (
+        "Exit code: 0 if nothing fell by more than allowed, 1 if something surely did, 3 if there are too few examples "
+        "to say, 2 for bad input. For example: seekr gate --before eval/in-use --after eval/new --max-drop 2 "
+        "--task yahoo=5 --general 1 --junit gate.xml"
+    )
+
+    drift = commands.add_parser("drift", help="how far a model has moved: KL on stored prompts, loss on plain text")
+    drift.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run, instead of the models")
+    drift.add_argument("--model", help="model folder or Hub name")
+    drift.add_argument("--base", help="the base model")
+    drift.add_argument("--previous", help="the model before the last task")
+    drift.add_argument("--memory", help="memory folder: prompts and answers of old, general and new tasks")
+    drift.add_argument(
+        "--text", metavar="FILE", help="plain text, or JSON lines with 'text': its loss under each model"
+    )
+    drift.add_argument("--limit", type=int, default=32, help="samples of each task, windows of text (default 32)")
+    drift.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    drift.add_argument("--output", help="folder for drift.json; of a run it is the run's")
+    drift.add_argument("--json", action="store_true", help="for a program")
+    drift.epilog = "for example: seekr drift my-run --text wiki.txt"
 
     demo = commands.add_parser("demo", help="the whole thing on a small model that ships with the package")
     demo.add_argument("--output", default="seekr-demo", help="folder for runs, plots and comparison.json")
@@ -215,7 +260,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         # A list option swallows the settings that follow it; no method has an equals sign in its name.
         rest += [word for word in given.methods if "=" in word]
         given.methods = [word for word in given.methods if "=" not in word]
-    if isinstance(getattr(given, "task", None), list):
+    if isinstance(getattr(given, "task", None), list) and hasattr(given, "overrides"):
         settings = [word for word in given.task if "=" in word and not os.path.exists(word)]
         rest += settings
         given.task = [word for word in given.task if word not in settings]
@@ -233,7 +278,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Runs the command; returns its exit code: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, the gate's own."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
@@ -253,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 from seekr_cl.cli import commands
 
-                commands.COMMANDS[given.command](given)
+                return commands.COMMANDS[given.command](given) or 0
     except Stopped as stopped:
         if not _PROCESS:
             print("stopped, and the state is saved; continue with the same command and --resume", file=sys.stderr)

@@ -106,11 +106,12 @@ def forget(given: Any) -> None:
             if inner.is_dir() and not inner.samefile(given.folder):
                 held.enter_context(hold(inner, "memory"))
         _forget(given, what, wanted, folders)
-    left = [trace for folder in elsewhere for trace in traces.find(folder, wanted)]
-    for trace in left:
-        _say(f"left: {trace.path}: {trace.what}")
+    left = {folder: found for folder in elsewhere if (found := traces.find(folder, wanted))}
+    for found in left.values():
+        for trace in found:
+            _say(f"left: {trace.path}: {trace.what}")
     if left:
-        named = " ".join(shlex.quote(str(folder)) for folder in elsewhere if traces.find(folder, wanted))
+        named = " ".join(shlex.quote(str(folder)) for folder in left)
         _say(f"the same command with --everywhere {named} removes these")
 
 

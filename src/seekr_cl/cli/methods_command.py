@@ -62,7 +62,7 @@ def methods_command(given: Any) -> None:
     for option in OPTIONS:
         on = f"\nwith {option.on}" if option.on else ""
         more.add_row(f"{option.setting}={option.value}{on}", option.about, _cite(option.paper))
-    out().print("With any method that has the setting (replay: all that replay):", more)
+    out().print("With any method that has the setting (replay: all that replay; without a dot: all):", more)
 
 
 def _cite(paper: Paper) -> str:

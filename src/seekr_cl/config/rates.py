@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from seekr_cl.config.average import as_json as average_json
 from seekr_cl.methods import Method
+from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
 
 RATE = 1e-5
@@ -141,7 +143,7 @@ def _is_adam(optim: Any) -> bool:
     return "adam" in _name(optim).lower()
 
 
-def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
+def record(config: Any, args: Any, source: str, steps: int, new_steps: int, replay_steps: int) -> dict[str, Any]:
     """What a task was trained with, as JSON.
 
     Args:
@@ -149,12 +151,19 @@ def record(config: Any, args: Any, source: str, steps: int) -> dict[str, Any]:
         args: those of this task.
         source: where its learning rate comes from.
         steps: optimizer steps that were made.
+        new_steps: those that the new examples alone would have had.
+        replay_steps: those that only replay asked for, beside the Trainer's own too.
     """
-    return {
+    beside: dict[str, Any] = {} if config.task_loss is None else {"task_loss": as_json(config.task_loss)}
+    beside |= {} if config.train is None else {"train": config.train}
+    beside |= {} if config.average is None else {"average": average_json(config.average)}
+    return beside | {
         "learning_rate": args.learning_rate,
         "lr_scheduler_type": _name(args.lr_scheduler_type),
         "optim": _name(args.optim),
         "optimizer_steps": steps,
+        "new_steps": new_steps,
+        "replay_steps": replay_steps,
         "from": config.training_sources | {"learning_rate": source},
     }
 

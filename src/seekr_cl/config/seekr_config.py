@@ -10,20 +10,30 @@ import torch
 from transformers import TrainingArguments
 
 from seekr_cl.attention.stored.codec import DTYPES
+from seekr_cl.config.average import AverageSettings, read_average
+from seekr_cl.config.average import as_json as average_json
 from seekr_cl.config.chat import chat_settings
+from seekr_cl.config.general import SelfWritten, read_general
+from seekr_cl.config.general import as_json as general_json
 from seekr_cl.config.liger import liger_settings
+from seekr_cl.config.muon import MUON
 from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.rates import SETTLED, DefaultRate, settle, warn_of_training
+from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
 from seekr_cl.errors import ConfigError, first_line, nearest
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
+from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
+from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
-from seekr_cl.models.peft_adapters import read_peft
+from seekr_cl.models.peft_adapters import PROMPTS, read_peft
+from seekr_cl.models.trained_part import check_pattern
 from seekr_cl.renamed import rename_settings
 from seekr_cl.replay.replay_config import KEEPING, ReplayConfig, read_replay
 from seekr_cl.settings import Ge, Gt, Lt, OneOf, as_mapping, build, check_value
@@ -41,7 +51,10 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What a setting left at ``None`` is where the preset says nothing."""
 
-_GROUPS = ("replay", "memory", "method")
+_LIBRARY_OPTIM = TrainingArguments.__dataclass_fields__["optim"].default
+_GROUPS = ("replay", "memory", "method", "retention", "evaluation")
+_READ = ("peft", "general", "task_loss", "average")
+"""Settings that may be a name or a mapping, each with a reader of its own."""
 
 
 @dataclass
@@ -54,14 +67,26 @@ class SeekrConfig(TrainingArguments):
     Attributes:
         learning_rate: default the method's own (``seekr methods``), 2e-4 for an adapter, 1e-5 for all weights.
         lr_scheduler_type: default the method's own, else ``cosine``.
-        optim: default the method's own, else AdamW.
+        optim: default the method's own, else AdamW; ``muon`` is torch's Muon for the matrices of hidden layers and
+            AdamW for the rest (docs/partial_training.md).
+        train: which weights are trained: ``attention``, ``mlp``, or a regular expression that is looked for in their
+            names; default all.
         preset: ``default``, ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
+        task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
+            or a mapping with ``name`` and its settings (docs/task_losses.md).
+        average: the weights that a task ends with are an average, under every method: ``sfa``, ``wise_ft``, ``ema``,
+            or a mapping with ``kind`` and its settings (docs/averaging.md).
         replay: a mapping of its settings, or a ``ReplayConfig``.
         memory: a mapping of its settings, or a ``MemoryConfig``.
+        evaluation: a mapping of its settings, or an ``EvaluationConfig``.
+        per_device_eval_batch_size: the most prompts answered at a time; default as many as ``evaluation.batch_tokens``
+            allow.
+        retention: a mapping of its settings, or a ``RetentionConfig``: old tasks probed while a new one is learned.
         general: examples of general data that go into the memory, with the base model's own signals, before the
-            first task.
-        general_samples: how many of them; default as many as the replay ratio keeps, at least 8.
+            first task: a file or folder, or ``self``: the base model writes them (a mapping with ``source: self`` has
+            settings; docs/general.md).
+        general_samples: how many of them; default as many as the replay ratio keeps, at least 8; of ``self`` 32.
         dtype: of the weights when a model is loaded: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         trust_remote_code: run code that comes with the model.
         peft: train an adapter instead of all weights: ``lora``, a PEFT config such as ``LoraConfig(...)``, or a mapping
@@ -103,7 +128,7 @@ class SeekrConfig(TrainingArguments):
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
     per_device_train_batch_size: Annotated[int, Ge(1)] = 8
-    per_device_eval_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_eval_batch_size: Annotated[int | None, Ge(1)] = None  # type: ignore[assignment]
     gradient_accumulation_steps: Annotated[int, Ge(1)] = 1
     num_train_epochs: Annotated[float, Gt(0)] = 3.0
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -115,9 +140,14 @@ class SeekrConfig(TrainingArguments):
     logging_steps: float = 10
     preset: Annotated[str, OneOf(PRESETS)] = "default"
     method: Any = "seekr"
+    task_loss: Any = None
+    average: Any = None
+    train: str | None = None
     replay: Any = field(default_factory=dict)
     memory: Any = field(default_factory=dict)
-    general: str | None = None
+    evaluation: Any = field(default_factory=dict)
+    retention: Any = field(default_factory=dict)
+    general: Any = None
     general_samples: Annotated[int | None, Ge(1)] = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     trust_remote_code: bool = False
@@ -170,19 +200,32 @@ class SeekrConfig(TrainingArguments):
                 raise ConfigError("group_by_length: order: official has one order of its own; remove one of the two")
             self.group_by_length = False
         self.method: MethodConfig = read_method(self.method, preset)
+        self.task_loss: TaskLossSettings | None = read_task_loss(self.task_loss)
+        self.average: AverageSettings | None = read_average(self.average)
         given_replay = as_mapping(self.replay, ReplayConfig, "replay")
         given_memory = as_mapping(self.memory, MemoryConfig, "memory")
+        self.general: str | SelfWritten | None = read_general(self.general)
+        given_retention = as_mapping(self.retention, RetentionConfig, "retention")
         _refuse_unused(self.method, given_replay, given_memory, self.general)
+        _refuse_blind(self.method, given_retention)
         self.replay: ReplayConfig = read_replay(
             given_replay, preset.get("replay", {}), self.method.kind.replay_defaults
         )
         self.memory: MemoryConfig = build(MemoryConfig, given_memory)
+        given_evaluation = as_mapping(self.evaluation, EvaluationConfig, "evaluation")
+        self.evaluation: EvaluationConfig = build(EvaluationConfig, given_evaluation)
+        self.retention: RetentionConfig = build(RetentionConfig, given_retention)
         self.peft = read_peft(self.peft)
         if self.packing and not self.method.kind.packs:
             raise ConfigError(
                 f"packing: method {self.method.name} treats each row of a batch on its own inside the model; set "
                 "packing: false"
             )
+        check_pattern(self.train)
+        if self.train is not None and (self.peft is not None or self.method.kind.adapters):
+            owner = "peft" if self.peft is not None else f"method {self.method.name}"
+            raise ConfigError(f"train: {owner} decides what is trained; remove train")
+        _refuse_unwatched(self.method, self.task_loss, self.average, self.peft)
         if self.peft is not None and self.method.kind.adapters:
             raise ConfigError(f"peft: method {self.method.name} trains adapters of its own; remove peft")
         given_training = {key: getattr(self, key) for key in SETTLED}
@@ -205,12 +248,18 @@ class SeekrConfig(TrainingArguments):
         self.save_strategy = "no"
         self.eval_strategy = "no"
         self.remove_unused_columns = False
-        if collectives.launched_world_size() > 1 and not torch.cuda.is_available():
-            # Without a GPU accelerate forms a group only of processes that ask for the CPU.
+        no_accelerator = not torch.accelerator.is_available()
+        if (collectives.launched_world_size() > 1 and not torch.cuda.is_available()) or (self.bf16 and no_accelerator):
+            # Without a GPU accelerate forms a group only of processes that ask for the CPU, and transformers takes bf16
+            # for a GPU's.
             self.use_cpu = True
         try:
             with untouched_by_refusal() as self.environment_changes:
+                # The Trainer knows no such optimizer; SeekrTrainer makes it.
+                optim = self.optim
+                self.optim = _LIBRARY_OPTIM if optim == MUON else optim
                 super().__post_init__()
+                self.optim = optim if optim == MUON else self.optim
                 # Asking for the device is what makes the launched processes find each other.
                 _ = self.device
                 super().to_dict()
@@ -232,13 +281,50 @@ class SeekrConfig(TrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON types."""
-        plain = {"replay": dataclasses.asdict(self.replay), "memory": dataclasses.asdict(self.memory)}
+        groups = ("replay", "memory", "retention", "evaluation")
+        plain = {name: dataclasses.asdict(getattr(self, name)) for name in groups}
         plain["method"] = {"name": self.method.name} | dataclasses.asdict(self.method.settings)
-        return super().to_dict() | plain
+        return (
+            super().to_dict()
+            | plain
+            | {
+                "task_loss": as_json(self.task_loss),
+                "average": average_json(self.average),
+                "general": general_json(self.general),
+            }
+        )
+
+
+def _refuse_unwatched(
+    method: MethodConfig,
+    task_loss: TaskLossSettings | None,
+    average: AverageSettings | None,
+    peft: Mapping[str, Any] | None,
+) -> None:
+    """Untrained prompts hide what the model was before the task, and some methods watch how the weights move."""
+    prompts = method.kind.virtual_tokens.__func__ is not Method.virtual_tokens.__func__  # type: ignore[attr-defined]
+    owner = f"method {method.name}" if prompts else "peft"
+    prompts = prompts or (peft is not None and peft["peft_type"] in PROMPTS)
+    if prompts and task_loss is not None and task_loss.before:
+        raise ConfigError(
+            f"task_loss: {task_loss.name} asks the model before the task, and {owner} puts untrained prompts before "
+            "every example; use dft, eaft or talr"
+        )
+    if prompts and average is not None and average.kind != "ema":
+        raise ConfigError(
+            f"average: {average.kind} goes back towards the weights before the task, where the prompts of {owner} are "
+            "untrained; use ema, or remove it"
+        )
+    watched = ("before_step", "after_step")
+    if average is not None and all(getattr(method.kind, hook) is not getattr(Method, hook) for hook in watched):
+        raise ConfigError(
+            f"average: method {method.name} measures how far each step moves the weights, which an average moves too; "
+            "remove it"
+        )
 
 
 def _refuse_unused(
-    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | None
+    method: MethodConfig, replay: Mapping[str, Any], memory: Mapping[str, Any], general: str | SelfWritten | None
 ) -> None:
     """Refuses settings of samples and of their schedule for a method that has no use for them."""
     if not method.kind.keeps:
@@ -258,10 +344,22 @@ def _refuse_unused(
                 )
 
 
+def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
+    """Refuses to watch old tasks where no samples of them are kept, and to replay where nothing is replayed."""
+    if retention and not method.kind.keeps:
+        raise ConfigError(
+            f"retention: method {method.name} keeps no samples of old tasks to probe; drop the key or change the method"
+        )
+    if retention.get("on_drop") == "more_replay" and not method.kind.replays:
+        raise ConfigError(
+            f"retention.on_drop: method {method.name} does not replay, so more_replay does nothing; use warn or stop"
+        )
+
+
 _CHECKED = tuple(
     name
     for name in SeekrConfig.__annotations__
-    if name not in (*_GROUPS, "boundary", "peft", "report_to", "lr_scheduler_type", "optim")
+    if name not in (*_GROUPS, *_READ, "boundary", "report_to", "lr_scheduler_type", "optim")
 )
 """Fields whose annotation says all that a value may be."""
 

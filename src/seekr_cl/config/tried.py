@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
+from seekr_cl.config.muon import MUON
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import take_back, untouched_by_refusal
 from seekr_cl.errors import ConfigError, SeekrError, first_line
@@ -92,7 +93,7 @@ def try_settings(config: Any) -> frozenset[str] | None:
         config: a ``SeekrConfig``.
 
     Returns:
-        Names of what the optimizer keeps of each weight; ``None`` if it was not tried.
+        Names of what the optimizer keeps of each weight; ``None`` if it was not tried, or keeps not the same of all.
 
     Raises:
         ConfigError: naming the setting that the Trainer refuses.
@@ -101,7 +102,7 @@ def try_settings(config: Any) -> frozenset[str] | None:
         raise ConfigError(
             f"optim_target_modules: would be ignored: optim: {_plain(config.optim)} trains all weights alike; remove it"
         )
-    if collectives.launched_world_size() > 1:
+    if collectives.launched_world_size() > 1 or config.optim == MUON:
         return None
     args = copy.copy(config)
     args.output_dir, args.max_steps = tempfile.gettempdir(), _STEPS

@@ -117,7 +117,11 @@ def _load(output: Path, quick: bool) -> tuple[list[Task], list[Task]]:
 
 def _run_all(chosen: list[Variant], output: Path, quick: bool) -> None:
     """Each variant in a process of one thread, as many at once as there are cores."""
-    context = multiprocessing.get_context("spawn")
+    # One process imports torch and transformers, and those of the variants are forked from it, where there is fork.
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["seekr_cl.runs.stream_run"])
     events = context.Queue()
     waiting, running = list(chosen), dict[str, Any]()
     with _board([variant.name for variant in chosen]) as show:

@@ -9,17 +9,24 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.errors import ConfigError, ModelError, first_line
+from seekr_cl.evaluation.batches import BATCH_TOKENS
 from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids
+from seekr_cl.evaluation.speed import Speed
 
-ENGINES = ("transformers", "vllm")
 Answers = Callable[[Sequence[int], Sequence[str]], None]
 
 
 class Engine(Protocol):
-    """Greedy answers to tokenised prompts."""
+    """Greedy answers to tokenised prompts.
+
+    Attributes:
+        speed: what was generated so far, and in which time.
+    """
+
+    speed: Speed
 
     def describe(self) -> dict[str, Any]:
-        """Engine, version, dtype, device, batch size and decoding, as the score file records them."""
+        """Engine, version, dtype, device, sizes of batches and decoding, as the score file records them."""
 
     def answer(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_answers: Answers, keep_markers: bool = False
@@ -37,12 +44,16 @@ class TransformersEngine:
     Attributes:
         model: any causal language model.
         tokenizer: its tokenizer.
-        batch_size: prompts at a time.
+        batch_size: the most prompts at a time; ``None`` is as many as ``batch_tokens`` allow.
+        batch_tokens: the most tokens at a time, padded prompts and new ones together.
+        speed: what was generated so far, and in which time.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int
+    batch_size: int | None = None
+    batch_tokens: int = BATCH_TOKENS
+    speed: Speed = field(default_factory=Speed)
 
     def describe(self) -> dict[str, Any]:
         """What the score file records."""
@@ -54,6 +65,7 @@ class TransformersEngine:
             "device": self.model.device.type,
             "attention": self.model.config._attn_implementation,
             "batch_size": self.batch_size,
+            "batch_tokens": self.batch_tokens,
             "same_for_any_batch_size": same,
             "decoding": _greedy(self.tokenizer, stop_ids(self.tokenizer, self.model.generation_config)),
         }
@@ -70,6 +82,8 @@ class TransformersEngine:
             self.batch_size,
             on_answers=on_answers,
             keep_markers=keep_markers,
+            batch_tokens=self.batch_tokens,
+            speed=self.speed,
         )
 
 
@@ -83,6 +97,7 @@ class VllmEngine:
         dtype: as vLLM calls it: float32, bfloat16, float16, auto.
         max_length: prompt and answer together, in tokens.
         batch_size: prompts handed over at a time; vLLM schedules within them, and they are written down together.
+        speed: what was generated so far, and in which time.
     """
 
     model: str
@@ -90,6 +105,7 @@ class VllmEngine:
     dtype: str
     max_length: int
     batch_size: int
+    speed: Speed = field(default_factory=Speed)
     _llm: Any = field(init=False)
     _version: str = field(init=False)
     _ends: list[int] = field(init=False)
@@ -148,8 +164,10 @@ class VllmEngine:
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
             asked = [{"prompt_token_ids": list(prompts[index]) or [eos]} for index in indices]
-            done = self._llm.generate(asked, settings, use_tqdm=False)
+            with self.speed.timing():
+                done = self._llm.generate(asked, settings, use_tqdm=False)
             new = [list(one.outputs[0].token_ids) for one in done]
+            self.speed.new_tokens += sum(map(len, new))
             on_answers(indices, answer_texts(self.tokenizer, new, self._ends, keep_markers))
 
 

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
+from seekr_cl.evaluation import answer_form
 from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
@@ -34,11 +35,12 @@ class TaskScore:
         metric: the metric's name.
         score: 0 to 100: the mean over the examples, unless the metric is one of a whole task.
         count: examples.
-        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, and ``scored`` where
-            only a part of the prediction was.
+        predictions: ``prompt``, ``prediction``, ``references`` and ``score`` of each, ``scored`` where
+            only a part of the prediction was, and ``faults`` of its form where there are any (``answer_form``).
         interval: 95% bootstrap interval of the score over the examples.
         references_longer: examples whose references do not fit into ``max_new_tokens``.
         broken_off: answers that fill ``max_new_tokens``.
+        form: how many answers have the form they should, ``answer_form.summary``.
     """
 
     task: str
@@ -49,6 +51,7 @@ class TaskScore:
     interval: Interval
     references_longer: int = 0
     broken_off: int = 0
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def evaluate_task(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     encoder: Encoder,
-    batch_size: int,
+    batch_size: int | None = None,
     on_batch: OnBatch | None = None,
     place: Place | None = None,
 ) -> TaskScore:
@@ -187,27 +190,40 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
     else:
         scored = [extract(answer) for answer in answers]
     scores = metric.score(scored, references, texts)
+    cut = [encoder.texts.length(answer) >= task.max_new_tokens for answer in answers]
+    in_json = answer_form.wants_json(references)
+    faults = [
+        answer_form.faults_of(answer, part, prompt, cut=broken, wants_json=in_json)
+        for answer, part, prompt, broken in zip(answers, scored, texts, cut)
+    ]
     predictions = [
         {"prompt": prompt, "prediction": answer, "references": accepted, "score": score}
         | ({} if part == answer else {"scored": part})
         | ({} if accepted == as_given else {"references_given": as_given})
-        for prompt, answer, part, accepted, as_given, score in zip(
-            texts, answers, scored, references, given, scores, strict=True
+        | ({"faults": wrong} if wrong else {})
+        for prompt, answer, part, accepted, as_given, score, wrong in zip(
+            texts, answers, scored, references, given, scores, faults, strict=True
         )
     ]
     tally = metric.tally(scored, references, scores)
     return TaskScore(
         task.name, metric.name, tally.score, len(scores), predictions, bootstrap(tally),
-        long_references(task, encoder)[0],
-        sum(encoder.texts.length(answer) >= task.max_new_tokens for answer in answers),
+        long_references(task, encoder, [completion for _, completion in rendered])[0],
+        sum(cut), answer_form.summary(faults),
     )  # fmt: skip
 
 
-def long_references(task: Task, encoder: Encoder) -> tuple[int, int]:
-    """How many test examples have no accepted answer that fits into ``max_new_tokens``, and the longest's tokens."""
+def long_references(task: Task, encoder: Encoder, completions: Sequence[str]) -> tuple[int, int]:
+    """How many test examples have no accepted answer that fits into ``max_new_tokens``, and the longest's tokens.
+
+    Args:
+        task: with its test examples.
+        encoder: counts the tokens.
+        completions: of each test example, as it is rendered.
+    """
     needed = []
-    for example in task.test:
-        accepted = example.references or [encoder.render(example)[1]]
+    for example, completion in zip(task.test, completions, strict=True):
+        accepted = example.references or [completion]
         # The end of the text is a token of its own.
         needed.append(1 + min(encoder.texts.length(one) for one in accepted))
     return sum(tokens > task.max_new_tokens for tokens in needed), max(needed, default=0)
@@ -215,7 +231,7 @@ def long_references(task: Task, encoder: Encoder) -> tuple[int, int]:
 
 def warn_of_long_references(task: Task, encoder: Encoder) -> None:
     """Warns before hours of answers that cannot be right because they are broken off."""
-    count, longest = long_references(task, encoder)
+    count, longest = long_references(task, encoder, [encoder.render(example)[1] for example in task.test])
     if count:
         warnings.warn(
             f"task '{task.name}': {count} of {len(task.test)} references are longer than max_new_tokens "
@@ -284,5 +300,5 @@ def _identity(engine: Engine, task: Task, prompts: list[list[int]], model: str) 
     described = engine.describe()
     settings = {key: described[key] for key in ("engine", "dtype", "decoding")}
     if not described["same_for_any_batch_size"]:
-        settings["batch_size"] = described["batch_size"]
+        settings |= {key: described.get(key) for key in ("batch_size", "batch_tokens")}
     return answering(model, prompts, settings | {"max_new_tokens": task.max_new_tokens})

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError, first_line
+from seekr_cl.evaluation.decoding import has_prompt
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
-from seekr_cl.evaluation.generate import has_prompt
 from seekr_cl.models.context import context_length
+from seekr_cl.system.yaml_file import read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,14 @@ class Benchmark:
     """One benchmark in the harness.
 
     Attributes:
-        task: the harness's task, group or tag.
-        shots: examples before the question.
-        metric: key of the harness's results: metric and filter.
+        task: the harness's task, group or tag, or the config of one.
+        shots: examples before the question; None leaves it to the task.
+        metric: key of the harness's results: metric and filter; None takes the first known one.
     """
 
-    task: str
-    shots: int
-    metric: str
+    task: str | dict[str, Any]
+    shots: int | None
+    metric: str | None
 
 
 BENCHMARKS = {
@@ -43,6 +44,17 @@ BENCHMARKS = {
     "boolq": Benchmark("boolq", 0, "acc,none"),
     "piqa": Benchmark("piqa", 0, "acc,none"),
 }
+MORE = {
+    "ifeval": Benchmark("ifeval", 0, "prompt_level_strict_acc,none"),
+    "hellaswag": Benchmark("hellaswag", 10, "acc_norm,none"),
+    "winogrande": Benchmark("winogrande", 5, "acc,none"),
+    "arc_challenge": Benchmark("arc_challenge", 25, "acc_norm,none"),
+    "truthfulqa": Benchmark("truthfulqa_mc2", 0, "acc,none"),
+    "mmlu_pro": Benchmark("mmlu_pro", 5, "exact_match,custom-extract"),
+}
+"""Benchmarks that are asked for often, with the usual shots; any other of the harness's is taken by its own name."""
+_USUAL = ("acc_norm", "acc", "exact_match", "f1", "prompt_level_strict_acc", "pass@1", "rougeL", "bleu", "em")
+"""Metrics of tasks that are taken by name, the first that a task has."""
 SEED = 1234
 """Which examples are shown as shots."""
 _ALIKE = ("harness", "data", "limit", "seed")
@@ -65,7 +77,8 @@ def evaluate_general(
         batch_size: requests at a time.
         data: a folder of ``<benchmark>/{train,test}.json``; without it the harness fetches its own data from the Hub.
         limit: only so many examples of each task.
-        names: which benchmarks.
+        names: which benchmarks: of ``BENCHMARKS``, of ``MORE``, any task of the harness as ``NAME`` or ``NAME:SHOTS``,
+            or a task's YAML file.
 
     Returns:
         ``harness`` (its version), ``data``, ``limit``, ``tasks`` by name: ``score`` 0 to 100, ``stderr`` in the same
@@ -85,9 +98,13 @@ def evaluate_general(
         raise ConfigError(
             "--general: lm-evaluation-harness is not installed; pip install 'seekr-cl[general]'"
         ) from error
-    configs = {name: LOCAL[name] if data is not None else BENCHMARKS[name] for name in names}
+    configs = {name: LOCAL[name] if data is not None and name in LOCAL else listed(name) for name in names}
+    _require_local(data, configs)
     # Before the first is scored, so that the last one's trouble does not cost the others' hours.
-    asked = {name: [BENCHMARKS[name].task] if data is None else [local_config(name, data)] for name in names}
+    asked = {
+        name: [one.task] if isinstance(one, Benchmark) else [local_config(name, Path(str(data)))]
+        for name, one in configs.items()
+    }
     training = model.training
     model.eval()
     tasks = {}
@@ -96,7 +113,7 @@ def evaluate_general(
         # Virtual tokens of prompts take their part of the context.
         wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context_length(model))
         # Reading the harness's thousands of task files takes a minute; local ones need none of them.
-        manager = TaskManager(include_defaults=data is None)
+        manager = TaskManager(include_defaults=any(isinstance(task, str) for (task,) in asked.values()))
         # Not shares of a benchmark: the harness draws shots as it goes, so a share's would be others.
         for name in names[collectives.rank() :: collectives.world_size()]:
             shots = configs[name].shots
@@ -115,12 +132,12 @@ def evaluate_general(
                         torch_random_seed=SEED,
                         fewshot_random_seed=SEED,
                     )
-            except (OSError, ValueError, KeyError, AssertionError) as error:
+            except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
                 raise DataError(
                     f"--general: {name} cannot be evaluated ({first_line(error)}); without a network, name a folder "
                     "of local data after --general"
                 ) from error
-            tasks[name] = _score(results, configs[name].metric) | {"shots": shots}
+            tasks[name] = _score(results, configs[name].metric) | {"shots": _shots(results, shots)}
     finally:
         model.train(training)
     found = {name: task for of_process in collectives.all_gather_object(tasks) for name, task in of_process.items()}
@@ -134,6 +151,46 @@ def evaluate_general(
         "tasks": tasks,
         "mean": sum(task["score"] for task in tasks.values()) / len(tasks),
     }
+
+
+def listed(name: str) -> Benchmark:
+    """A benchmark by the name that a user gives.
+
+    Raises:
+        ConfigError: if its shots are no number.
+        DataError: if it is a file that is no task of the harness.
+    """
+    known = BENCHMARKS | MORE
+    if name in known:
+        return known[name]
+    if name.endswith((".yaml", ".yml")):
+        content = read_yaml(Path(name), "task")
+        if not isinstance(content, dict) or not isinstance(content.get("task"), str):
+            raise DataError(f"--general-tasks: {name} is no task of lm-evaluation-harness; it needs a 'task' and data")
+        return Benchmark(content, None, None)
+    task, sign, shots = name.partition(":")
+    if sign and not (shots.isdecimal() and len(shots) < 4):
+        raise ConfigError(f"--general-tasks: {name}: must be TASK or TASK:SHOTS, such as hellaswag:10")
+    if not task or not all(letter.isalnum() or letter in "_-." for letter in task):
+        raise ConfigError(f"--general-tasks: {name!r} cannot be a task's name")
+    own = known.get(task)
+    return Benchmark(own.task if own else task, int(shots) if sign else None, own.metric if own else None)
+
+
+def _require_local(data: Path | None, configs: dict[str, Any]) -> None:
+    """Tasks of the harness fetch their own data, which a folder of local data is there to avoid."""
+    for name, one in configs.items():
+        if data is not None and isinstance(one, Benchmark) and isinstance(one.task, str):
+            raise ConfigError(
+                f"--general-tasks: {name} fetches its data from the Hub, and {data} has local data of "
+                f"{', '.join(LOCAL)}; leave out the folder, or name a task's YAML file"
+            )
+
+
+def _shots(results: Any, asked: int | None) -> int:
+    """The shots that were shown, where the task decided them."""
+    made = [count for count in results.get("n-shot", {}).values() if isinstance(count, int)]
+    return asked if asked is not None else max(made, default=0)
 
 
 def require_alike(base: dict[str, Any], **now: Any) -> None:
@@ -180,10 +237,11 @@ def _alone() -> Iterator[None]:
             os.environ["LOCAL_RANK"] = own
 
 
-def _score(results: Any, metric: str) -> dict[str, Any]:
+def _score(results: Any, metric: str | None) -> dict[str, Any]:
     """Of a group its own number, of a tag's tasks their mean, of a single task its score."""
     rows = results.get("groups") or results["results"]
     rows = rows if len(rows) == 1 else results["results"]
+    metric = metric or _first_metric(rows)
     top = [row for name, row in rows.items() if metric in row and name not in _below(results)]
     if not top:
         raise DataError(f"--general: the harness gave no '{metric}'; another version may call it otherwise")
@@ -197,6 +255,20 @@ def _score(results: Any, metric: str) -> dict[str, Any]:
         "stderr": float(100 * sum(e * e for e in known) ** 0.5 / len(known)) if len(known) == len(top) else None,
         "examples": sum(count["effective"] for count in counts),
     }
+
+
+def _first_metric(rows: Any) -> str:
+    """The usual metric of a task that was taken by its name, else the first that lies between 0 and 1."""
+    found = [
+        key
+        for row in rows.values()
+        for key, value in row.items()
+        if "," in key and "_stderr" not in key and isinstance(value, int | float) and 0 <= value <= 1
+    ]
+    usual = [key for metric in _USUAL for key in found if key.partition(",")[0] == metric]
+    if not found:
+        raise DataError("--general-tasks: the harness gave no metric between 0 and 1; name another task")
+    return (usual or found)[0]
 
 
 def _below(results: Any) -> set[str]:

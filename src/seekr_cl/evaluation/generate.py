@@ -7,19 +7,14 @@ with a step closer than ``NEAR`` is generated again by itself, as with batch siz
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl.models.prompts import behind_prompts
+from seekr_cl.evaluation.batches import BATCH_TOKENS, shared_batches
+from seekr_cl.evaluation.decoding import Decoder, Watch, caches_plainly
+from seekr_cl.evaluation.speed import Speed
 from seekr_cl.tasks.chat_reading import turn_ends
 
 NEAR = 1e-4
@@ -32,10 +27,12 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_answers: Callable[[Sequence[int], Sequence[str]], None] | None = None,
     keep_markers: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    speed: Speed | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, in the prompts' order.
 
@@ -45,36 +42,37 @@ def generate_answers(
             settings or the chat template know; it also pads where no padding token is set.
         prompts: token ids; the caller has made room for the answer.
         max_new_tokens: longest answer.
-        batch_size: prompts at a time.
+        batch_size: the most prompts at a time.
         on_batch: called with the number of prompts done since the last call.
         on_answers: called with their numbers and answers.
         keep_markers: leave special tokens in the texts, except the end.
+        batch_tokens: the most tokens at a time, padded prompts and new ones together.
+        speed: told what was generated.
 
     Returns:
         Texts, by default without special tokens.
     """
     answers = [""] * len(prompts)
-    # Longest first: a batch that does not fit into memory fails at once and not after an hour.
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    training, settings = model.training, model.generation_config
-    eos, ends = tokenizer.eos_token_id, stop_ids(tokenizer, settings)
+    training, own = model.training, model.generation_config
+    eos, ends = tokenizer.eos_token_id, stop_ids(tokenizer, own)
     pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # A model needs one token to start from, even where prompt and tokenizer give none.
+    asked = [list(prompt) or [eos] for prompt in prompts]
     # Not a copy of the model's own settings: a repetition penalty among them would be neither greedy nor, since it also
     # counts the padding, the same for any batch size.
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends, use_cache=True
     )
+    speed = Speed() if speed is None else speed
+    prefix, batches = shared_batches(asked, max_new_tokens, batch_tokens, batch_size, caches_plainly(model))
     model.eval()
     model.generation_config = greedy
     try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            # A model needs one token to start from, even where prompt and tokenizer give none.
-            batch = [list(prompts[index]) or [eos] for index in indices]
-            watch = _NearTies(ends) if len(batch) > 1 and decides_alone(model) else None
-            new = _continue(model, batch, greedy, watch)
-            for row in watch.rows() if watch is not None else []:
-                new[row] = _continue(model, [batch[row]], greedy, None)[0]
+        decoder = Decoder(model, greedy, prefix)
+        for indices, shared in batches:
+            with speed.timing(), torch.inference_mode():
+                new = _answer(decoder, [asked[index] for index in indices], ends, shared)
+            speed.new_tokens += sum(map(len, new))
             texts = answer_texts(tokenizer, new, ends, keep_markers)
             for index, text in zip(indices, texts):
                 answers[index] = text
@@ -83,9 +81,19 @@ def generate_answers(
             if on_batch is not None:
                 on_batch(len(indices))
     finally:
-        model.generation_config = settings
+        model.generation_config = own
         model.train(training)
     return answers
+
+
+def _answer(decoder: Decoder, batch: list[list[int]], ends: Sequence[int], shared: bool) -> list[list[int]]:
+    """New tokens of a batch; what another batch might have decided otherwise is decided by a row alone."""
+    alone = len(batch) == 1 and not shared
+    watched = not alone and decides_alone(decoder.model)
+    new, near = decoder.go_on(batch, (lambda: _NearTies(ends)) if watched else None, shared)
+    for row in sorted(near):
+        new[row] = decoder.go_on([batch[row]])[0][0]
+    return new
 
 
 def answer_texts(
@@ -119,54 +127,7 @@ def decides_alone(model: PreTrainedModel) -> bool:
     return model.dtype in (torch.float32, torch.float64)
 
 
-def _continue(
-    model: PreTrainedModel, batch: list[list[int]], greedy: GenerationConfig, watch: "_NearTies | None"
-) -> list[list[int]]:
-    width = max(map(len, batch))
-    ids_BL = torch.full((len(batch), width), greedy.pad_token_id)
-    mask_BL = torch.zeros_like(ids_BL)
-    for row, prompt in enumerate(batch):
-        ids_BL[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BL[row, width - len(prompt) :] = 1
-    processors = LogitsProcessorList([] if watch is None else [watch])
-    asked = {"generation_config": greedy, "logits_processor": processors}
-    with torch.inference_mode():
-        if has_prompt(model):
-            new_BL = after_prompt(model, ids_BL.to(model.device), mask_BL.to(model.device), asked)
-        else:
-            out_BL = model.generate(  # type: ignore[operator]
-                input_ids=ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), **asked
-            )
-            new_BL = out_BL[:, width:]
-    return new_BL.tolist()
-
-
-def has_prompt(model: Any) -> bool:
-    """Whether the same virtual tokens, learnt by PEFT, stand before every sequence."""
-    kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-    return "PROMPT_TUNING" in kinds and not getattr(model, "query_conditioned", False)
-
-
-def after_prompt(model: Any, ids_BL: Tensor, mask_BL: Tensor, asked: dict[str, Any]) -> Tensor:
-    """New tokens [B, new] of a model that ``has_prompt``, for texts padded on the left.
-
-    Args:
-        model: PEFT's.
-        ids_BL: the texts.
-        mask_BL: which tokens are real.
-        asked: of the base model's ``generate``, ``generation_config`` among it.
-    """
-    base = model.get_base_model()
-    text_BLD = base.get_input_embeddings()(ids_BL)
-    embeds_BLD, mask_BL = behind_prompts(text_BLD, mask_BL, model.get_prompt(batch_size=len(ids_BL)))
-    settings, base.generation_config = base.generation_config, asked["generation_config"]
-    try:
-        return base.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, **asked)
-    finally:
-        base.generation_config = settings
-
-
-class _NearTies(LogitsProcessor):
+class _NearTies(Watch):
     """Notes which rows had a step that was nearly undecided before they ended; changes nothing."""
 
     def __init__(self, ends: int | Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from transformers import GenerationConfig
 
-from seekr_cl.evaluation.generate import after_prompt
+from seekr_cl.evaluation.decoding import after_prompt
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """Texts, tokens of the context, tokens of what may follow it."""

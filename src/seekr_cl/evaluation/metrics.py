@@ -16,6 +16,7 @@ from rapidfuzz import fuzz
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.evaluation import published
 from seekr_cl.evaluation.classes import class_columns, macro_f1
+from seekr_cl.evaluation.refusal import refusal
 from seekr_cl.evaluation.sari import sari
 from seekr_cl.evaluation.statistics import Array, Combine, Tally, mean_of
 from seekr_cl.evaluation.text import UnicodeTokenizer, published_words, words
@@ -143,6 +144,7 @@ _ALL = (
         reads_prompt=True,
     ),
     Metric("f1", "F1 of words, best reference", _best(_f1)),
+    Metric("refusal", "100 if the answer refuses where 'refuse' is expected and answers where it is not", refusal),
     Metric(
         "macro_f1",
         "mean over the references' classes of the F1 of each; an example alone counts as in exact_match",

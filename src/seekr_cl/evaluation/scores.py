@@ -78,6 +78,11 @@ class ScoreMatrix:
         return _mean([self.rows[j - 1][j] - base[j] for j in range(1, len(self.rows))])
 
     @property
+    def plasticity(self) -> float | None:
+        """Mean score of each task right after it was learned; None under multi-task training."""
+        return None if self.joint else _mean([row[place] for place, row in enumerate(self.rows)])
+
+    @property
     def base_kept(self) -> float | None:
         """Mean of the probes in the last row: what is left of what the base model could do."""
         return _mean([scores[-1] for scores in self.extra.values() if scores])
@@ -99,6 +104,7 @@ class ScoreMatrix:
             "bwt_over_n": self.bwt_over_n,
             "forgetting": self.forgetting,
             "fwt": self.fwt,
+            "plasticity": self.plasticity,
             "conventions": CONVENTIONS,
         }
 

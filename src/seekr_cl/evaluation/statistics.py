@@ -107,8 +107,44 @@ class Answered:
 
 def bootstrap(tally: Tally, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The interval of one task's score over its examples."""
+    return bootstrap_each([tally], resamples=resamples, seed=seed)[0]
+
+
+def bootstrap_each(
+    tallies: Sequence[Tally], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> list[Interval]:
+    """The intervals of several numbers of the same examples, which are drawn once for all of them."""
+    values = _resampled(tallies, np.random.default_rng(seed), resamples)
+    return [_percentiles(values_R, level) for values_R in values]
+
+
+def paired_interval(
+    first: Sequence[Tally], second: Sequence[Tally], *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """The interval of a change in score over the examples, which are drawn alike before and after.
+
+    Args:
+        first: a tally a task, before.
+        second: the same tasks after.
+        resamples: replicates.
+        seed: of the drawing.
+        level: of the two-sided percentile interval.
+
+    Returns:
+        Of the mean over the tasks of the second score less the first.
+
+    Raises:
+        DataError: if tasks or numbers of examples do not fit each other.
+    """
+    sizes = [len(tally) for tally in first]
+    if not sizes or not all(sizes) or sizes != [len(tally) for tally in second]:
+        raise DataError("a paired interval needs the same examples on both sides")
     rng = np.random.default_rng(seed)
-    return _percentiles(_resampled([tally], rng, resamples)[0])
+    values_R = np.zeros(resamples)
+    for before, after in zip(first, second):
+        earlier_R, later_R = _resampled([before, after], rng, resamples)
+        values_R += (later_R - earlier_R) / len(sizes)
+    return _percentiles(values_R, level)
 
 
 def aggregate_intervals(
@@ -244,6 +280,6 @@ def _resampled(tallies: Sequence[Tally], rng: np.random.Generator, resamples: in
     return np.concatenate(parts, axis=1)
 
 
-def _percentiles(values_R: Array) -> Interval:
-    low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _percentiles(values_R: Array, level: float = LEVEL) -> Interval:
+    low, high = np.quantile(values_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))

@@ -15,6 +15,7 @@ from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.evaluate import OnBatch, Place, TaskScore, score_task, settings_of, write_predictions
 from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.evaluation.speed import Speed
 from seekr_cl.evaluation.statistics import CONVENTION
 from seekr_cl.models.whole import require_known, token_rows
 from seekr_cl.renamed import as_named_now
@@ -28,6 +29,7 @@ from seekr_cl.tasks.keys import DataWarning
 SCORES = "scores.json"
 PARTIAL = "partial.json"
 GENERAL = "general.json"
+_MAY_DIFFER = ("batch_size", "batch_tokens", "device", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,16 @@ class Scored:
     """What scoring gave so far.
 
     Attributes:
-        tasks: by name: ``metric``, ``score`` (0 to 100), ``interval`` (95%), ``examples``, ``max_new_tokens``, and
-            ``sha256`` of what was asked.
+        tasks: by name: ``metric``, ``score`` (0 to 100), ``interval`` (95%), ``examples``, ``max_new_tokens``,
+            ``sha256`` of what was asked, ``format``: how many answers have the form they should.
         broken_off: by name: ``answers`` that fill ``max_new_tokens``, and ``references_longer`` than that.
+        timing: ``new_tokens`` that were generated, ``seconds`` and ``tokens_per_second``; of calls that went on with
+            each other together, empty where all answers were there already.
     """
 
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken_off: dict[str, dict[str, int]] = field(default_factory=dict)
+    timing: dict[str, Any] = field(default_factory=dict)
 
     def add(self, task: Task, score: TaskScore) -> None:
         """One more task."""
@@ -52,12 +57,23 @@ class Scored:
             "examples": score.count,
             "max_new_tokens": task.max_new_tokens,
             "sha256": scoring_hash(task),
+            "format": score.form,
         }
         self.broken_off[task.name] = {"references_longer": score.references_longer, "answers": score.broken_off}
 
     def to_json(self) -> dict[str, Any]:
         """As the files hold it."""
-        return {"tasks": self.tasks, "broken_off": self.broken_off}
+        return {"tasks": self.tasks, "broken_off": self.broken_off, "timing": self.timing}
+
+    def time(self, former: Mapping[str, Any], speed: Speed) -> None:
+        """What was generated up to now.
+
+        Args:
+            former: ``timing`` of the calls before this one.
+            speed: of this one, of all processes.
+        """
+        new, seconds = (former.get(key, 0) for key in ("new_tokens", "seconds"))
+        self.timing.update(Speed(speed.new_tokens + new, speed.seconds + seconds).to_json())
 
     def warn_of_broken_off(self) -> None:
         """Says of which tasks answers may have been broken off."""
@@ -120,6 +136,7 @@ def score_tasks(
         DataError: for a prompt or task that cannot be scored.
         Stopped: after a stop request, with everything so far written.
     """
+    former = dict(scored.timing)
     for task in tasks:
         if task.name in scored.tasks:
             if on_batch is not None:
@@ -127,6 +144,7 @@ def score_tasks(
             continue
         score = score_task(engine, task, encoder, on_batch, place)
         scored.add(task, score)
+        scored.time(former, engine.speed.of_all())
         if place is not None:
             collectives.on_main(partial(_write, place.folder, score, note))
         fault_point("run.task_evaluated")
@@ -220,7 +238,7 @@ def begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
     settings = dict(as_named_now(content.get("evaluation", {})))
     settings.pop("prompts_cut", None)
     now = identity["evaluation"]
-    differ = [key for key in now if settings.get(key) != now[key] and key not in ("batch_size", "device", "version")]
+    differ = [key for key in now if settings.get(key) != now[key] and key not in _MAY_DIFFER]
     if content.get("model_sha256") != identity["model_sha256"]:
         differ.insert(0, "model")
     if any(identity["tests"].get(name) != test for name, test in tests.items()):
@@ -229,8 +247,9 @@ def begun(output: Path, identity: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"{former}: was begun with another {differ[0]}; resume with the same, or take another --output"
         )
-    counts = content.get("broken_off")
-    return {"tasks": scores, "broken_off": counts if isinstance(counts, dict) else {}}
+    counts, timing = (one if isinstance(one := content.get(key), dict) else {} for key in ("broken_off", "timing"))
+    timing = {key: number for key, number in timing.items() if isinstance(number, int | float)}
+    return {"tasks": scores, "broken_off": counts, "timing": timing}
 
 
 def read_scores(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Shapes: B batch, L padded length, V vocabulary.
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.answers import AnswerHead, Sums, label_losses, label_sum, predicting
+from seekr_cl.methods.task_loss import TaskLoss, top_entropy
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.positions import counts_from_the_edge, positions
 from seekr_cl.settings import Settings
@@ -118,6 +120,7 @@ class Context:
         examples: what is trained on of the new task, after ``new_examples``; a batch's ``example_B`` are places in it.
         previous_state: the ``next_state`` of the last task's result, or ``None``: tensors, and JSON.
         task: the new task's name.
+        task_loss: weights on the new task's loss, if they are asked for.
     """
 
     model: PreTrainedModel
@@ -130,6 +133,7 @@ class Context:
     examples: Sequence[Encoded] = ()
     previous_state: State | None = None
     task: str = ""
+    task_loss: TaskLoss | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +252,7 @@ class Method(ABC):
             batch: ``input_ids``, ``attention_mask``, ``labels``, each [B, L]; ``example_B``, places of the examples in
                 ``context.examples``.
         """
-        labels_BL = batch["labels"]
-        return {"task": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
+        return {"task": task_term(self.context, model, batch)}
 
     def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """What a replay batch carries beside ids, mask and labels: teacher signals as nested dicts of tensors."""
@@ -296,22 +299,76 @@ class Method(ABC):
         """The model as it is written: plain, with whatever was attached to it merged or removed. Asked for last."""
         return self.context.model
 
+    def quiet(self) -> AbstractContextManager[None]:
+        """While it lasts nothing that the method attached to the model acts, so that the model is only looked at."""
+        return nullcontext()
+
     def close(self) -> None:
         """Gives back whatever was attached to the model."""
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
-    """The model's logits [B, L, V] for a batch; the cache is never wanted in training."""
-    ids_BL, mask_BL, more = batch["input_ids"], batch["attention_mask"], {}
+def run(model: Any, batch: Batch) -> Any:
+    """A model's output for a batch; the cache is never wanted in training."""
+    mask_BL, more = batch["attention_mask"], {}
     # A model that chooses its adapters by the query is told which tokens these are: those without a label.
     if getattr(getattr(model, "module", model), "query_conditioned", False) and "labels" in batch:
         more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
     # Without padding on the left, all models count alike.
     if not mask_BL[:, 0].all() and counts_from_the_edge(model):
         more["position_ids"] = positions(mask_BL)
-    logits = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **more).logits
+    return model(input_ids=batch["input_ids"], attention_mask=mask_BL, use_cache=False, **more)
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """The logits [B, L, V] of all of a batch's positions, for what needs them all; ``ask`` gives those of some."""
     # A prompt that an adapter learns stands before the first token, with outputs of its own.
-    return logits[:, -ids_BL.shape[1] :]
+    return run(model, batch).logits[:, -batch["input_ids"].shape[1] :]
+
+
+def ask(
+    model: Any, batch: Batch, keep_BL: Tensor, sums: Sums, call: Callable[[Any, Batch], Any] = run
+) -> Sequence[Tensor]:
+    """Runs a batch and gives what ``sums`` makes of the logits at some positions; of others no logits are made."""
+    head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
+    head.asked, head.held = (place_N, keep_BL.shape[1], sums), None
+    try:
+        logits = call(model, batch).logits
+    finally:
+        head.asked = None
+    return logits.unbind() if logits.dim() < 3 else sums(logits[0], place_N)
+
+
+def label_term(model: Any, batch: Batch, weight: float = 1.0, call: Callable[[Any, Batch], Any] = run) -> LossTerm:
+    """The mean cross entropy of a batch's labelled tokens, each predicted from the position before it."""
+    keep_BL = predicting(batch["labels"])
+    (total,) = ask(model, batch, keep_BL, lambda one_CV, place_C: (label_sum(one_CV, place_C, batch["labels"]),), call)
+    return LossTerm(total / keep_BL.sum().clamp(min=1), weight, keep_BL.sum())
+
+
+def task_term(context: Context, model: Any, batch: Batch, call: Callable[[Any, Batch], Any] = run) -> LossTerm:
+    """L_task of a batch of new examples: the mean cross entropy of its answer tokens, weighted by ``task_loss``."""
+
+    def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+        return token_values(context.task_loss, logits_CV, place_C, batch["labels"])
+
+    return weighted_term(context.task_loss, batch, ask(model, batch, predicting(batch["labels"]), values, call))
+
+
+def token_values(loss: TaskLoss | None, logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> list[Tensor]:
+    """For ``weighted_term``: [C] each answer token's negative log-probability and, if asked for, its entropy."""
+    found = [label_losses(logits_CV, place_C, labels_BL)]
+    if loss is not None and loss.settings.entropy_of:
+        found.append(top_entropy(logits_CV.detach().float(), loss.settings.entropy_of))
+    return found
+
+
+def weighted_term(loss: TaskLoss | None, batch: Batch, values: Sequence[Tensor]) -> LossTerm:
+    """The mean over answer tokens of what ``token_values`` gave of all places that ``predicting`` marks, in order."""
+    count = predicting(batch["labels"]).sum()
+    if loss is None:
+        return LossTerm(values[0].sum() / count.clamp(min=1), count=count)
+    entropy_N = values[1] if loss.settings.entropy_of else None
+    return LossTerm(loss.weighted(values[0], entropy_N, batch["example_B"]), count=count)
 
 
 def task_generator(seed: int) -> torch.Generator:

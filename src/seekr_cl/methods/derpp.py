@@ -8,17 +8,17 @@ import torch
 
 from seekr_cl.distributed import collectives
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
-    answer_logits,
     first_position,
     label_and_logit_terms,
     require_all_logits,
     take_logits,
 )
+from seekr_cl.methods.common.sample_passes import logits_from, similar_batches
 from seekr_cl.methods.common.teachers import StoredTeacher
 
 
@@ -57,7 +57,7 @@ class DERpp(Method):
     def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Labels and logits of the old samples."""
         answer = self.teacher.answer(batch)
-        return label_and_logit_terms(forward(model, batch), batch, answer.logits, self.settings)
+        return label_and_logit_terms(model, batch, answer.logits, self.settings)
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Stores this model's answer-position logits with the samples, or what its adapter is now."""
@@ -65,13 +65,12 @@ class DERpp(Method):
         if teacher is not None:
             return TaskResult(MemoryTask(name, samples, teacher=teacher))
         context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in collectives.shard_indices(len(samples)):
-            sample = samples[place]
+        batches = similar_batches([len(sample.ids_L) for sample in samples], context.model)
+        for number, counts in collectives.shard_indices(len(batches)):
+            batch = [samples[place] for place in batches[number]]
             with torch.no_grad():
-                logits_NV = answer_logits(
-                    context.model, sample.ids_L[None].to(context.model.device), first_position(sample)
-                )
-            if counts:
+                logits = logits_from(context.model, [one.ids_L for one in batch], list(map(first_position, batch)))
+            for place, sample, logits_NV in zip(batches[number], batch, logits) if counts else ():
                 signal = take_logits(logits_NV, sample, self.settings, context.signal_dtype)
                 kept[place] = replace(sample, signals={"logits": signal})
         return TaskResult(MemoryTask(name, collect_samples(kept, len(samples))))

@@ -14,11 +14,27 @@ from torch.nn.utils.rnn import pad_sequence
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample, TaskSamples
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, TaskResult, forward, task_generator
+from seekr_cl.methods.answers import predicting
+from seekr_cl.methods.base import (
+    Batch,
+    Context,
+    LossTerm,
+    Method,
+    TaskResult,
+    ask,
+    label_term,
+    task_generator,
+    token_values,
+    weighted_term,
+)
 from seekr_cl.methods.common.gathering import collect_samples
-from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, first_position, logit_positions
+from seekr_cl.methods.common.logit_distillation import (
+    LogitSettings,
+    answer_logits,
+    first_position,
+    logit_positions,
+)
 from seekr_cl.methods.derpp import DERpp
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.settings import Ge, Hint, Settings
 from seekr_cl.tasks.collate import collate
 
@@ -95,15 +111,29 @@ class DERppMSE(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss; what the model says of samples that are kept is looked at."""
-        logits_BLV, labels_BL = forward(model, batch), batch["labels"]
+        labels_BL, length = batch["labels"], batch["labels"].shape[1]
+        label_BL, keep_BL = predicting(labels_BL), predicting(labels_BL)
+        kept: dict[int, Tensor] = {}
         if not batch.get("filler", False):
             for row, (ids_L, real_L) in enumerate(zip(batch["input_ids"], batch["attention_mask"].bool())):
                 place = self._places.get(tuple(ids_L[real_L].tolist()))
                 if place is not None:
-                    offset = self.context.layout.offset(int(real_L.sum()), len(ids_L))
+                    offset = self.context.layout.offset(int(real_L.sum()), length)
                     position_A = logit_positions(self._kept[place], _POSITIONS) + offset
-                    self._seen[place] = logits_BLV[row, position_A.to(ids_L.device)].detach().cpu()
-        return {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+                    kept[place] = row * length + position_A.to(ids_L.device)
+                    keep_BL.view(-1)[kept[place]] = True
+        seen: dict[int, list[Tensor]] = {place: [] for place in kept}
+
+        def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+            for place, own_A in kept.items():
+                here_A = own_A[torch.isin(own_A, place_C)]
+                seen[place].append(logits_CV[torch.searchsorted(place_C, here_A)].detach().cpu())
+            return token_values(self.context.task_loss, logits_CV, place_C, labels_BL)
+
+        labelled_N = label_BL.flatten()[keep_BL.flatten()]
+        said = [value_N[labelled_N] for value_N in ask(model, batch, keep_BL, values)]
+        self._seen |= {place: torch.cat(parts) for place, parts in seen.items()}
+        return {"task": weighted_term(self.context.task_loss, batch, said)}
 
     def after_step(self, model: nn.Module) -> None:
         """Keeps what was seen where its number is the highest so far: each step that saw a sample is as likely."""
@@ -118,7 +148,11 @@ class DERppMSE(Method):
     def collate_replay(self, picked: list[tuple[MemoryTask, ReplaySample]], padded: int) -> Batch:
         """Logits of the first draw, and the second draw."""
         layout = self.context.layout
-        kept = [(one.logits, layout.offset(len(one.ids_L), padded)) for _, one in picked if one.logits is not None]
+        kept = [
+            (one.logits, row * padded + layout.offset(len(one.ids_L), padded))
+            for row, (_, one) in enumerate(picked)
+            if one.logits is not None
+        ]
         raw = [signal.logits_AV for signal, _ in kept]
         logits: Batch = {
             "position": pad_sequence([signal.position_A + offset for signal, offset in kept], batch_first=True),
@@ -141,17 +175,21 @@ class DERppMSE(Method):
         terms: dict[str, LossTerm] = {}
         if self.settings.alpha:
             signals = batch["logits"]
-            real_BA, position_BA = signals["real"], signals["position"]
-            row_BA = torch.arange(len(position_BA), device=position_BA.device)[:, None].expand_as(position_BA)
-            now_NV = forward(model, batch)[row_BA[real_BA], position_BA[real_BA]].float()
-            square_NV = (now_NV - signals["value"][real_BA].to(now_NV.device)).square()
-            each_N = square_NV.mean(-1) if self.settings.distance == "mean" else square_NV.sum(-1)
-            terms["logits"] = LossTerm(each_N.sum() / max(1, len(each_N)), self.settings.alpha, real_BA.sum())
+            real_BA, place_BA = signals["real"], signals["position"]
+            keep_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
+            keep_BL.view(-1)[place_BA[real_BA]] = True
+
+            def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor]:
+                here_BA = real_BA & torch.isin(place_BA, place_C)
+                now_NV = logits_CV[torch.searchsorted(place_C, place_BA[here_BA])].float()
+                square_NV = (now_NV - signals["value"][here_BA].to(now_NV.device)).square()
+                return ((square_NV.mean(-1) if self.settings.distance == "mean" else square_NV.sum(-1)).sum(),)
+
+            (total,) = ask(model, batch, keep_BL, sums)
+            terms["logits"] = LossTerm(total / real_BA.sum().clamp(min=1), self.settings.alpha, real_BA.sum())
         if self.settings.beta:
             second = {name: tensor.to(batch["input_ids"].device) for name, tensor in batch["second"].items()}
-            labels_BL = second["labels"]
-            value = causal_lm_loss(forward(model, second), labels_BL)
-            terms["replay"] = LossTerm(value, self.settings.beta, count_labels(labels_BL))
+            terms["replay"] = label_term(model, second, self.settings.beta)
         return terms
 
     # The end of a task ----------------------------------------------------------------------------------------

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import nn
 
 from seekr_cl.memory import MemoryTask
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, label_term
+from seekr_cl.methods.common.former_model import label_and_divergence_terms
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.settings import Ge, Hint, Settings
 
 
@@ -72,26 +71,14 @@ class ICaRL(Method):
     def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The earlier model's outputs on the exemplars, and their labels where asked for or where there is no model."""
         if self._teacher is None:
-            return {
-                "replay": LossTerm(
-                    causal_lm_loss(forward(model, batch), batch["labels"]), count=count_labels(batch["labels"])
-                )
-            }
+            return {"replay": label_term(model, batch)}
         terms = self._terms(model, batch, self._teacher, "replay", "distil_old")
         return terms if self.settings.exemplar_labels else {"distil_old": terms["distil_old"]}
 
     def _terms(self, model: Any, batch: Batch, teacher: nn.Module, labels: str, outputs: str) -> dict[str, LossTerm]:
-        logits_BLV = forward(model, batch)
-        with torch.no_grad():
-            former_BLV = forward(teacher, batch)
-        return {
-            labels: LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=count_labels(batch["labels"])),
-            outputs: LossTerm(
-                output_divergence(former_BLV, logits_BLV, batch["labels"]),
-                self.settings.distillation,
-                count_labels(batch["labels"]),
-            ),
-        }
+        loss = self.context.task_loss if labels == "task" else None
+        label, output = label_and_divergence_terms(loss, model, batch, teacher, self.settings.distillation)
+        return {labels: label, outputs: output}
 
     def close(self) -> None:
         """Lets go of the frozen copy."""

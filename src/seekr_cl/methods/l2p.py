@@ -10,12 +10,10 @@ from peft import PromptTuningConfig
 from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, run, task_term
 from seekr_cl.methods.common.lora import attach, name_base
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.prompt_pool import QUERIES, PromptKeys, PromptPoolModel
-from seekr_cl.models.query_adapters import query_mask_of
 from seekr_cl.settings import Ge, Hint, OneOf, Settings
 
 
@@ -108,17 +106,15 @@ class L2P(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss behind the picked prompts, and the distance of their keys."""
-        ids_BL, labels_BL = batch["input_ids"], batch["labels"]
-        out = model(
-            input_ids=ids_BL,
-            attention_mask=batch["attention_mask"],
-            query_mask=query_mask_of(batch),
-            use_cache=False,
-        )
-        logits_BLV = out.logits[:, -ids_BL.shape[1] :]
-        terms = {"task": LossTerm(causal_lm_loss(logits_BLV, labels_BL), count=count_labels(labels_BL))}
+        seen = []
+
+        def noted(model: Any, batch: Batch) -> Any:
+            seen.append(run(model, batch))
+            return seen[-1]
+
+        terms = {"task": task_term(self.context, model, batch, noted)}
         if self.settings.pull:
-            terms["pull"] = LossTerm(out.distance.mean(), self.settings.pull)
+            terms["pull"] = LossTerm(seen[-1].distance.mean(), self.settings.pull)
         return terms
 
     def finished_model(self) -> PreTrainedModel:

@@ -14,17 +14,16 @@ from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.memory import MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, label_term
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
     answer_logits,
-    distil_logits,
     first_position,
+    label_and_logit_terms,
     pad_logits,
     take_logits,
 )
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
 from seekr_cl.methods.onpolicy_replay import written_state, written_tasks
 from seekr_cl.models.context import context_length
 from seekr_cl.settings import Ge, Gt, Hint, Lt, Settings
@@ -119,23 +118,22 @@ class LFPT5(Method):
 
     def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Answer, whole text, and the earlier model's outputs on the answer."""
-        logits_BLV = forward(model, batch)
-        labels_BL, rest = batch["labels"], 1 - self.settings.consistency
-        terms = {"replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), rest, count_labels(labels_BL))}
+        rest = 1 - self.settings.consistency
         if self.settings.consistency:
-            divergence, positions = distil_logits(logits_BLV, batch["logits"], self._logits), batch["logits"]["real"]
+            both = label_and_logit_terms(model, batch, [batch["logits"]], self._logits)
+            label, divergence = both["replay"], both["logits"]
             # Of the whole batch, whose mean the term becomes where several processes share it.
-            count = collectives.all_reduce_sum(positions.sum() * (not batch.get("filler", False)))
-            terms["consistency"] = LossTerm(divergence, self.settings.consistency * float(count), positions.sum())
+            count = collectives.all_reduce_sum(batch["logits"]["real"].sum() * (not batch.get("filler", False)))
+            divergence.weight = self.settings.consistency * float(count)
+            label.weight = rest
+            terms = {"replay": label, "consistency": divergence}
+        else:
+            terms = {"replay": label_term(model, batch, rest)}
         return terms | {"lm_old": self._lm_term(model, batch["lm"], batch["input_ids"].device)}
 
     def _lm_term(self, model: Any, batch: Batch, device: torch.device) -> LossTerm:
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        return LossTerm(
-            causal_lm_loss(forward(model, moved), moved["labels"]),
-            self.settings.lm_weight * (1 - self.settings.consistency),
-            count_labels(moved["labels"]),
-        )
+        return label_term(model, moved, self.settings.lm_weight * (1 - self.settings.consistency))
 
     # Texts ----------------------------------------------------------------------------------------------------
 

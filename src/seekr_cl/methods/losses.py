@@ -26,6 +26,12 @@ def output_divergence(teacher_BLV: Tensor, student_BLV: Tensor, labels_BL: Tenso
         A scalar; 0 with gradient zero if no token is labelled.
     """
     answer_BL = labels_BL[:, 1:] != IGNORE
-    logp_NV = (teacher_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
-    logq_NV = (student_BLV[:, :-1][answer_BL].float() / temperature).log_softmax(-1)
-    return (logp_NV.exp() * (logp_NV - logq_NV)).sum() / max(1, len(logp_NV))
+    each_N = divergences(teacher_BLV[:, :-1][answer_BL], student_BLV[:, :-1][answer_BL], temperature)
+    return each_N.sum() / max(1, len(each_N))
+
+
+def divergences(teacher_NV: Tensor, student_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher, student) [N] of distributions softened by a temperature."""
+    logp_NV = (teacher_NV.float() / temperature).log_softmax(-1)
+    logq_NV = (student_NV.float() / temperature).log_softmax(-1)
+    return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
+from seekr_cl.methods.common.former_model import label_and_divergence_terms
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.losses import causal_lm_loss, count_labels, output_divergence
 from seekr_cl.settings import Ge, Gt, Hint, Settings
 
 
@@ -48,22 +46,10 @@ class LwF(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The task's loss and the distance from the earlier model's outputs."""
-        logits_BLV = forward(model, batch)
-        with torch.no_grad(), _autocast(logits_BLV.device.type):
-            teacher_BLV = forward(self._teacher, batch)
-        old = output_divergence(teacher_BLV, logits_BLV, batch["labels"], self.settings.temperature)
-        tokens = count_labels(batch["labels"])
-        return {
-            "task": LossTerm(causal_lm_loss(logits_BLV, batch["labels"]), count=tokens),
-            "old_outputs": LossTerm(old, self.settings.strength, tokens),
-        }
+        loss, strength, temperature = self.context.task_loss, self.settings.strength, self.settings.temperature
+        task, old = label_and_divergence_terms(loss, model, batch, self._teacher, strength, temperature)
+        return {"task": task, "old_outputs": old}
 
     def close(self) -> None:
         """Gives the earlier model's memory back."""
         self._teacher = None
-
-
-def _autocast(device: str) -> torch.autocast:
-    """The precision the Trainer runs the student in: it wraps that model's own forward, not the teacher's."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
-    return torch.autocast(device, dtype, enabled=dtype is not None)

@@ -11,6 +11,11 @@ _FOREVER = Paper(
     "Feng et al., ACL 2026",
     "https://arxiv.org/abs/2601.03938",
 )
+_SURE = Paper(
+    "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning",
+    "Hazard et al., 2025",
+    "https://arxiv.org/abs/2511.22367",
+)
 _BFP = Paper(
     "Preserving Linear Separability in Continual Learning by Backward Feature Projection",
     "Gu et al., CVPR 2023",
@@ -23,7 +28,7 @@ class Option:
     """One value of a setting.
 
     Attributes:
-        setting: its name in a configuration, with a dot.
+        setting: its name in a configuration, with a dot if it is of a group; others are for all methods.
         value: the value.
         about: what it does.
         paper: where it comes from.
@@ -38,7 +43,9 @@ class Option:
 
     def suits(self, method: type[Method]) -> bool:
         """Whether the method has this setting."""
-        block, key = self.setting.split(".")
+        block, _, key = self.setting.partition(".")
+        if not key:
+            return True
         if block == "replay":
             return method.replays
         return key in {field.name for field in fields(method.Settings)}
@@ -62,11 +69,7 @@ OPTIONS = (
         "replay.sample_weights",
         "surprise",
         "replays more of what the model before the task finds unlikely",
-        Paper(
-            "SuRe: Surprise-Driven Prioritised Replay for Continual LLM Learning",
-            "Hazard et al., 2025",
-            "https://arxiv.org/abs/2511.22367",
-        ),
+        _SURE,
     ),
     Option("replay.sample_weights", "information", "replays more of prompts with rare words", InsCL.paper),
     Option("replay.task_weights", "similarity", "replays more of old tasks unlike the new one", InsCL.paper),
@@ -118,5 +121,78 @@ OPTIONS = (
         "holds outputs up to a matrix that is learnt meanwhile; identity begins where nothing changes",
         _BFP,
         "method.target=hidden",
+    ),
+    Option(
+        "average",
+        "sfa",
+        "averages the weights with those before the task, again and again",
+        Paper("Soup to go (SFA)", "2025", "https://arxiv.org/abs/2501.05559"),
+    ),
+    Option(
+        "average",
+        "wise_ft",
+        "ends a task between the weights before and after it",
+        Paper(
+            "Robust fine-tuning of zero-shot models",
+            "Wortsman et al., CVPR 2022",
+            "https://arxiv.org/abs/2109.01903",
+        ),
+    ),
+    Option("average", "ema", "ends a task with the moving average of its weights", _SURE),
+    Option(
+        "optim",
+        "muon",
+        "steps matrices of hidden layers by their orthogonal part, the rest by AdamW",
+        Paper("Muon is Scalable for LLM Training", "Liu et al., 2025", "https://arxiv.org/abs/2502.16982"),
+    ),
+    Option(
+        "task_loss",
+        "dft",
+        "weighs each new token by its probability",
+        Paper(
+            "On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification",
+            "Wu et al., 2025",
+            "https://arxiv.org/abs/2508.05629",
+        ),
+    ),
+    Option(
+        "task_loss",
+        "eaft",
+        "weighs each new token by the entropy of what the model expected",
+        Paper(
+            "Entropy-Adaptive Fine-Tuning: Resolving Confident Conflicts to Mitigate Forgetting",
+            "Diao et al., 2026",
+            "https://arxiv.org/abs/2601.02151",
+        ),
+    ),
+    Option(
+        "task_loss",
+        "talr",
+        "weighs new tokens less the less likely they are",
+        Paper(
+            "SFT Doesn't Always Hurt General Capabilities: Revisiting Domain-Specific Fine-Tuning in LLMs",
+            "Lin et al., ICLR 2026",
+            "https://arxiv.org/abs/2509.20758",
+        ),
+    ),
+    Option(
+        "task_loss",
+        "stm",
+        "leaves out new tokens that the model before the task finds unlikely",
+        Paper(
+            "Mitigating Forgetting in LLM Fine-Tuning via Low-Perplexity Token Learning",
+            "Wu et al., NeurIPS 2025",
+            "https://arxiv.org/abs/2501.14315",
+        ),
+    ),
+    Option(
+        "task_loss",
+        "flow",
+        "weighs examples less the less likely they were before the task",
+        Paper(
+            "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting",
+            "Sanyal et al., ICML 2025",
+            "https://arxiv.org/abs/2502.02797",
+        ),
     ),
 )

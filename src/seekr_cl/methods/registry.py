@@ -27,8 +27,10 @@ from seekr_cl.methods.progressive_prompts import ProgressivePrompts
 from seekr_cl.methods.replay import Replay
 from seekr_cl.methods.rwalk import RWalk
 from seekr_cl.methods.sapt import SAPT
+from seekr_cl.methods.sdft import SDFT
 from seekr_cl.methods.seekr.method import Seekr
 from seekr_cl.methods.seqft import SeqFT
+from seekr_cl.methods.slao import SLAO
 from seekr_cl.methods.tree_lora import TreeLora
 
 _ALL: tuple[type[Method], ...] = (
@@ -54,6 +56,8 @@ _ALL: tuple[type[Method], ...] = (
     InsCL,
     LFPT5,
     OnPolicyReplay,
+    SDFT,
+    SLAO,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, forward
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.base import Batch, LossTerm, Method, Paper, label_term
 
 
 class Replay(Method):
@@ -17,5 +16,4 @@ class Replay(Method):
 
     def replay_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Cross entropy on the old samples' answers."""
-        labels_BL = batch["labels"]
-        return {"replay": LossTerm(causal_lm_loss(forward(model, batch), labels_BL), count=count_labels(labels_BL))}
+        return {"replay": label_term(model, batch)}

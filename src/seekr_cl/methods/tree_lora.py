@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from seekr_cl.errors import ConfigError, MemoryFormatError
+from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
-from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_layers, name_base
+from seekr_cl.methods.common.lora import AdapterSettings, attach, check_same_adapter, lora_layers, name_base, one_lora
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 from seekr_cl.settings import Ge, Hint
@@ -104,7 +104,7 @@ class TreeLora(Method):
         super().__init__(settings, context)
         model: Any = context.model
         if self.goes_on_from(model):
-            _check_same(settings, model.peft_config[ADAPTER])
+            check_same_adapter(settings, model.peft_config[ADAPTER])
             model.enable_input_require_grads()
         else:
             config = settings.lora()
@@ -125,8 +125,7 @@ class TreeLora(Method):
     @classmethod
     def goes_on_from(cls, model: Any) -> bool:
         """Whether a model comes with one low-rank adapter."""
-        kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
-        return kinds == ["LORA"] and not getattr(model, "query_conditioned", False)
+        return one_lora(model)
 
     def _choose(self) -> list[int]:
         if not self._earlier:
@@ -205,13 +204,3 @@ def _changes(earlier: list[dict[str, Tensor]]) -> list[list[Tensor]]:
         [layers[name] - earlier[task - 1][name] if task else layers[name] for task, layers in enumerate(earlier)]
         for name in earlier[0]
     ]
-
-
-def _check_same(settings: TreeLoraSettings, config: Any) -> None:
-    asked = settings.lora()
-    for key, ours in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
-        if getattr(config, ours) != getattr(asked, ours):
-            raise ConfigError(
-                f"method.{key}: {getattr(settings, key)}, but the model comes with an adapter of {key} "
-                f"{getattr(config, ours)}; keep that, or begin with the base model"
-            )

@@ -45,7 +45,7 @@ def load_model(
         source: a model folder, an adapter folder (the base model it names is loaded with it), or a Hub name.
         dtype: of the weights; those of adapters stay as they were saved.
         trust_remote_code: run code that comes with the model.
-        quantization: of the base model's weights, a key of ``quantised.FORMS``; ``None`` leaves them as they are.
+        quantization: of the base model's weights, one of ``bitsandbytes.FORMS``; ``None`` leaves them as they are.
         empty: without its weights, on the meta device.
 
     Raises:

@@ -28,6 +28,8 @@ from seekr_cl.methods.osft import OSFTSettings, decomposed
 from seekr_cl.methods.progressive_prompts import ProgressivePromptsSettings
 from seekr_cl.methods.rwalk import KINDS, RWalkSettings
 from seekr_cl.methods.sapt import SAPTSettings
+from seekr_cl.methods.sdft import ROOM as SDFT_ROOM
+from seekr_cl.methods.sdft import SDFTSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 from seekr_cl.methods.tree_lora import TreeLoraSettings
 from seekr_cl.models.query_adapters import ADAPTER
@@ -285,6 +287,13 @@ def _tree_lora(settings: TreeLoraSettings, scale: Scale) -> Overhead:
     )
 
 
+def _slao(settings: AdapterSettings, scale: Scale) -> Overhead:
+    """The adapter, and beside it the up-projections: merged so far, and as the task before left them."""
+    adapter, down, _ = lora_bytes(scale.build, settings)
+    up = adapter - down
+    return Overhead(device=adapter + up, ram=up if scale.later else 0, carried=up, written=adapter)
+
+
 def _icarl(settings: ICaRLSettings, scale: Scale) -> Overhead:
     """From the first task with exemplars behind it: a copy of the trained weights and its forward passes."""
     if not (settings.distillation and any(scale.kept[:-1])):
@@ -317,16 +326,49 @@ def _lfpt5(settings: LFPT5Settings, scale: Scale) -> Overhead:
 
 def _replayed_onpolicy_replay(settings: OnPolicySettings, kept: Sequence[int], examples: int) -> int:
     """If the model ends enough of its answers."""
+    if settings.loss == "kl":
+        return sum(kept)
     return sum(best_count(settings.keep, asked) for asked in kept)
 
 
 def _onpolicy_replay(settings: OnPolicySettings, scale: Scale) -> Overhead:
-    """Before each task an answer to every kept prompt; confidence takes a pass forward over each."""
+    """Before each task an answer to every kept prompt; confidence takes a pass forward over each.
+
+    With ``loss: kl`` an answer to every replayed prompt, the earlier model's pass over it, and its copy.
+    """
+    if settings.loss == "kl":
+        positions = scale.replayed * written_positions(scale, scale.tokens - scale.answer, ROOM * scale.answer)
+        longer = scale.tokens + (ROOM - 1) * scale.answer
+        seen = longer if scale.context is None else min(longer, scale.context)
+        return Overhead(
+            device=scale.width * scale.weights if any(scale.kept[:-1]) else 0,
+            passes=scale.replayed * (scale.forward * seen + seen - scale.tokens) / scale.tokens,
+            texts=scale.replayed,
+            positions=positions,
+        )
     texts = sum(sum(scale.kept[:number]) for number in range(scale.number))
     prompt = scale.tokens - scale.answer
     positions = texts * written_positions(scale, prompt, ROOM * scale.answer)
     judged = positions + texts if settings.scorer == "confidence" and positions else 0
     return Overhead(passes=scale.forward * judged / scale.tokens, texts=texts, positions=positions)
+
+
+def _sdft(settings: SDFTSettings, scale: Scale) -> Overhead:
+    """An answer to every example whenever it comes, the teacher's pass over it behind what it is shown, a copy.
+
+    Answers are counted as long as they can be; the student's pass over one stands for that over the example.
+    """
+    texts = sum(scale.trained)
+    prompt, new = scale.tokens - scale.answer, settings.max_new_tokens or SDFT_ROOM * scale.answer
+    positions = texts * written_positions(scale, prompt, new)
+    shown = scale.tokens + prompt + new
+    seen = shown if scale.context is None else min(shown, scale.context)
+    return Overhead(
+        device=0 if settings.teacher == "off" else scale.width * scale.weights,
+        passes=texts * (scale.forward * seen + max(0, new - scale.answer)) / scale.tokens,
+        texts=texts,
+        positions=positions,
+    )
 
 
 COSTS: dict[str, MethodCosts] = {
@@ -352,4 +394,6 @@ COSTS: dict[str, MethodCosts] = {
     "icarl": MethodCosts(_icarl),
     "lfpt5": MethodCosts(_lfpt5, _replayed_lfpt5),
     "onpolicy_replay": MethodCosts(_onpolicy_replay, _replayed_onpolicy_replay),
+    "sdft": MethodCosts(_sdft),
+    "slao": MethodCosts(_slao),
 }

@@ -62,7 +62,7 @@ def scoring_work(shape: ModelShape, settings: SeekrSettings, tokens: int, answer
     """What SEEKR does with one kept sample: forward before its task, forward and backward after it.
 
     All heads' rows are computed in both passes. The second has no gradients of weights unless ``gradient_leak`` wants
-    them; dL/dO is all that it is run for.
+    them; dL/dO is all that it is run for. Heads that are not chosen by score take one forward pass.
 
     Args:
         shape: the model.
@@ -76,6 +76,10 @@ def scoring_work(shape: ModelShape, settings: SeekrSettings, tokens: int, answer
     layers, head = _products(shape)
     backward = 2 if settings.gradient_leak and not frozen else 1
     places = (tokens, tokens) if padded else (1, min(answer + 1, tokens))
+    if not settings.scores_heads:
+        products = tokens * layers + places[1] * head + _attention(shape.layers.values(), tokens, 2)
+        products += sum(2 * layer.heads * layer.size * rows * tokens for layer in shape.layers.values())
+        return Work(products, _elements(shape, tokens, 0) + _ENTRY[1] * sum(shape.heads.values()) * rows * tokens)
     products = (2 + backward) * tokens * layers + (places[0] + (1 + backward) * places[1]) * head
     every = list(shape.layers.values())
     # Where no weight wants its gradient, the backward pass ends at the output of the first layer's attention.

@@ -3,12 +3,14 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from seekr_cl.config.general import SAMPLES, SelfWritten
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
+from seekr_cl.models.trained_part import chosen as trained_part
 from seekr_cl.planning.official import OfficialCost, official_cost
-from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of
+from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of, written_positions
 from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passes
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signal_costs import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
@@ -176,11 +178,13 @@ def _overhead(
     steps: Steps,
     forward: float,
 ) -> Overhead:
-    dtype = config.signal_dtype or "int8"
+    dtype, parameters = config.signal_dtype or "int8", shape.parameters
+    if config.train is not None:
+        parameters = sum(weight.numel() for weight in trained_part(shape.build(), config.train).values())
     chosen = choose_heads(shape, config.method.settings) if isinstance(config.method.settings, SeekrSettings) else None
     scale = Scale(
         # PEFT keeps adapters in single precision on whatever base.
-        weights=shape.parameters if adapter is None else adapter // FLOAT,
+        weights=parameters if adapter is None else adapter // FLOAT,
         width=WIDTHS[config.dtype] if adapter is None else FLOAT,
         hidden=shape.hidden,
         examples=work.examples,
@@ -199,6 +203,22 @@ def _overhead(
     )
     costs = costs_of(config.method.kind)
     own = Overhead() if costs is None else costs.overhead(config.method.settings, scale)
+    if config.task_loss is not None and config.task_loss.before:
+        # Every new example is asked once, before its task.
+        own = replace(own, passes=own.passes + forward * sum(work.examples))
+    if isinstance(config.general, SelfWritten):
+        # At most, and of a prompt as long as the examples'; a chat model writes as many questions before.
+        texts = (config.general_samples or SAMPLES) * config.general.tries
+        prompt = work.tokens - work.answer
+        own = replace(
+            own,
+            texts=own.texts + texts,
+            positions=own.positions + texts * written_positions(scale, prompt, config.general.max_new_tokens),
+        )
+    if config.average is not None:
+        # A copy of the trained weights, in single precision if it is to follow them.
+        width = FLOAT if config.average.kind == "ema" else scale.width
+        own = replace(own, device=own.device + width * scale.weights)
     if asks_adapters(config.method.settings):
         own = replace(own, device=own.device + (adapter or 0) * min(HELD, sum(map(bool, kept[:-1]))))
     return own

@@ -11,6 +11,7 @@ from seekr_cl.methods import Layout, Method
 from seekr_cl.methods.base import Batch
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.tasks import Encoded, collate
+from seekr_cl.tasks.collate import IGNORE
 
 
 class ScheduledBatches(Dataset[dict[str, Any]]):
@@ -74,5 +75,5 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         for row, item in enumerate(encoded):
             if item.spans[0][0] == 0:
                 # Nothing stands before a sample's first token but padding, whose output differs between backends.
-                batch["labels"][row, self.layout.offset(len(item.input_ids), batch["labels"].shape[1])] = -100
+                batch["labels"][row, self.layout.offset(len(item.input_ids), batch["labels"].shape[1])] = IGNORE
         return batch

@@ -114,7 +114,7 @@ class Reviews(TrainerCallback):
         self.days_seen = seen
         self._reviewing = True
         try:
-            _replay(self.trainer, next(self.rounds))
+            replay_now(self.trainer, next(self.rounds))
         finally:
             self._reviewing = False
         self.held += 1
@@ -136,7 +136,7 @@ class Reviews(TrainerCallback):
         self.held = content["held"]
 
 
-def _replay(trainer: Any, micro_batches: list[MicroBatch]) -> None:
+def replay_now(trainer: Any, micro_batches: list[MicroBatch]) -> None:
     """Micro-batches in optimizer steps of their own, as the Trainer makes them; its learning rate stays where it is."""
     accelerator, model, size = trainer.accelerator, trainer.model_wrapped, trainer.args.gradient_accumulation_steps
     always = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
@@ -155,3 +155,4 @@ def _replay(trainer: Any, micro_batches: list[MicroBatch]) -> None:
         trainer.optimizer.step()
         trainer.callback_handler.on_optimizer_step(trainer.args, trainer.state, trainer.control)
         model.zero_grad()
+        trainer.review_steps += 1

@@ -50,7 +50,11 @@ def _evaluated(key: str) -> Callable[..., Any]:
 def _batch(scores: dict[str, Any], ledger: dict[str, Any]) -> Any:
     evaluation = scores.get("evaluation", {})
     # In float32 on a CPU no batch size changes an answer.
-    return "any" if evaluation.get("same_for_any_batch_size") else evaluation.get("batch_size", "not recorded")
+    if evaluation.get("same_for_any_batch_size"):
+        return "any"
+    sizes = (evaluation.get(key) for key in ("batch_size", "batch_tokens"))
+    said = [f"{size} {unit}" for size, unit in zip(sizes, ("rows", "tokens")) if size is not None]
+    return " or ".join(said) or "not recorded"
 
 
 def _by_task(*keys: str) -> Callable[..., Any]:

@@ -21,9 +21,10 @@ from seekr_cl.evaluation.statistics import (
 )
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.comparable import differences
+from seekr_cl.report.measures import measures_of
 from seekr_cl.system import reading
 
-AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
+AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt", "plasticity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +96,19 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     ]
     first = next(iter(named))
     tests = [_test(first, named[first], label, members) for label, members in named.items() if label != first]
+    plain = next((label for label, members in named.items() if members[0].scores["method"]["name"] == "seqft"), None)
+    learned = [
+        _test(plain, named[plain], label, members, "learnt")
+        for label, members in named.items()
+        if plain is not None and label != plain
+    ]
     return {
         "conventions": CONVENTIONS,
         "interval_level": CONVENTION,
         "tasks": runs[0].matrix.tasks,
         "methods": [_row(label, members) for label, members in named.items()],
         "paired_tests": [test for test in tests if test is not None],
+        "plasticity_tests": [test for test in learned if test is not None],
         "not_comparable": not_comparable,
         "notes": notes,
     }
@@ -138,6 +146,7 @@ def _row(label: str, runs: list[RunRecord]) -> dict[str, Any]:
         same = complete and all(run.matrix.tasks == runs[0].matrix.tasks for run in runs)
         interval = aggregate_intervals([Answered([one.last[place]]) for one in answers])["op"] if same else None
         row["tasks"][task] = _number(known, interval)
+    row["measures"] = measures_of([(Path(run.name), run.scores, run.matrix) for run in runs])
     row["learning_rates"] = _rates(runs)
     steps = [count for run in runs if (count := _steps(run)) is not None]
     row["steps"] = mean(steps) if len(steps) == len(runs) else None
@@ -178,8 +187,13 @@ def _number(values: list[float], interval: Interval | None) -> dict[str, Any]:
     }
 
 
-def _test(first: str, one: list[RunRecord], second: str, other: list[RunRecord]) -> dict[str, Any] | None:
-    """The difference in OP on the seeds that both have; None where the tests are not the same."""
+def _test(
+    first: str, one: list[RunRecord], second: str, other: list[RunRecord], which: str = "last"
+) -> dict[str, Any] | None:
+    """The difference in OP on the seeds that both have; None where the tests are not the same.
+
+    Of ``learnt`` answers in place of the ``last`` it is the difference in plasticity.
+    """
     ours, theirs = ({run.scores["seed"]: run for run in runs} for runs in (one, other))
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]
@@ -187,8 +201,10 @@ def _test(first: str, one: list[RunRecord], second: str, other: list[RunRecord])
     answers = [(a.answered, b.answered) for a, b in pairs]
     if not pairs or any(tests != tested[0] for tests in tested):
         return None
-    left = [_ordered(a, tested[0]) for a, _ in pairs if a.answered]
-    right = [_ordered(b, tested[0]) for _, b in pairs if b.answered]
+    if which == "learnt" and any(run.answered and not run.answered.learnt for pair in pairs for run in pair):
+        return None
+    left = [_ordered(a, tested[0], which) for a, _ in pairs if a.answered]
+    right = [_ordered(b, tested[0], which) for _, b in pairs if b.answered]
     if len(left) < len(answers) or len(right) < len(answers):
         return None
     found = paired_test(left, right)
@@ -208,10 +224,10 @@ def _tests(run: RunRecord) -> dict[str, Any]:
     return {one["name"]: (one["metric"], one["test"]) for one in run.ledger["tasks"][: run.matrix.learnt]}
 
 
-def _ordered(run: RunRecord, tests: dict[str, Any]) -> list[Any]:
+def _ordered(run: RunRecord, tests: dict[str, Any], which: str) -> list[Any]:
     """Tallies in one order of tasks, whatever the run's was."""
     assert run.answered is not None
-    by_name = dict(zip(run.matrix.tasks, run.answered.last))
+    by_name = dict(zip(run.matrix.tasks, getattr(run.answered, which)))
     return [by_name[name] for name in sorted(tests)]
 
 

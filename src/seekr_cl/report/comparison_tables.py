@@ -7,14 +7,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = ("method", "seeds", "OP", "BWT", "BWT/N", "forgetting", "FWT", "rate", "steps", "seconds", "memory")
-_KEYS = ("op", "bwt", "bwt_over_n", "forgetting", "fwt")
+from seekr_cl.report.measures import MEASURES
+
+_SCORES = ("OP", "BWT", "BWT/N", "forgetting", "FWT", "plasticity")
+COLUMNS = ("method", "seeds", *_SCORES, "rate", "steps", "seconds", "memory")
+_KEYS = ("op", "bwt", "bwt_over_n", "forgetting", "fwt", "plasticity")
 
 
 def summary_rows(content: dict[str, Any], size: Any) -> list[list[str]]:
     """A row a method; numbers with the 95% interval where there is one.
 
-    ``rate`` is the learning rate of the tasks, ``steps`` the optimizer steps of all of them, replay's own included.
+    ``plasticity`` is the mean score right after learning, ``rate`` the learning rate of the tasks, ``steps`` the
+    optimizer steps of all of them, replay's own included.
     """
     return [
         [row["method"], str(len(row["seeds"]))]
@@ -33,6 +37,24 @@ def task_rows(content: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def measure_rows(content: dict[str, Any]) -> list[list[str]]:
+    """A row a method: what else was measured; none where nothing was."""
+    rows = [
+        [row["method"], *(_measure(row["measures"].get(key), form) for key, (_, form) in MEASURES.items())]
+        for row in content["methods"]
+    ]
+    return rows if any(cell != "-" for row in rows for cell in row[1:]) else []
+
+
+def measure_columns() -> tuple[str, ...]:
+    """The columns of ``measure_rows``."""
+    return ("method", *(name for name, _ in MEASURES.values()))
+
+
+def _measure(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 def test_lines(content: dict[str, Any]) -> list[str]:
     """A sentence a paired test."""
     return [
@@ -40,6 +62,10 @@ def test_lines(content: dict[str, Any]) -> list[str]:
         f"{test['interval'][1]:+.1f}], {_p(test)} (permutation of the answers to {test['examples']} examples, "
         f"{len(test['seeds'])} {'seed' if len(test['seeds']) == 1 else 'seeds'})"
         for test in content["paired_tests"]
+    ] + [
+        f"{test['second']} against {test['first']}, right after learning: {test['difference']:+.1f} "
+        f"[{test['interval'][0]:+.1f}, {test['interval'][1]:+.1f}], {_p(test)}: plasticity"
+        for test in content.get("plasticity_tests", [])
     ]
 
 
@@ -68,6 +94,8 @@ def markdown(content: dict[str, Any], size: Any) -> str:
         _markdown_table(COLUMNS, summary_rows(content, size)),
         _markdown_table(("method", *content["tasks"]), task_rows(content)),
     ]
+    if rows := measure_rows(content):
+        parts.append(_markdown_table(measure_columns(), rows))
     lines = "\n".join(f"- {_plain(line)}" for line in [*remarks(content), f"intervals: {content['interval_level']}"])
     return "\n\n".join([*parts, lines]) + "\n"
 
@@ -89,6 +117,7 @@ def page(content: dict[str, Any], size: Any, plot: str) -> str:
         + _html_table(COLUMNS, summary_rows(content, size))
         + f'<img src="{html.escape(plot, quote=True)}" alt="OP, BWT and scores of the tasks">'
         + _html_table(("method", *content["tasks"]), task_rows(content))
+        + (_html_table(measure_columns(), rows) if (rows := measure_rows(content)) else "")
         + f"<ul>{others}</ul><h2>Conventions</h2><ul>{about}"
         + f"<li>intervals: {html.escape(content['interval_level'])}</li></ul></body></html>\n"
     )

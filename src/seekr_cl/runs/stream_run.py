@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,17 @@ from seekr_cl.evaluation import (
     settings_of,
 )
 from seekr_cl.evaluation.predictions import describe_intervals
+from seekr_cl.evaluation.speed import line
 from seekr_cl.evaluation.task_scoring import Scored, read_scores, score_tasks, scoring_hash
 from seekr_cl.memory import accepted_hashes, model_hash
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import require_free
+from seekr_cl.models.precision import computing_in
 from seekr_cl.os_errors import named
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.drawing import draw
+from seekr_cl.report.verdict import VERDICT, Cost
+from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import keep_json, write_json
@@ -58,13 +62,14 @@ PARTIAL = "partial.json"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What one stage gave: scores on the tasks, seconds of training, how it went, answers that were broken off."""
+    """What one stage gave: scores on the tasks, seconds of training, how it went, and the form of the answers."""
 
     scores: list[float]
     seconds: float
     evaluation: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     broken_off: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class Run:
         evaluations/00-base/             scores and predictions of each stage
         checkpoints/                     the task that is being learnt, until it is committed
         scores.json, scores.png          the score matrix
+        verdict.json                     what was learned, and what was lost of it since
 
     Attributes:
         output: the folder.
@@ -252,12 +258,15 @@ class Run:
             scores = {task: one["score"] for task, one in scored.tasks.items()}
             content = {"scores": scores, "seconds": learnt.seconds if learnt else 0.0, "evaluation": evaluation}
             content |= {"intervals": {task: one["interval"] for task, one in scored.tasks.items()}}
-            content |= {"broken_off": scored.broken_off}
+            content |= {"broken_off": scored.broken_off, "timing": scored.timing}
+            content |= {"format": {task: one.get("format", {}) for task, one in scored.tasks.items()}}
             content |= {"training": training} if training else {}
             collectives.on_main(partial(write_json, done, content))
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
+            if said := line(scored.timing):
+                self._say(f"{self.config.method.name}: {said}")
             if collectives.is_main():
                 scored.warn_of_broken_off()
         collectives.on_main(partial(remove_file, place / PARTIAL, is_regular))
@@ -267,7 +276,7 @@ class Run:
         # Runs of former versions have no record of it.
         scores, evaluation = content["scores"], content.get("evaluation", {})
         in_order = [scores[task.name] for task in self.tasks]
-        made = content.get("training", {}), content.get("broken_off", {})
+        made = content.get("training", {}), content.get("broken_off", {}), content.get("format", {})
         return _Stage(in_order, content["seconds"], evaluation, *made)
 
     def _evaluate(
@@ -281,10 +290,17 @@ class Run:
         model.to(self.config.device)  # type: ignore[arg-type]
         encoder = make_encoder(self.config, model, tokenizer)
         tasks = [*self.tasks, *self.probes]
-        engine = TransformersEngine(model, tokenizer, self.config.per_device_eval_batch_size)
+        settings = self.config.evaluation
+        engine = TransformersEngine(
+            model, tokenizer, self.config.per_device_eval_batch_size, batch_tokens=settings.batch_tokens
+        )
         unfinished = place.folder / PARTIAL
         scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
-        with counting(f"evaluate after {name}", sum(len(task.test) for task in tasks), self.config.progress) as advance:
+        prompts = sum(len(task.test) for task in tasks)
+        with (
+            counting(f"evaluate after {name}", prompts, self.config.progress) as advance,
+            computing_in(model, settings.precision(self.config)),
+        ):
 
             def answered(count: int) -> None:
                 advance(count * collectives.world_size())
@@ -293,7 +309,7 @@ class Run:
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
-        return scored, settings_of(engine, encoder)
+            return scored, settings_of(engine, encoder)
 
     def _write(
         self,
@@ -314,8 +330,10 @@ class Run:
                 "training": training,
                 "evaluation": last.evaluation,
                 "broken_off": last.broken_off,
+                "format": last.form,
                 "tests": {
                     task.name: {
+                        "metric": task.metric,
                         "examples": len(task.test),
                         "max_new_tokens": task.max_new_tokens,
                         "sha256": scoring_hash(task),
@@ -328,7 +346,11 @@ class Run:
         if self._shows_more(len(content["matrix"])):
             # A run that is done and asked for again: what is there is not replaced by its own beginning.
             return
+        verdict = of_run(self.output, scores=content)
+        # What it cost stands beside it already.
+        content["verdict"] = replace(verdict, cost=Cost()).to_json()
         keep_json(self.output / SCORES, content)
+        write_json(self.output / VERDICT, verdict.to_json())
         draw("plot_matrix", matrix, self.output / "scores.png")
 
     def _shows_more(self, rows: int) -> bool:

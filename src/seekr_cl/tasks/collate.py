@@ -47,7 +47,7 @@ def spans_of(learnt: Spans | None, completion_start: int, length: int) -> Spans:
     return ((completion_start, length),) if learnt is None else learnt
 
 
-def labels_of(input_ids: list[int], spans: Spans, ignore: int = -100) -> list[int]:
+def labels_of(input_ids: list[int], spans: Spans, ignore: int = IGNORE) -> list[int]:
     """The tokens to learn, and ``ignore`` in the place of every other."""
     labels = [ignore] * len(input_ids)
     for begin, end in spans:

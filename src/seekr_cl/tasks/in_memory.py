@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seekr_cl.errors import DataError
+from seekr_cl.tasks.tables import without_nulls
 
 
 def is_rows(source: Any) -> bool:
@@ -11,18 +12,27 @@ def is_rows(source: Any) -> bool:
     return isinstance(source, list | tuple) or hasattr(source, "to_list") or _is_splits(source)
 
 
-def splits_of(source: Any) -> dict[str, list[Any]]:
-    """The rows by split: those of a ``DatasetDict``, or all as ``train``.
+def splits_of(source: Any) -> dict[str, Any]:
+    """The splits by name, not read yet: those of a ``DatasetDict``, or everything as ``train``.
 
     Args:
         source: a list of records, a ``datasets.Dataset``, or a ``DatasetDict``.
+    """
+    return {str(name): split for name, split in source.items()} if _is_splits(source) else {"train": source}
+
+
+def rows_of(split: Any) -> list[Any]:
+    """The records of one split; a list of the caller's is left as it is.
+
+    Args:
+        split: a list of records or a ``datasets.Dataset``.
 
     Raises:
         DataError: if there are none, or a record is not a mapping.
     """
-    if _is_splits(source):
-        return {str(name): split.to_list() for name, split in source.items()}
-    rows = source.to_list() if hasattr(source, "to_list") else list(source)
+    if hasattr(split, "to_list"):
+        return without_nulls(split.to_list())
+    rows = list(split)
     if not rows:
         raise DataError("the rows are empty; give at least one record such as {'prompt': ..., 'completion': ...}")
     for number, row in enumerate(rows, start=1):
@@ -31,7 +41,7 @@ def splits_of(source: Any) -> dict[str, list[Any]]:
                 f"row {number} is a {type(row).__name__}, not a record; give dicts such as "
                 "{'prompt': ..., 'completion': ...}"
             )
-    return {"train": rows}
+    return rows
 
 
 def _is_splits(source: Any) -> bool:

@@ -14,10 +14,9 @@ from seekr_cl.system.paths import at_home
 from seekr_cl.tasks.columns import Columns
 from seekr_cl.tasks.examples import Example, example_of, reference_list
 from seekr_cl.tasks.formats import recognise
-from seekr_cl.tasks.in_memory import is_rows, splits_of
+from seekr_cl.tasks.in_memory import is_rows, rows_of, splits_of
 from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.tasks.readers import SUFFIXES, read_json, read_rows, require_exists
-from seekr_cl.tasks.tables import without_nulls
 
 SPLITS = ("train", "eval", "test")
 Source = Any
@@ -173,12 +172,13 @@ def _folder(folder: Path) -> dict[str, Part]:
 
 def _given(source: Any) -> dict[str, Part]:
     """Rows that are in Python already."""
-    splits = {split: without_nulls(rows) for split, rows in splits_of(source).items()}
+    splits = splits_of(source)
     parts = {}
     for split, spellings in _SPELLINGS.items():
         found = [name for name in spellings if name in splits]
         if found:
-            parts[split] = Part("rows" if split == "train" else f"rows of {found[0]}", partial(list, splits[found[0]]))
+            label = "rows" if split == "train" else f"rows of {found[0]}"
+            parts[split] = Part(label, partial(rows_of, splits[found[0]]))
     if "train" not in parts:
         raise DataError(f"the data set has no train split (holds {', '.join(splits)}); name the one to learn 'train'")
     return parts
@@ -201,14 +201,10 @@ def _parts(source: str, splits: Mapping[str, Any]) -> dict[str, Part]:
     for split, spellings in _SPELLINGS.items():
         found = [name for name in spellings if name in splits]
         if found:
-            parts[split] = Part(f"{source} {found[0]}", partial(_records, splits[found[0]]))
+            parts[split] = Part(f"{source} {found[0]}", partial(rows_of, splits[found[0]]))
     if "train" not in parts:
         raise DataError(f"{source}: no train split (holds {', '.join(map(str, splits))}); choose another data set")
     return parts
-
-
-def _records(split: Any) -> list[Any]:
-    return without_nulls(split.to_list())
 
 
 def _hub(source: str) -> dict[str, Part]:

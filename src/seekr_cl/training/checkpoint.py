@@ -46,7 +46,7 @@ KEPT = 2
 
 _NAME = re.compile(r"\d{6,12}")
 _PIECES = re.compile(r"(.+)\.\d{5}-of-\d{5}")
-_PARTS = r"carried|carry|importance|kept|method|next_state|optimizer|rng|trainer|weights|task-\d+|teacher-\d+"
+_PARTS = r"average|carried|carry|importance|kept|method|next_state|optimizer|rng|trainer|weights|task-\d+|teacher-\d+"
 _CONTENT = re.compile(
     rf"(state|trainer_state)\.json|({_PARTS})(\.\d{{5}}-of-\d{{5}})?\.safetensors"
     r"|\.(state|trainer_state|manifest)\.json\.[a-z0-9_]{8}(\.seekr)?"

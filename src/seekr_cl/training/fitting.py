@@ -13,11 +13,15 @@ from seekr_cl.tasks import Encoded, Encoder, Example, Task
 
 def make_encoder(config: SeekrConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """The encoder for a model: as long as asked for, never longer than the model's context."""
-    context = context_length(model)
+    return encoder_within(config, tokenizer, context_length(model))
+
+
+def encoder_within(config: SeekrConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Encoder:
+    """The encoder for a model with this context, in tokens; ``None`` where nothing limits it."""
     asked = config.max_length
     if asked is not None and context is not None and asked > context:
         warnings.warn(
-            f"max_length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=2
+            f"max_length: {asked} is more than the model's context, using {context}", NoEffectWarning, stacklevel=3
         )
     length = min(asked or DEFAULT_LENGTH, context or asked or DEFAULT_LENGTH)
     boundary = config.prompt_boundary or "separate"

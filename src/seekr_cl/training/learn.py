@@ -17,6 +17,7 @@ from seekr_cl.memory.lineage import GENERATIONS
 from seekr_cl.memory.open_files import require_open_files
 from seekr_cl.models.loading import refuse_unwritable, require_free
 from seekr_cl.models.source import ModelSource
+from seekr_cl.models.trained_part import thaw
 from seekr_cl.os_errors import named
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.locks import hold
@@ -30,6 +31,7 @@ from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
+from seekr_cl.training.probing import RETENTION
 from seekr_cl.training.run_identity import check_same_learning, task_identity
 from seekr_cl.training.task_progress import before_lost_model, open_memory, tidy_up
 from seekr_cl.training.train_phase import train
@@ -102,8 +104,13 @@ def learn(
                     return done
             former = before_lost_model(name_of(tasks), tasks[0].fingerprint(), store, output, begun)
             here, gone = (store, None) if former is None else (former, store)
-            state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone)
-            learnt = _learn(state)
+            # A run scores the tests of every task itself.
+            probed = config.retention.count(evaluated=checkpoints is not None)
+            state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone, probed)
+            try:
+                learnt = _learn(state)
+            finally:
+                thaw(getattr(state, "network", None), state.frozen)
             collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -129,6 +136,7 @@ def _learn(state: Learning) -> LearnResult:
     """The phases of one learning, in order."""
     phases.load(state)
     phases.prepare(state)
+    phases.probe(state)
     with phases.attached_method(state):
         phases.rewrite(state)
         phases.score_general(state)
@@ -163,4 +171,6 @@ def _finished(
         return None
     log = json.loads((output / LOG).read_text(encoding="utf-8"))
     training: Any = store.tasks[-1].info.get("training", {})
-    return LearnResult(network, tokenizer, 0.0, log[-1]["step"], log, 0, training)
+    probes = output / RETENTION
+    found = json.loads(probes.read_text(encoding="utf-8")) if probes.is_file() else {}
+    return LearnResult(network, tokenizer, 0.0, log[-1]["step"], log, 0, training, found)

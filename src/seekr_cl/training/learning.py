@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -13,6 +14,7 @@ from seekr_cl.methods import Context, Method
 from seekr_cl.models.source import ModelSource
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.probing import ProbeSet
 from seekr_cl.training.task_progress import TaskProgress
 from seekr_cl.training.trainer import SeekrTrainer
 
@@ -32,6 +34,7 @@ class LearnResult:
         log: the Trainer's log lines: loss terms, gradient shares.
         cut: how many prompts were truncated on the left.
         training: learning rate, scheduler, optimizer and steps, and where each comes from; the memory has it too.
+        retention: what probes of old tasks and of the new one gave before, during and after; ``retention.json``.
     """
 
     model: PreTrainedModel | None
@@ -41,6 +44,7 @@ class LearnResult:
     log: list[dict[str, Any]]
     cut: int
     training: dict[str, Any] = field(default_factory=dict)
+    retention: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Learning:
         saves: where checkpoints go.
         begun: the checkpoint to go on from.
         resume: whether leftovers of an interrupted learning are to be cleared away.
+        probed: samples of each task that are probed before and after.
         committed: the memory with this task already in it, where only its model is missing.
         network: the model in training; set by ``load``, as are the next five.
         tokenizer: its tokenizer.
@@ -64,13 +69,15 @@ class Learning:
         tokenizer_sha256: the tokenizer's hash.
         weights_dtype: the dtype the weights were loaded in.
         identity: what a resumed learning must share with the one it continues.
-        context: what the method works with; set by ``prepare``, as are the next four.
+        context: what the method works with; set by ``prepare``, as are the next three.
         encoder: turns examples into tokens.
         trained: examples and their tokens, for each task.
+        probes: what is probed, with what it gave before.
         method: the method, attached to the model until its phases are over.
         progress: which phases are complete, and what they gave.
         learned: each task's tokens as the method trains on them; set by ``rewrite``.
         trainer: set by ``train``.
+        frozen: weights that are not trained because of ``train``.
     """
 
     source: ModelSource
@@ -83,6 +90,7 @@ class Learning:
     begun: Checkpoint | None
     resume: bool
     committed: ReplayMemory | None = None
+    probed: int = 0
 
     network: Any = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)
@@ -94,11 +102,13 @@ class Learning:
     context: Context = field(init=False)
     encoder: Encoder = field(init=False)
     trained: list[tuple[list[Example], list[Encoded]]] = field(init=False)
+    probes: list[ProbeSet] = field(init=False)
     method: Method = field(init=False)
     progress: TaskProgress = field(init=False)
 
     learned: list[list[Encoded]] = field(init=False)
     trainer: SeekrTrainer = field(init=False)
+    frozen: list[nn.Parameter] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from seekr_cl.methods import Context, Layout
 from seekr_cl.models.loading import pad_id, save_model, written_state
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
 from seekr_cl.models.peft_adapters import is_prompt_learning
+from seekr_cl.models.trained_part import freeze_others
 from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.files import write_json
 from seekr_cl.system.removal import remove_made
@@ -35,6 +36,8 @@ from seekr_cl.training.new_examples import new_examples
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover, check_carry
 from seekr_cl.training.places import places_of
 from seekr_cl.training.precision import warn_if_updates_vanish
+from seekr_cl.training.probing import RETENTION, probe_sets
+from seekr_cl.training.retention import measure_all, summary
 from seekr_cl.training.run_identity import check_same_learning, describe_method, learning_identity
 from seekr_cl.training.sample_selection import (
     choose_samples,
@@ -43,7 +46,9 @@ from seekr_cl.training.sample_selection import (
     previous_state,
     within_budget,
 )
+from seekr_cl.training.steps_made import steps_made
 from seekr_cl.training.task_progress import Ready, TaskProgress, is_uncommitted, make_room, result_state, tidy
+from seekr_cl.training.task_weights import weigh
 from seekr_cl.training.trainer_state import take_weights
 
 GENERAL = "general"
@@ -81,6 +86,8 @@ def load(state: Learning) -> None:
     if state.resume:
         collectives.on_main(lambda: make_room(state.output))
     state.network = adapted(network, config, state.source.name)
+    if config.train is not None:
+        state.frozen = freeze_others(state.network, config.train)
     if config.carry_optimizer:
         check_carry(Path(state.source.name), state.network, optimizer_keys)
     warn_if_updates_vanish(state.network, config)
@@ -112,6 +119,18 @@ def prepare(state: Learning) -> None:
     state.context.previous_state = previous_state(config, store, state.context.warn)
 
 
+def probe(state: Learning) -> None:
+    """Asks the model what it knows of old tasks, and of the new one, before anything is attached to it."""
+    state.probes = probe_sets(state.store, state.tasks, state.encoder, state.probed) if state.probed else []
+    saved = [] if state.begun is None else state.begun.state.get("retention", [])
+    # None where former versions began it, or with another number of samples.
+    known = [found for found, one in zip(saved, state.probes) if len(found["exact"]) == len(one.probes)]
+    if not len(saved) == len(known) == len(state.probes):
+        known = measure_all(state.context.model, state.probes)
+    for one, found in zip(state.probes, known, strict=True):
+        one.before = found
+
+
 @contextmanager
 def attached_method(state: Learning) -> Iterator[None]:
     """The method is attached to the model inside, and what a checkpoint has of it is loaded."""
@@ -119,17 +138,19 @@ def attached_method(state: Learning) -> Iterator[None]:
     try:
         places = places_of(state.store.path, state.output, state.saves.place)
         state.progress = TaskProgress(state.saves, state.identity, places, state.method, state.begun)
+        state.progress.retention = [one.before for one in state.probes]
         yield
     finally:
         state.method.close()
 
 
 def rewrite(state: Learning) -> None:
-    """Lets the method put other examples in place of the task's."""
+    """Lets the method put other examples in place of the task's, and weighs them if ``task_loss`` says so."""
     state.learned = [encoded for _, encoded in state.trained]
     if not state.progress.phase_done("scored"):
         state.learned = new_examples(state.method, state.tasks, state.learned, state.encoder.max_length)
         state.context.examples = [item for part in state.learned for item in part]
+        state.context.task_loss = weigh(state.config, state.context)
 
 
 def score_general(state: Learning) -> None:
@@ -137,7 +158,7 @@ def score_general(state: Learning) -> None:
     progress = state.progress
     if progress.phase_done("general"):
         return
-    samples = general_samples(state.config, state.store, state.encoder, GENERAL)
+    samples = general_samples(state.config, state.store, state.encoder, state.context, GENERAL)
     if samples:
         state.method.before_task(samples)
         scored = state.method.after_task(GENERAL, samples).task
@@ -184,10 +205,13 @@ def write(state: Learning) -> LearnResult:
     model_sha = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
     tensors = plain(written_state(network)) if sharded else None
+    found = summary(state.probes, measure_all(network, state.probes), ready.log) if state.probes else {}
     keep, new_tasks = within_budget(state.config, state.store, state.progress.new_tasks, state.context)
 
     def add_files(folder: Path) -> None:
         write_json(folder / LOG, ready.log)
+        if found:
+            write_json(folder / RETENTION, found)
         if ready.carry is not None:
             ready.carry.save(folder)
         note_origin(folder, network, model_sha, state.config.quantization)
@@ -209,7 +233,7 @@ def write(state: Learning) -> LearnResult:
     elif sharded:
         model, _ = load_configured(state.output, state.config)
     return LearnResult(
-        model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training
+        model, state.tokenizer, state.progress.seconds, ready.steps, ready.log, state.encoder.cut_count, training, found
     )
 
 
@@ -246,7 +270,7 @@ def _facts(state: Learning) -> dict[str, object]:
     }
     if config.method.kind.keeps:
         facts["choice"] = config.replay.choice
-    return facts | {"training": record(config, trainer.args, trainer.rate_source, trainer.state.global_step)}
+    return facts | {"training": record(config, trainer.args, trainer.rate_source, *steps_made(trainer))}
 
 
 def _carry(state: Learning) -> OptimizerCarryover | None:

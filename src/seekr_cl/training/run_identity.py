@@ -23,15 +23,24 @@ _DECISIVE = (
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
 
 
+_IF_SET = ("task_loss", "average", "train")
+"""The same of what is off unless it is asked for, so that what was begun before there was such a setting goes on."""
+
+
 def decisive(config: SeekrConfig) -> dict[str, Any]:
     """The deciding settings by name, as JSON; where a measurement steers nothing, its interval decides nothing."""
     given = config.to_dict()
-    settings = {key: given[key] for key in _DECISIVE}
+    settings = {key: given[key] for key in _DECISIVE} | {k: given[k] for k in _IF_SET if given[k] is not None}
+    if config.evaluation.dtype != "auto":
+        # What it follows from is decisive itself.
+        settings["evaluation_dtype"] = config.evaluation.dtype
     if not config.method.steers:
         settings.pop("measure_every")
     if not config.group_by_length:
         # As what was begun before there was the setting.
         settings.pop("group_by_length")
+    if config.retention.on_drop == "more_replay":
+        settings["retention"] = given["retention"]
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
         settings["later_learning_rate"] = later

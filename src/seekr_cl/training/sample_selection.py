@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from seekr_cl.config.general import SAMPLES, SelfWritten
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
@@ -17,6 +18,7 @@ from seekr_cl.replay.selection import AFTER_TRAINING, CHOICES, UNRANKED, Candida
 from seekr_cl.replay.selection.candidates import answer_loss, mean_hidden
 from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.progress import console, counting
+from seekr_cl.training.self_written import write_general
 
 COMPARED = 256
 """New examples that stand for their task when it is compared with the old ones."""
@@ -29,10 +31,17 @@ def as_sample(example: Example, encoded: Encoded, encoder: Encoder) -> ReplaySam
     return ReplaySample(prompt, completion, ids_L, encoded.completion_start, learnt=encoded.learnt)
 
 
-def general_samples(config: SeekrConfig, store: ReplayMemory, encoder: Encoder, name: str) -> list[ReplaySample]:
+def general_samples(
+    config: SeekrConfig, store: ReplayMemory, encoder: Encoder, context: Context, name: str
+) -> list[ReplaySample]:
     """Task 0: general data for a memory that is new; later generations have it already."""
     if config.general is None or store.generation:
         return []
+    if isinstance(config.general, SelfWritten):
+        samples, said = write_general(config.general, context, encoder, config.general_samples or SAMPLES)
+        if config.progress != "none":
+            console().print(f"general: self: {said}", soft_wrap=True, markup=False)
+        return samples
     examples = Task.load(config.general, name=name).train
     count = config.general_samples or max(8, config.replay.count(len(examples)))
     order = torch.randperm(len(examples), generator=task_generator(config.seed))[:count].sort().values

@@ -65,6 +65,7 @@ class TaskProgress:
     Attributes:
         new_tasks: what the memory will get.
         kept: the chosen samples of the new task.
+        retention: what the probes gave before the task, task after task.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class TaskProgress:
         self.saves, self.identity, self.places, self.method, self.begun = saves, identity, places, method, begun
         self.new_tasks: list[MemoryTask] = []
         self.kept: list[ReplaySample] = []
+        self.retention: list[dict[str, Any]] = []
         self._started, self._before = time.perf_counter(), 0.0
         self._last: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
         if begun is None:
@@ -131,6 +133,7 @@ class TaskProgress:
             "method": method,
             "rng": rng_content,
             "kept": _texts(self.kept),
+            "retention": self.retention,
             "tasks": [
                 {"name": task.name, "heads": list(task.heads.items()), "info": task.info, "texts": _texts(task.samples)}
                 | {"teacher": task.teacher is not None}

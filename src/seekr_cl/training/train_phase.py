@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
@@ -19,7 +21,9 @@ from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
+from seekr_cl.training.task_weights import RequireUse
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -38,11 +42,16 @@ def train(state: Learning) -> None:
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
     rows = [one.input_ids for one in context.examples]
+    watch = _watch(state, replay)
     with packed(context.model, rows) if config.packing else nullcontext():
         state.trainer.train()
+    if watch is not None:
+        watch.check()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
+    if state.trainer.averaging is not None:
+        state.trainer.averaging.finish()
     fault_point("learn.trained")
 
 
@@ -75,6 +84,18 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
     return schedule, Reviews(UpdateClock(settings.day_steps), review_rounds(**order))
 
 
+def _watch(state: Learning, replay: TaskSamples) -> RetentionProbe | None:
+    """Probes during training, where they are asked for and there is an old task; called last of all callbacks."""
+    config = state.config
+    old = [one for one in state.probes if one.kind != "new"]
+    if config.retention.probe_every is None or not old:
+        return None
+    size = (config.replay.batch_size or config.per_device_train_batch_size) * collectives.world_size()
+    watch = RetentionProbe(state.trainer, config.retention, old, replay, size, state.context.seed)
+    state.trainer.add_callback(watch)
+    return watch
+
+
 def _replay_comes(state: Learning, schedule: list[MicroBatch], reviews: Reviews | None) -> bool:
     if reviews is None:
         return any(micro.replay for micro in schedule)
@@ -99,13 +120,23 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *state.callbacks],
+        callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
+    if config.average is not None:
+        trainer.average(config.average)
     if config.replay.over_tasks == "sum":
         trainer.replay_factor = max(1, sum(bool(len(task.samples)) for task in replay.tasks))
     drop_printers(trainer)
     return trainer
+
+
+def _added(state: Learning, schedule: list[MicroBatch]) -> list[TrainerCallback]:
+    """What settings that are off by default do beside the steps."""
+    config, loss = state.config, state.context.task_loss
+    if loss is None:
+        return []
+    return [RequireUse(loss, config.method.name, schedule, config.gradient_accumulation_steps)]
 
 
 def _warn_without_effect(state: Learning, replay: TaskSamples, scheduled: bool) -> None:

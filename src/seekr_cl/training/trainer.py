@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from seekr_cl.config.liger import check_liger
+from seekr_cl.config.muon import MUON, make_muon
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import refused
 from seekr_cl.distributed import collectives
@@ -47,11 +48,13 @@ class SeekrTrainer(ResumableTrainer):
         weights: term weights that replaced the method's own because it asked for a share.
         rate_source: where the learning rate comes from, for the record.
         replay_factor: what the weights of replay terms are multiplied by.
+        review_steps: optimizer steps of replay that stand in no schedule.
     """
 
     args: SeekrConfig
     rate_source: str = "user"
     replay_factor: int = 1
+    review_steps: int = 0
 
     def __init__(
         self,
@@ -78,6 +81,8 @@ class SeekrTrainer(ResumableTrainer):
         blind = method.weight_access == "whole" or (shards_will_do and engine == "DeepSpeed")
         if engine and (carry or args.carry_optimizer):
             raise ConfigError(f"{engine}: carry_optimizer does not support sharded weights; use DDP, or remove it")
+        if engine and args.optim == MUON:
+            raise ConfigError(f"{engine}: optim: muon needs whole matrices; use DDP, or another optim")
         if engine and blind:
             raise ConfigError(
                 f"{engine}: method {method.name} works on single weights or gradients, which this engine holds in a "
@@ -145,9 +150,10 @@ class SeekrTrainer(ResumableTrainer):
             self.carry.put_gradients(self._network)
         parts = []
         for number, (kind, part) in enumerate(inputs.items(), start=1):
-            last = number == len(inputs)
-            with zero.held_back(self, last) if self.is_deepspeed_enabled else nullcontext():
-                parts.append(self._part(model, kind, part))
+            with zero.held_back(self, number == len(inputs)) if self.is_deepspeed_enabled else nullcontext():
+                parts.append(super().training_step(model, {kind: part}))
+                if self._measured_next is not None:
+                    self._note_gradient(*self._measured_next)
         loss = torch.stack(parts).sum()
         # All processes must agree to give up, or some would wait for the others for ever.
         mean = loss if self.args.world_size == 1 else collectives.all_reduce_sum(loss) / collectives.world_size()
@@ -181,12 +187,6 @@ class SeekrTrainer(ResumableTrainer):
             f"training, step {self.state.global_step + 1}: {what}; nothing was replaced. Lower learning_rate or look "
             "at the data of this step, remove the task's checkpoints and begin it again"
         )
-
-    def _part(self, model: nn.Module, kind: str, part: Any) -> Tensor:
-        loss = super().training_step(model, {kind: part})
-        if self._measured_next is not None:
-            self._note_gradient(*self._measured_next)
-        return loss
 
     def _note_gradient(self, terms: dict[str, LossTerm], divisor: int) -> None:
         """The backward pass has left one term's gradient and nothing else."""
@@ -314,6 +314,8 @@ class SeekrTrainer(ResumableTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer asked for, with the former task's state if that is carried over."""
         with refused(self.args, "optim"):
+            if self.args.optim == MUON:
+                self.optimizer = make_muon(self.args, self._network, self.get_decay_parameter_names(self._network))
             optimizer = super().create_optimizer(*args, **kwargs)
         if self.carry is not None:
             self.carry.put_state(self._network, optimizer)

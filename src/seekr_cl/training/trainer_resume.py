@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
+from seekr_cl.config.average import AverageSettings
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.engines import keeps_shards, require_dtypes
+from seekr_cl.errors import ConfigError
 from seekr_cl.replay.forgetting_curve import Reviews
 from seekr_cl.training import deepspeed as zero
+from seekr_cl.training.averaging import Averaging
 from seekr_cl.training.checkpoint import Checkpoint
 from seekr_cl.training.gradient_shares import GradientShares
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
@@ -38,19 +41,35 @@ class ResumableTrainer(Trainer):
         shares: gradient norms of the loss terms.
         weights: term weights that replaced the method's own because it asked for a share.
         reviews: replay that comes by a clock of its own.
+        review_steps: optimizer steps that were made for it.
         carry: optimizer state and gradients from the former task.
+        averaging: of the weights, if it is asked for.
     """
 
     shares: GradientShares
     weights: dict[str, float]
     reviews: Reviews | None
+    review_steps: int
     carry: OptimizerCarryover | None
+    averaging: Averaging | None = None
     _network: nn.Module
     _dtypes: dict[str, torch.dtype]
     _sums: dict[str, Tensor]
     _counts: dict[str, int]
     _save_state: SaveState | None
     _begun: Checkpoint | None
+
+    def average(self, settings: AverageSettings) -> None:
+        """Has the weights averaged; to be asked before training, with the weights from before the task.
+
+        Raises:
+            ConfigError: if an engine holds them in pieces.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            engine = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+            raise ConfigError(f"{engine}: average does not support sharded weights; use DDP, or remove it")
+        self.averaging = Averaging(settings, self._network)
+        self.add_callback(self.averaging)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; from the checkpoint given at the beginning, if one was."""
@@ -85,11 +104,14 @@ class ResumableTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "reviews": self.reviews.state() if self.reviews else None,
+            "review_steps": self.review_steps,
         }
         sums = {f"sum/{name}": total for name, total in self._sums.items()} | {"loss": self._tr_loss}
         # Of what each process has summed up, process 0 keeps the sum, the others nothing.
         sums = {name: collectives.all_reduce_sum(one) for name, one in sums.items()}
         parts = {"weights": take_weights(self._network), "optimizer": optimizer, "rng": rng, "trainer": sums}
+        if self.averaging is not None:
+            parts["average"] = self.averaging.state()
         state = json.dumps(dataclasses.asdict(self.state))
         self._save_state(content, parts, {TRAINER_STATE_NAME: state}, keeps_shards(self), pieces)
 
@@ -102,6 +124,8 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         put_weights(self._network, self._saved().tensors("weights"), self._saved().own_pieces("weights"))
+        if self.averaging is not None:
+            self.averaging.load_state(self._saved().tensors("average"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -138,6 +162,8 @@ class ResumableTrainer(Trainer):
         self.weights = dict(content["weights"])
         if self.reviews is not None:
             self.reviews.load_state(content["reviews"])
+        # Checkpoints of former versions have none.
+        self.review_steps = content.get("review_steps", 0)
         self._counts.update(content["counts"])
         device = self.args.device
         tensors = {

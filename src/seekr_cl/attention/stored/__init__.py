@@ -27,9 +27,6 @@ from seekr_cl.attention.stored.top_k import StoredTopK
 from seekr_cl.attention.teacher_rows import TeacherRows
 
 StoredRows = StoredDense | StoredTopK | StoredFactors
-FORMS: dict[str, type[StoredRows]] = {"dense": StoredDense, "top_k": StoredTopK, "factors": StoredFactors}
-
-
 StoredSignal = StoredRows | StoredOutputs
 BY_TENSOR: dict[str, type[StoredSignal]] = {
     "out": StoredOutputs, "q": StoredFactors, "key": StoredTopK, "code": StoredDense,

@@ -74,11 +74,7 @@ class TopKRows:
             kl_PR = kl_PR + self.offset_PR
         spread_PR = torch.where(others_PR > 0, tail_PR / (others_PR + eps), 0.0)
         pull_PRL = p_PRL.mul_(spread_PR[..., None])
-        if eps:
-            p_PRK = logp_PRK.exp()
-            pull_PRL.scatter_add_(-1, self.key_PRK, T_PRK * p_PRK / (p_PRK + eps))
-        else:
-            pull_PRL.scatter_add_(-1, self.key_PRK, T_PRK)
+        pull_PRL.scatter_add_(-1, self.key_PRK, T_PRK * (logp_PRK - logq_PRK).exp() if eps else T_PRK)
         return Comparison(kl_PR, pull_PRL, T_PRK.sum(-1) + tail_PR)
 
 

@@ -26,7 +26,7 @@ from seekr_cl.memory.method_state import StoredTensors
 from seekr_cl.memory.signals import AttentionSignal
 from seekr_cl.methods.base import Batch, Context
 from seekr_cl.methods.common.gradients import check_names, placed, trained
-from seekr_cl.methods.common.logit_distillation import LogitSettings, can_keep, logit_positions
+from seekr_cl.methods.common.logit_distillation import LogitSettings, can_keep, logit_positions, pad_logits
 from seekr_cl.methods.common.teachers import Answer, Member, StoredTeacher, find_places, row_targets
 
 HELD = 4
@@ -111,8 +111,8 @@ class AdapterTeacher(StoredTeacher):
         with_signals = [row for row, (task, _) in enumerate(picked) if task.teacher is None]
         batch: Batch = {"logits": [], "rows": [], "asked": []}
         if with_signals:
-            batch["logits"] = super().collate([picked[row] for row in with_signals], padded)["logits"]
-            batch["logits"][0]["row_G"] = torch.tensor(with_signals)
+            samples = [picked[row][1] for row in with_signals]
+            batch["logits"] = [pad_logits(samples, self.layout, padded, with_signals)]
         if self.rows is not None:
             batch["rows"] = row_targets(picked, self.layout, padded, self.reduction, self.rows)
         groups: dict[int, list[int]] = {}
@@ -198,8 +198,8 @@ class AdapterTeacher(StoredTeacher):
         sample_G1 = torch.arange(len(row_G), device=position_GA.device)[:, None]
         prob_GAV = logits_GLV[sample_G1, from_GA].float().softmax(-1)
         none_GA = torch.zeros_like(position_GA, dtype=prob_GAV.dtype)
-        logits = {"row_G": row_G, "position": position_GA, "real": question["real"], "prob": prob_GAV, "token": None}
-        logits |= {"tail": none_GA, "offset": none_GA}
+        logits = {"position": row_G[:, None] * length + position_GA, "real": question["real"], "prob": prob_GAV}
+        logits |= {"row_G": row_G, "token": None, "tail": none_GA, "offset": none_GA}
         if places is None:
             return logits, []
         rows = DenseRows(torch.cat([record.rows[layer] for layer in wanted]))

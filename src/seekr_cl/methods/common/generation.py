@@ -1,17 +1,13 @@
-"""What a model writes for a method: sampled text as token ids, the same every time for the same model and seed.
-
-Shapes: B batch, L padded length.
-"""
+"""What a model writes for a method: sampled text as token ids, the same every time for the same model and seed."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from seekr_cl.evaluation.batches import BATCH_TOKENS, shared_batches
+from seekr_cl.evaluation.decoding import Decoder, caches_plainly
 from seekr_cl.models.context import context_length
-
-BATCH = 16
-"""Texts written at a time."""
 
 
 @torch.no_grad()
@@ -50,37 +46,30 @@ def write(
     draws = {"do_sample": True, "top_k": top_k, "temperature": temperature} if temperature else {"do_sample": False}
     settings = GenerationConfig(eos_token_id=ends, pad_token_id=pad_id, use_cache=True, num_beams=1, **draws)
     context = context_length(model)
+    # Beside a longer one, a prompt near the context's end would have less of the context left.
+    late = [place for place, ids in enumerate(prompts) if context is not None and len(ids) + max_new_tokens > context]
+    early = sorted(set(range(len(prompts))) - set(late))
+    some = [prompts[place] for place in early]
+    prefix, batches = shared_batches(some, max_new_tokens, BATCH_TOKENS, sharing=caches_plainly(model))
+    batches = [*(([early[at] for at in batch], shared) for batch, shared in batches), *(([at], False) for at in late)]
     training, own = model.training, model.generation_config
     model.eval()
     model.generation_config = settings
     devices = [model.device] if model.device.type == "cuda" else []
     written: list[list[int]] = [[] for _ in prompts]
-    # Alike lengths together: a short prompt beside a long one would have less of the context left.
-    order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
     try:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed % (1 << 63))
-            for start in range(0, len(order), BATCH):
-                places = order[start : start + BATCH]
-                some = [prompts[place] for place in places]
-                width = max(map(len, some))
+            decoder = Decoder(model, settings, prefix)
+            for places, shared in batches:
+                width = max(len(prompts[place]) for place in places)
                 settings.max_new_tokens = max_new_tokens if context is None else min(max_new_tokens, context - width)
                 if settings.max_new_tokens < 1:
                     continue
-                ids_BL = torch.full((len(some), width), pad_id)
-                mask_BL = torch.zeros_like(ids_BL)
-                for row, ids in enumerate(some):
-                    ids_BL[row, width - len(ids) :] = torch.tensor(list(ids))
-                    mask_BL[row, width - len(ids) :] = 1
-                out_BL = model.generate(  # type: ignore[operator]
-                    input_ids=ids_BL.to(model.device),
-                    attention_mask=mask_BL.to(model.device),
-                    generation_config=settings,
-                )
-                for place, new in zip(places, out_BL[:, width:].tolist()):
-                    end = next((at for at, one in enumerate(new, 1) if one in ends), len(new))
-                    written[place] = new[:end]
-                advance(len(some))
+                new, _ = decoder.go_on([prompts[place] for place in places], shared=shared)
+                for place, one in zip(places, new):
+                    written[place] = one
+                advance(len(places))
     finally:
         model.generation_config = own
         model.train(training)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_like, is_sharded, like, local, reshard
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.methods.base import Batch, Context, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, forward, label_term, task_generator
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.tasks import Encoded, collate
 from seekr_cl.tasks.collate import IGNORE
@@ -121,7 +121,7 @@ def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> d
             batch = example_batch(context, examples[first : first + size])
             share = int((batch["labels"][:, 1:] != IGNORE).sum()) / tokens
             with torch.enable_grad():
-                value = causal_lm_loss(forward(context.model, batch), batch["labels"]) * share
+                value = label_term(context.model, batch).value * share
             for name, gradient in _gradients(value, weights).items():
                 total[name] += gradient
     return total

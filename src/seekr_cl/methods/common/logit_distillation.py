@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
-from seekr_cl.methods.base import Batch, Layout, LossTerm
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.answers import label_losses, predicting
+from seekr_cl.methods.base import Batch, Layout, LossTerm, ask
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
 _NO_LOGITS = (
@@ -108,47 +108,58 @@ def require_all_logits(tasks: Sequence[MemoryTask]) -> None:
         raise ConfigError(_NO_LOGITS)
 
 
-def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int) -> Batch:
-    """The logit signals of a batch (``LogitSignal.collate``); ConfigError if some samples have none."""
+def pad_logits(samples: list[ReplaySample], layout: Layout, padded: int, rows: Sequence[int] | None = None) -> Batch:
+    """``LogitSignal.collate`` of a batch or ``rows`` of it, positions counted through all rows; ConfigError without."""
     found = [sample.signals.get("logits") for sample in samples]
     signals = [signal for signal in found if isinstance(signal, LogitSignal)]
     if len(signals) < len(samples):
         raise ConfigError(_NO_LOGITS)
-    return LogitSignal.collate(signals, [layout.offset(len(sample.ids_L), padded) for sample in samples])
+    starts = zip(rows or range(len(samples)), samples)
+    return LogitSignal.collate(signals, [row * padded + layout.offset(len(one.ids_L), padded) for row, one in starts])
 
 
 def distil_logits(logits_BLV: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
     """L_ld (eq. 3): mean divergence between the teacher's and the student's next-token distributions.
 
-    ``signals`` are as ``LogitSignal.collate`` gives them; ``row_G`` are their samples in the batch, by default all.
+    ``signals`` are as ``pad_logits`` gives them.
     """
-    position_GA, real_GA = signals["position"], signals["real"]
-    row_G = signals.get("row_G", torch.arange(len(position_GA), device=position_GA.device))
-    logits_NV = logits_BLV[row_G[:, None].expand_as(position_GA)[real_GA], position_GA[real_GA]].float()
-    p_NK, tail_N = signals["prob"][real_GA].float(), signals["tail"][real_GA].float()
+    place_N = torch.arange(logits_BLV.shape[:2].numel(), device=logits_BLV.device)
+    total = distil_sum(logits_BLV.flatten(0, 1), place_N, signals, settings)
+    return total / signals["real"].sum().clamp(min=1)
+
+
+def distil_sum(logits_CV: Tensor, place_C: Tensor, signals: Batch, settings: LogitSettings) -> Tensor:
+    """What ``distil_logits`` is the mean of, summed up over some places of the flattened batch."""
+    here_GA = signals["real"] & torch.isin(signals["position"], place_C)
+    logits_NV = logits_CV[torch.searchsorted(place_C, signals["position"][here_GA])].float()
+    p_NK, tail_N = signals["prob"][here_GA].float(), signals["tail"][here_GA].float()
     logq_NV = logits_NV.log_softmax(-1)
-    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][real_GA].float()
+    entropy_N = -torch.special.xlogy(p_NK, p_NK).sum(-1) - signals["offset"][here_GA].float()
     if signals["token"] is None:
         cross_N = -(p_NK * logq_NV).sum(-1)
     else:
-        token_NK = signals["token"][real_GA]
+        token_NK = signals["token"][here_GA]
         logq_tail_N = logq_NV.scatter(-1, token_NK, torch.finfo(logq_NV.dtype).min).logsumexp(-1)
         cross_N = -(p_NK * logq_NV.gather(-1, token_NK)).sum(-1) - tail_N * logq_tail_N
         entropy_N = entropy_N - torch.special.xlogy(tail_N, tail_N)
-    loss_N = cross_N - entropy_N if settings.logit_form == "kl" else cross_N
-    return loss_N.sum() / max(1, len(loss_N))
+    return (cross_N - entropy_N if settings.logit_form == "kl" else cross_N).sum()
 
 
 def label_and_logit_terms(
-    logits_BLV: Tensor, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
+    model: Any, batch: Batch, answers: Sequence[Batch], settings: LogitSettings
 ) -> dict[str, LossTerm]:
     """lambda1 L_replay + (1 - lambda1) L_ld of a replay batch (eq. 13); each answer is of one teacher's samples."""
-    labels_BL = batch["labels"]
-    values = torch.stack([distil_logits(logits_BLV, answer, settings) for answer in answers])
-    counts = torch.stack([answer["real"].sum() for answer in answers])
-    # Each value is a mean over its own positions; together they are the mean over all.
-    mean = values[0] if len(values) == 1 else (counts * values).sum() / counts.sum().clamp(min=1)
+    labels_BL, keep_BL = batch["labels"], predicting(batch["labels"])
+    labels, positions = keep_BL.sum(), torch.stack([one["real"].sum() for one in answers]).sum()
+    for one in answers:
+        keep_BL.view(-1)[one["position"][one["real"]]] = True
+
+    def sums(logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor, Tensor]:
+        logit = torch.stack([distil_sum(logits_CV, place_C, one, settings) for one in answers]).sum()
+        return label_losses(logits_CV, place_C, labels_BL).sum(), logit
+
+    label, logit = ask(model, batch, keep_BL, sums)
     return {
-        "replay": LossTerm(causal_lm_loss(logits_BLV, labels_BL), settings.lambda1, count_labels(labels_BL)),
-        "logits": LossTerm(mean, 1 - settings.lambda1, counts.sum()),
+        "replay": LossTerm(label / labels.clamp(min=1), settings.lambda1, labels),
+        "logits": LossTerm(logit / positions.clamp(min=1), 1 - settings.lambda1, positions),
     }

@@ -107,3 +107,28 @@ def lora_layers(wrapped: Any) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in wrapped.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name, module
+
+
+def one_lora(model: Any) -> bool:
+    """Whether a model comes with one low-rank adapter, and not with several that are chosen by the query."""
+    kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
+    return kinds == ["LORA"] and not getattr(model, "query_conditioned", False)
+
+
+def check_same_adapter(settings: AdapterSettings, config: Any) -> None:
+    """Refuses settings of another adapter than the one that a model comes with.
+
+    Args:
+        settings: as they are asked for.
+        config: PEFT's of the adapter that is there.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    asked = settings.lora()
+    for key, ours in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+        if getattr(config, ours) != getattr(asked, ours):
+            raise ConfigError(
+                f"method.{key}: {getattr(settings, key)}, but the model comes with an adapter of {key} "
+                f"{getattr(config, ours)}; keep that, or begin with the base model"
+            )

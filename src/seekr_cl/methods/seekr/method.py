@@ -8,6 +8,7 @@ P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,13 +40,13 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.heads import HeadImportance, all_heads, draw_queries, random_heads, resolve_budget, select_heads
 from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySample
 from seekr_cl.memory.signals import ROWS, Signal
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, forward, task_generator
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
 from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
 from seekr_cl.methods.common.teachers import StoredTeacher
 from seekr_cl.methods.seekr.projections import Projections
-from seekr_cl.methods.seekr.scoring import Scored, Scorer, mean_scores, measures_of_all
+from seekr_cl.methods.seekr.scoring import Encode, Scored, Scorer, mean_scores, measures_of_all
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
 
 TARGETS: dict[str, tuple[type[DistillRows], str]] = {
@@ -93,6 +94,7 @@ class Seekr(Method):
         self._share = settings.attention_share if settings.steers else None
         self._queries: list[Tensor] = []
         self._before: dict[int, dict[int, StoredRows]] = {}
+        self._batches: list[list[int]] = []
         self._old: list[MemoryTask] = []
         self._projections: Projections | None = None
         self._saved_projections: dict[str, Tensor] = {}
@@ -114,14 +116,11 @@ class Seekr(Method):
             self._projections.note(batch, distil)
         # Gradient checkpointing runs the layers again in the backward pass, so the action stays until the next step.
         self.tap.action = distil
-        logits_BLV = forward(model, batch)
-        layer_losses = distil.losses()
-        divisor = len(layer_losses) if self.settings.attention_reduction == "layer_mean" else 1
-        attention = sum(layer_losses.values(), torch.zeros((), device=logits_BLV.device)) / max(1, divisor)
-        return {
-            **label_and_logit_terms(logits_BLV, batch, answer.logits, self.settings),
-            "attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share),
-        }
+        terms = label_and_logit_terms(model, batch, answer.logits, self.settings)
+        losses = list(distil.losses().values())
+        attention = torch.stack([torch.zeros((), device=batch["labels"].device), *losses]).sum()
+        attention = attention / max(1, len(losses) if self.settings.attention_reduction == "layer_mean" else 1)
+        return terms | {"attention": LossTerm(attention, self._lambda2, grad_norm_share=self._share)}
 
     def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
         """Every sample needs logits; without rows it is only left out of the attention term."""
@@ -169,15 +168,17 @@ class Seekr(Method):
     # One task's ends ------------------------------------------------------------------------------------------
 
     def before_task(self, samples: list[ReplaySample]) -> None:
-        """Draws each kept sample's queries and records the attention there before the task is trained."""
+        """Draws each kept sample's queries and records the attention there, where heads are scored."""
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
         scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
-        self._before = {}
-        for place, counts in collectives.shard_indices(len(samples)):
-            measured_R = self._measured_queries(scorer, samples[place], self._queries[place])
-            rows = scorer.before(samples[place], measured_R, self._encode_former)
+        self._before, self._batches = {}, scorer.batches if self.settings.scores_heads else []
+        for number, counts in collectives.shard_indices(len(self._batches)):
+            places = self._batches[number]
+            batch = [samples[place] for place in places]
+            measured = self._measured_queries(scorer, samples, places)
+            rows = scorer.before(batch, measured, self._encode_former)
             if counts:
-                self._before[place] = rows
+                self._before |= dict(zip(places, rows))
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
@@ -188,18 +189,25 @@ class Seekr(Method):
         teacher = kept_adapter(self.context, self.settings)
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}
-        for place, counts in collectives.shard_indices(len(samples)):
-            sample, query_R = samples[place], self._queries[place]
-            own = partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), query_R)
-            encode = own if teacher is None else None
-            measured_R = self._measured_queries(scorer, sample, query_R)
-            former = self._before[place] if counts else None
-            one, logits_NV = scorer.after(sample, measured_R, former, encode, counts and self.settings.gradient_leak)
-            if counts:
+        for number, counts in collectives.shard_indices(len(scorer.batches)):
+            places = scorer.batches[number]
+            batch = [samples[place] for place in places]
+            own = [self._own(scorer, place, one) for place, one in zip(places, batch)]
+            encodes = own if teacher is None else None
+            measured = self._measured_queries(scorer, samples, places)
+            if self.settings.scores_heads:
+                former = [self._before[place] for place in places] if counts else None
+                found = scorer.after(batch, measured, former, encodes, counts and self.settings.gradient_leak)
+            else:
+                found = scorer.kept(batch, measured, encodes)
+            for place, (one, logits_NV) in zip(places, found if counts else ()):
                 scored[place] = one
-            if counts and teacher is None:
-                logits[place] = take_logits(logits_NV, sample, self.settings, self.context.signal_dtype)
-        self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
+                if teacher is None:
+                    logits[place] = take_logits(logits_NV, samples[place], self.settings, self.context.signal_dtype)
+            # Their logits are not held while the next ones are made.
+            del found
+        if self.settings.scores_heads:
+            self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
         self._before = {}
 
         heads, kept = self._choose_heads(), dict[int, ReplaySample]()
@@ -231,7 +239,8 @@ class Seekr(Method):
             tensors[f"importance/{name}"] = getattr(self._importance, name)
         if self._projections is not None:
             tensors |= {f"projection/{name}": tensor for name, tensor in self._projections.state_dict().items()}
-        return tensors, {"queries": len(self._queries), "before": count, "layers": list(self.tap.heads)}
+        more = {"before": count, "batches": self._batches, "layers": list(self.tap.heads)}
+        return tensors, {"queries": len(self._queries)} | more
 
     def load_state_dict(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Takes what ``state_dict`` gave."""
@@ -240,10 +249,13 @@ class Seekr(Method):
             return stored_from({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
         self._queries = [tensors[f"query/{number}"] for number in range(content["queries"])]
+        self._batches = content.get("batches", [])
+        mine = [self._batches[turn] for turn, counts in collectives.shard_indices(len(self._batches)) if counts]
+        # Former versions had samples go one by one, and gave them to other processes than now: then each holds all.
+        held = [place for batch in mine for place in batch] if self._batches else range(content["before"])
         self._before = {
             place: {layer: rows(f"before/{place}/{layer}/") for layer in content["layers"]}
-            for place, counts in collectives.shard_indices(content["before"])
-            if counts
+            for place in (held if content["before"] else ())
         }
         sums = {name: tensors[f"importance/{name}"] for name in _SUMS}
         self._importance = HeadImportance(self._importance.layers, **sums)
@@ -253,6 +265,9 @@ class Seekr(Method):
     def _encode_former(self, call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredRows:
         """What is held of all heads' rows while a task is trained: enough to see how far each head moves."""
         return self._encode(call, index, rows_HRL, "bucket")
+
+    def _own(self, scorer: Scorer, place: int, sample: ReplaySample) -> Encode:
+        return partial(self._encode_own, scorer.offset(sample), len(sample.ids_L), self._queries[place])
 
     def _encode_own(
         self, start: int, length: int, query_R: Tensor, call: AttentionCall, index: RowIndex, rows_HRL: Tensor
@@ -296,11 +311,11 @@ class Seekr(Method):
             queries.append(draw_queries(length, None if count is None else int(count), generator, replacement))
         return queries
 
-    def _measured_queries(self, scorer: Scorer, sample: ReplaySample, query_R: Tensor) -> Tensor:
+    def _measured_queries(self, scorer: Scorer, samples: Sequence[ReplaySample], places: Sequence[int]) -> list[Tensor]:
         """Where F is measured: at the stored queries; the official code with all queries measures the padding too."""
         if self.settings.measure == "padded" and self.settings.query_budget is None:
-            return torch.arange(scorer.padded)
-        return query_R + scorer.offset(sample)
+            return [torch.arange(scorer.padded)] * len(places)
+        return [self._queries[place] + scorer.offset(samples[place]) for place in places]
 
     def _choose_heads(self) -> dict[int, list[int]]:
         settings, heads, warn = self.settings, self.tap.heads, self.context.warn
@@ -319,6 +334,10 @@ class Seekr(Method):
         if not scores_NH.any():
             scores_NH = self._importance.sensitivity_NH
         return select_heads(scores_NH, self._importance.layers, layer_budget, head_budget)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """No rows are compared or kept."""
+        return self.tap.use(None)
 
     def close(self) -> None:
         """Takes the tap off the model."""

@@ -2,27 +2,30 @@
 
 A kept sample goes through the model three times: forward before its task, forward and backward after it. The rows of
 all heads are computed while a layer runs and kept in the compact form of the memory; nothing of all layers' whole rows
-exists at once. Samples go one by one, so a measure never depends on how a batch was padded. ``padded``, the official
-code's measure, pads to the longest sample of the set and measures the padding too.
+exists at once. Samples of similar length go together, padded on the right, and everything is measured on each one's own
+tokens, as if it had gone alone. ``padded``, the official code's measure, pads each to the longest sample of the set and
+measures the padding too.
 
 Shapes: N tappable layers, H query heads, R query rows, L sequence length (padded where it says so).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
+from seekr_cl.attention import AttentionCall, AttentionTap, InTurn, MeasureSensitivity, RecordEach, RowIndex
 from seekr_cl.attention.stored import StoredRows, StoredSignal
 from seekr_cl.distributed import collectives
 from seekr_cl.heads import normalise_within_layers
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
-from seekr_cl.methods.common.logit_distillation import answer_logits, first_position
+from seekr_cl.methods.common.logit_distillation import first_position
+from seekr_cl.methods.common.sample_passes import PASS_TOKENS, logits_from, padded, similar_batches
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.tasks.collate import labels_of
 
@@ -53,10 +56,13 @@ class Scorer:
 
     Args:
         tap: the model's tap.
-        layout: padding; only ``measure="padded"`` pads.
+        layout: padding; only ``measure="padded"`` pads as it says.
         measure: ``valid`` averages squares over real, causal entries; ``frobenius`` takes the norm over the same
             entries (eq. 7 and 9); ``padded`` averages over the whole padded square (official code).
         samples: the set to be scored; the padded length comes from it.
+
+    Attributes:
+        batches: places of samples that go through the model together, the same in every process.
     """
 
     def __init__(self, tap: AttentionTap, layout: Layout, measure: str, samples: list[ReplaySample]) -> None:
@@ -64,73 +70,124 @@ class Scorer:
         self.model: PreTrainedModel = tap.model
         self.layout = layout
         self.measure = measure
-        self.padded = layout.length([len(sample.ids_L) for sample in samples]) if samples else 0
+        lengths = [len(sample.ids_L) for sample in samples]
+        self.padded = layout.length(lengths) if samples else 0
+        self.batches = similar_batches(lengths, self.model, 0 if measure == "padded" else PASS_TOKENS)
 
-    def before(self, sample: ReplaySample, query_R: Tensor, encode: Encode) -> dict[int, StoredRows]:
-        """All heads' attention rows at some queries of the padded sequence, before a task is trained."""
-        record = RecordRows(self._all_heads(query_R), encode)
+    def before(
+        self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encode: Encode
+    ) -> list[dict[int, StoredRows]]:
+        """All heads' attention rows at some queries of each sample, before a task is trained.
+
+        Args:
+            samples: of one batch.
+            queries: where each one's rows are wanted, in the padded sequence under ``padded``.
+            encode: what to keep of the rows.
+        """
+        record = self._record(samples, queries, [encode] * len(samples))
         with self.tap.use(record), torch.no_grad():
-            self._logits(sample, len(sample.ids_L) - 1)
+            self._logits(samples, [len(sample.ids_L) - 1 for sample in samples])
         return record.rows
+
+    def kept(
+        self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encodes: Sequence[Encode] | None
+    ) -> list[tuple[Scored, Tensor]]:
+        """What ``after`` gives where nothing is measured: at most one forward pass, S and F are zero.
+
+        Args:
+            samples: as there.
+            queries: as there.
+            encodes: as there; ``None`` keeps neither rows nor logits.
+        """
+        rows: list[dict[int, StoredSignal]] = [{} for _ in samples]
+        logits = [torch.empty(0) for _ in samples]
+        if encodes is not None:
+            record = self._record(samples, queries, encodes)
+            with self.tap.use(record), torch.no_grad():
+                rows, logits = record.rows, self._logits(samples, [first_position(sample) for sample in samples])
+        return [(Scored(one, self._table(), self._table()), logits_NV) for one, logits_NV in zip(rows, logits)]
 
     def after(
         self,
-        sample: ReplaySample,
-        query_R: Tensor,
-        former: dict[int, StoredRows] | None,
-        encode: Encode | None,
+        samples: Sequence[ReplaySample],
+        queries: Sequence[Tensor],
+        former: Sequence[dict[int, StoredRows]] | None,
+        encodes: Sequence[Encode] | None,
         keep_gradients: bool = False,
-    ) -> tuple[Scored, Tensor]:
+    ) -> list[tuple[Scored, Tensor]]:
         """One forward and backward pass at the model right after a task.
 
         Args:
-            sample: one of the kept samples.
-            query_R: where its rows are wanted, in the padded sequence.
-            former: what ``before`` gave for it; None on ranks that only join the collective
+            samples: of one batch.
+            queries: where their rows are wanted, in the padded sequence under ``padded``.
+            former: what ``before`` gave for each; None on ranks that only join the collective
                 (``collectives.shard_indices``).
-            encode: what to keep of the rows; ``None`` keeps nothing.
+            encodes: what to keep of each one's rows; ``None`` keeps nothing.
             keep_gradients: leave the weights' gradients in ``.grad``, as the official code does by omission;
                 otherwise they are not even computed.
 
         Returns:
-            what was measured, and the logits [N, V] of the sample's positions from ``first_position`` on, which are
-            too large to be held for many samples.
+            for each sample what was measured, and the logits [N, V] of its positions from ``first_position`` on, which
+            are too large to be held for many samples.
         """
-        moved_NH = self._table()
-        row_of = {layer: row for row, layer in enumerate(self.tap.heads)}
-
-        def compare_and_keep(call: AttentionCall, index: RowIndex, rows_HRL: Tensor) -> StoredSignal | None:
-            if former is None:
-                return None if encode is None else encode(call, index, rows_HRL)
-            moved_HRL = former[call.layer].moved(call, index, rows_HRL)
-            squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
-            moved_NH[row_of[call.layer], : len(squared_H)] = self._per_entry(squared_H, query_R)
-            return None if encode is None else encode(call, index, rows_HRL)
-
-        record = RecordRows(self._all_heads(query_R), compare_and_keep)
-        real = None if self.measure == "padded" else torch.ones_like(sample.ids_L, dtype=torch.bool)[None]
-        sensitivity = MeasureSensitivity(None if real is None else real.to(self.model.device))
+        moved = [self._table() for _ in samples]
+        nothing: list[None] = [None] * len(samples)
+        compares = [
+            partial(self._compare, *one)
+            for one in zip(moved, queries, former or nothing, encodes or nothing, strict=True)
+        ]
+        record = self._record(samples, queries, compares)
+        sensitivity = MeasureSensitivity(self._real(samples))
         frozen = [] if keep_gradients else [p for p in self.model.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        first = first_position(sample)
+        firsts = [first_position(sample) for sample in samples]
         try:
             with self.tap.use(InTurn(record, sensitivity)), torch.enable_grad():
-                logits_NV = self._logits(sample, first)
-                labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
-                causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device)).backward()
+                logits = self._logits(samples, firsts)
+                # Samples do not see each other, so that the sum's gradient at one of them is that of its own loss.
+                torch.stack([_loss(*one) for one in zip(logits, samples, firsts)]).sum().backward()
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-        return Scored(record.rows, self._sensitivity(sensitivity), moved_NH), logits_NV.detach()
+        sensitivities = self._sensitivity(sensitivity, len(samples))
+        scored = map(Scored, record.rows, sensitivities, moved)
+        return [(one, logits_NV.detach()) for one, logits_NV in zip(scored, logits)]
 
-    def _sensitivity(self, action: MeasureSensitivity) -> Tensor:
-        result_NH = self._table()
+    def _compare(
+        self,
+        moved_NH: Tensor,
+        query_R: Tensor,
+        former: dict[int, StoredRows] | None,
+        encode: Encode | None,
+        call: AttentionCall,
+        index: RowIndex,
+        rows_HRL: Tensor,
+    ) -> StoredSignal | None:
+        """Notes how far each head of a layer has moved, and makes of its rows what is kept."""
+        if former is not None:
+            moved_HRL = former[call.layer].moved(call, index, rows_HRL)
+            squared_H = torch.linalg.vector_norm(moved_HRL, dim=(1, 2)).square().cpu()
+            row = list(self.tap.heads).index(call.layer)
+            moved_NH[row, : len(squared_H)] = self._per_entry(squared_H, query_R)
+        return None if encode is None else encode(call, index, rows_HRL)
+
+    def _real(self, samples: Sequence[ReplaySample]) -> Tensor | None:
+        """Which entries of the batch are tokens; ``None`` where all are measured."""
+        if self.measure == "padded":
+            return None
+        ones = [torch.ones_like(sample.ids_L, dtype=torch.bool) for sample in samples]
+        return padded(ones).to(self.model.device)
+
+    def _sensitivity(self, action: MeasureSensitivity, count: int) -> list[Tensor]:
+        results = [self._table() for _ in range(count)]
         for row, (layer, heads) in enumerate(self.tap.heads.items()):
-            squared_H = action.squared[layer][0].cpu()
+            squared_BH = action.squared[layer].cpu()
             norm = self.measure == "frobenius"
-            result_NH[row, :heads] = squared_H.sqrt() if norm else squared_H / action.entries[layer]
-        return result_NH
+            each_BH = squared_BH.sqrt() if norm else squared_BH / action.entries[layer][:, None]
+            for result_NH, each_H in zip(results, each_BH):
+                result_NH[row, :heads] = each_H
+        return results
 
     def _per_entry(self, squared_H: Tensor, query_R: Tensor) -> Tensor:
         """F from the sum of squared differences."""
@@ -141,27 +198,23 @@ class Scorer:
     def _table(self) -> Tensor:
         return torch.zeros(len(self.tap.heads), max(self.tap.heads.values()))
 
-    def _all_heads(self, query_R: Tensor) -> dict[int, RowIndex]:
-        query_R = query_R.to(self.model.device)
-        wanted = {}
-        for layer, heads in self.tap.heads.items():
-            head_P = torch.arange(heads, device=query_R.device)
-            wanted[layer] = RowIndex(torch.zeros_like(head_P), head_P, query_R.expand(heads, -1))
-        return wanted
+    def _record(self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], keep: Sequence[Encode]) -> RecordEach:
+        lengths = [self.padded if self.measure == "padded" else len(sample.ids_L) for sample in samples]
+        return RecordEach(self.tap.heads, queries, lengths, keep)
 
-    def _logits(self, sample: ReplaySample, first: int) -> Tensor:
-        """Logits of the sample's own positions from ``first`` on, [L - first, V]."""
-        device, length = self.model.device, len(sample.ids_L)
+    def _logits(self, samples: Sequence[ReplaySample], firsts: Sequence[int]) -> list[Tensor]:
+        """Logits of each sample's own positions from its ``first`` on, [L - first, V]."""
         if self.measure != "padded":
-            return answer_logits(self.model, sample.ids_L[None].to(device), first)
-        start = self.offset(sample)
+            return logits_from(self.model, [sample.ids_L for sample in samples], firsts)
+        (sample,), (first,) = samples, firsts
+        device, length, start = self.model.device, len(sample.ids_L), self.offset(sample)
         ids_1L = torch.full((1, self.padded), self.layout.pad_id)
         ids_1L[0, start : start + length] = sample.ids_L
         real_L = torch.zeros(self.padded, dtype=torch.bool)
         real_L[start : start + length] = True
         mask = _official_mask(real_L, self.model.dtype).to(device)
         logits_1LV = self.model(input_ids=ids_1L.to(device), attention_mask=mask, use_cache=False).logits
-        return logits_1LV[0, start + first : start + length]
+        return [logits_1LV[0, start + first : start + length]]
 
     def offset(self, sample: ReplaySample) -> int:
         """Where the sample's first token stands in the pass."""
@@ -186,6 +239,12 @@ def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """
     sensitivity_NH, forgettability_NH = (torch.stack(one).mean(0) for one in zip(*measures))
     return normalise_within_layers(sensitivity_NH), forgettability_NH
+
+
+def _loss(logits_NV: Tensor, sample: ReplaySample, first: int) -> Tensor:
+    """The mean cross entropy of a sample's learnt tokens, from its logits from ``first`` on."""
+    labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
+    return causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device))
 
 
 def _official_mask(real_L: Tensor, dtype: torch.dtype) -> Tensor:

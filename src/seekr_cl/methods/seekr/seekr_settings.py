@@ -74,6 +74,11 @@ class SeekrSettings(LogitSettings):
     gradient_leak: bool = False
 
     @property
+    def scores_heads(self) -> bool:
+        """Whether heads are measured: nothing else needs S and F, but the official code's leak needs their gradient."""
+        return self.heads not in ("all", "random") or self.gradient_leak
+
+    @property
     def steers(self) -> bool:
         """Whether a term's weight follows the measured gradient norms."""
         return self.lambda2 == "auto"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.methods.common.logit_distillation import answer_logits
+from seekr_cl.methods.common.sample_passes import PASS_TOKENS, logits_from, padded, similar_batches
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import labels_of
 
@@ -47,44 +47,52 @@ class Candidates:
 def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: Callable[[int], None]) -> Tensor:
     """Last hidden states, averaged over each example's tokens: float32 [N, D] on the CPU.
 
-    One example at a time, so that no feature depends on padding.
+    Examples of similar length go together; each one's feature is that of its own tokens.
 
     Args:
         model: a causal language model; its vocabulary product is computed for one position, where it allows that.
         ids: the examples' tokens, at least one each.
-        advance: told after each example.
+        advance: told after every few examples how many.
     """
     bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    features: list[Tensor] = []
+    hidden: list[Tensor] = []
+    features: dict[int, Tensor] = {}
 
     def take(_module: Any, _given: Any, output: Any) -> None:
-        features.append(output.last_hidden_state[0].float().mean(0).cpu())
+        hidden.append(output.last_hidden_state)
 
     # Not its body alone: what a sharded model gathers for a pass, it lets go at the end of the whole.
     handle = bare.base_model.register_forward_hook(take)
     try:
-        for one in ids:
-            ids_1L = torch.tensor([list(one)], device=model.device)
+        for places in similar_batches(list(map(len, ids)), model, PASS_TOKENS):
+            batch = [torch.tensor(list(ids[place])) for place in places]
             if hasattr(model, "ask"):
                 # Adapters that are weighted by the query have to be told which tokens it is.
-                model.ask(ids_1L, None, None)  # type: ignore[operator]
-            answer_logits(bare, ids_1L, len(one) - 1)
-            advance(1)
+                model.ask(padded(batch).to(model.device), None, None)  # type: ignore[operator]
+            logits_from(bare, batch, [max(map(len, batch)) - 1] * len(batch))
+            for place, row_LD in zip(places, hidden.pop()):
+                # Virtual tokens of a prompt, if there are any, count as the example's own.
+                own = len(row_LD) - max(map(len, batch)) + len(ids[place])
+                features[place] = row_LD[:own].float().mean(0).cpu()
+            advance(len(places))
     finally:
         handle.remove()
-    return torch.stack(features)
+    return torch.stack([features[place] for place in range(len(ids))])
 
 
 @torch.no_grad()
 def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Callable[[int], None]) -> Tensor:
     """Each example's mean cross entropy over its completion's tokens: float32 [N] on the CPU."""
-    losses = []
-    for one in encoded:
-        first = max(1, one.spans[0][0])  # nothing stands before a sample's first token to predict it from
-        labels = labels_of(one.input_ids, one.spans)[first:]
-        labels_A = torch.tensor(labels, dtype=torch.long, device=model.device)
-        ids_1L = torch.tensor([one.input_ids], device=model.device)
-        logits_AV = answer_logits(model, ids_1L, first - 1)[:-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits_AV, labels_A).nan_to_num(0.0).cpu())
-        advance(1)
-    return torch.stack(losses)
+    losses: dict[int, Tensor] = {}
+    for places in similar_batches([len(one.input_ids) for one in encoded], model, PASS_TOKENS):
+        batch = [encoded[place] for place in places]
+        firsts = [max(1, one.spans[0][0]) for one in batch]  # nothing stands before a first token to predict it from
+        ids = [torch.tensor(one.input_ids) for one in batch]
+        each = zip(places, batch, firsts, logits_from(model, ids, [first - 1 for first in firsts]))
+        for place, one, first, logits_AV in each:
+            labels = labels_of(one.input_ids, one.spans)[first:]
+            labels_A = torch.tensor(labels, dtype=torch.long, device=model.device)
+            loss = torch.nn.functional.cross_entropy(logits_AV[:-1].float(), labels_A)
+            losses[place] = loss.nan_to_num(0.0).cpu()
+        advance(len(places))
+    return torch.stack([losses[place] for place in range(len(encoded))])

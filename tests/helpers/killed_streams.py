@@ -1,17 +1,7 @@
-"""Runs a stream in processes that are killed, without paying the imports for each.
+"""The streams that are killed: each is what one process does, from its beginning or from where the one before was."""
 
-The interpreter imports the library once, touches no tensor, and forks for every request, a JSON line:
-``folder``, ``case``, ``fault`` (``name:count`` or empty), ``after`` (seconds until SIGKILL, or null). The answer is a
-JSON line with the child's exit ``code``, its ``seconds``, and how often it ``passed`` each fault point if it ended.
-"""
-
-import gc
 import json
 import os
-import signal
-import sys
-import time
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,46 +67,13 @@ def work(base: Path, folder: Path, case: str) -> None:
         source = output
 
 
-def child(base: Path, request: dict[str, Any]) -> None:
-    folder, code = Path(request["folder"]), 1
-    os.environ[faults.VARIABLE] = request["fault"]
-    error = os.open(folder / "err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def child(base: str, folder: str, case: str) -> int:
+    """A process that does it, and leaves in ``passed.json`` how often it passed each fault point if it ends."""
+    place = Path(folder)
+    error = os.open(place / "err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(error, 1)
     os.dup2(error, 2)
     warnings.simplefilter("ignore")
-    try:
-        work(base, folder, request["case"])
-        (folder / "passed.json").write_text(json.dumps(faults.passed))
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def serve(base: Path) -> None:
-    # The children inherit it: the collector need not walk what was imported.
-    gc.collect()
-    gc.freeze()
-    print("ready", flush=True)
-    while line := sys.stdin.readline():
-        request = json.loads(line)
-        started = time.perf_counter()
-        process = os.fork()
-        if process == 0:
-            child(base, request)
-        if request["after"] is not None:
-            time.sleep(request["after"])
-            # Not reaped yet, so the number cannot be another process's even if it has ended.
-            os.kill(process, signal.SIGKILL)
-        _, status = os.waitpid(process, 0)
-        answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status), "seconds": time.perf_counter() - started}
-        passed = Path(request["folder"]) / "passed.json"
-        if answer["code"] == 0:
-            answer["passed"] = json.loads(passed.read_text())
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    work(Path(base), place, case)
+    (place / "passed.json").write_text(json.dumps(faults.passed))
+    return 0

@@ -1,0 +1,15 @@
+"""How commands end: the verdict as a table and a sentence."""
+
+from seekr_cl.cli.output import out
+from seekr_cl.report.verdict import Verdict, shown
+from seekr_cl.report.verdict_table import verdict_table
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Prints the table, what must be known of it, and the sentence last."""
+    console = out()
+    if verdict.lines:
+        console.print(verdict_table(verdict))
+    for note in verdict.notes:
+        console.print(f"note: {shown(note)}", soft_wrap=True)
+    console.print(verdict.sentence, soft_wrap=True)

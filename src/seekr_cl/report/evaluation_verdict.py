@@ -1,0 +1,182 @@
+"""The verdict on two evaluations: the model in use, and the one that is to replace it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.errors import DataError
+from seekr_cl.evaluation.change import paired_change, read_predictions, unpaired_change
+from seekr_cl.evaluation.statistics import RESAMPLES
+from seekr_cl.renamed import as_named_now
+from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Line, Verdict
+from seekr_cl.report.verdicts import Compared, mean_change, more_of, require_known
+from seekr_cl.system import reading
+from seekr_cl.tasks.task import safe_name
+
+SCORES = "scores.json"
+GENERAL = "general.json"
+_ASKED = ("engine", "dtype", "decoding", "max_length", "prompt_boundary", "strip_thinking", "chat_template_kwargs")
+"""What may change answers although the model does not."""
+_ALIKE = ("harness", "data", "limit", "seed")
+
+
+def of_evaluations(
+    before: Path,
+    after: Path,
+    *,
+    max_drop: float = MAX_DROP,
+    drops: Mapping[str, float] | None = None,
+    general_drop: float | None = None,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+) -> Verdict:
+    """Compares what ``seekr evaluate`` left of two models.
+
+    Args:
+        before: the folder of the model in use.
+        after: the folder of the one that is to replace it.
+        max_drop: points that a task may lose.
+        drops: other values of single tasks.
+        general_drop: points that a benchmark of general ability may lose; default ``max_drop``.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+
+    Raises:
+        DataError: if a folder holds no evaluation, or the two are about other tests.
+        ConfigError: if ``drops`` name a task that is not compared.
+    """
+    earlier, later = _tasks(before), _tasks(after)
+    drops = drops or {}
+    lines: list[Line] = []
+    compared: list[Compared] = []
+    notes = _settings(before, after)
+    for task in later["tasks"]:
+        metric = str(later["tasks"][task]["metric"])
+        if task not in earlier["tasks"]:
+            score, count = later["tasks"][task]["score"], later["tasks"][task]["examples"]
+            lines.append(Line(task, "new", metric, float(score), examples=int(count)))
+            continue
+        _require_same_test(task, earlier["tasks"][task], later["tasks"][task], before, after)
+        both = [read_predictions(folder / f"{safe_name(task)}.jsonl", metric) for folder in (before, after)]
+        change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
+        more = more_of(both[0], both[1], confidence)
+        lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop), **more))
+        compared.append((both[0].tally, both[1].tally, change))
+    missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
+    if missing:
+        notes.append(f"not evaluated after: {', '.join(missing)}")
+    general, said = _general(before, after, max_drop if general_drop is None else general_drop, drops, confidence)
+    lines += general
+    notes += said
+    if not lines:
+        raise DataError(f"{after}: no task or benchmark is in both evaluations; evaluate both on the same tests")
+    require_known(drops, lines)
+    order = ("old", "general", "new")
+    lines.sort(key=lambda line: order.index(line.kind))
+    mean = mean_change(compared, confidence, resamples)
+    return Verdict(tuple(lines), "tests", max_drop, confidence, mean, notes=tuple(notes))
+
+
+def check_before(before: Path) -> None:
+    """Makes sure that a folder can be compared with, before hours of an evaluation.
+
+    Raises:
+        DataError: if it holds no evaluation.
+    """
+    content = _tasks(before)
+    if not content["tasks"] and not (before / GENERAL).is_file():
+        raise DataError(f"{before}: holds no finished evaluation; name the --output folder of a seekr evaluate")
+
+
+def check_tests(before: Path, tests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes sure that tasks are tested as they were before.
+
+    Args:
+        before: the folder of the former evaluation.
+        tests: ``metric`` and ``sha256`` of each task.
+
+    Raises:
+        DataError: naming the task that is tested otherwise.
+    """
+    former = _tasks(before)["tasks"]
+    for task, test in tests.items():
+        if task in former:
+            _require_same_test(task, former[task], test, before, None)
+
+
+def _tasks(folder: Path) -> dict[str, Any]:
+    """``scores.json``; without tasks where only general ability was evaluated."""
+    path = folder / SCORES
+    if not path.is_file() and (folder / GENERAL).is_file():
+        return {"tasks": {}, "evaluation": {}}
+    content = _read(path)
+    tasks = content.get("tasks")
+    if not isinstance(tasks, dict):
+        if "matrix" in content:
+            raise DataError(f"{folder}: is the folder of a run; name it alone, or folders of seekr evaluate")
+        raise DataError(f"{path}: not the scores of an evaluation; name the --output folder of a seekr evaluate")
+    for name, one in tasks.items():
+        if not isinstance(one, dict) or not {"metric", "score", "examples", "sha256"} <= one.keys():
+            raise DataError(f"{path}: task '{name}' has no metric, score, examples and sha256; evaluate again")
+    return content | {"evaluation": as_named_now(content.get("evaluation") or {})}
+
+
+def _require_same_test(
+    task: str, earlier: Mapping[str, Any], later: Mapping[str, Any], before: Path, after: Path | None
+) -> None:
+    where = "now" if after is None else f"in {after}"
+    for key, what in (("metric", "metric"), ("sha256", "test set (prompts, answers or max_new_tokens)")):
+        if earlier[key] != later[key]:
+            told = f" ({earlier[key]} against {later[key]} {where})" if key == "metric" else ""
+            raise DataError(f"{before}: task '{task}' has another {what}{told}; evaluate both models alike")
+
+
+def _settings(before: Path, after: Path) -> list[str]:
+    earlier, later = (_tasks(folder)["evaluation"] for folder in (before, after))
+    if not earlier or not later:
+        return []
+    return [
+        f"evaluated with another {key}: {earlier.get(key)} before, {later.get(key)} after"
+        for key in _ASKED
+        if earlier.get(key) != later.get(key)
+    ]
+
+
+def _general(
+    before: Path, after: Path, max_drop: float, drops: Mapping[str, float], level: float
+) -> tuple[list[Line], list[str]]:
+    """General ability, where both folders have it."""
+    if not all((folder / GENERAL).is_file() for folder in (before, after)):
+        return [], []
+    earlier, later = _read(before / GENERAL), _read(after / GENERAL)
+    other = [key for key in _ALIKE if earlier.get(key) != later.get(key)]
+    if other:
+        raise DataError(f"{after / GENERAL}: general ability was evaluated with another '{other[0]}'; evaluate alike")
+    lines, notes = [], []
+    try:
+        for name, task in later["tasks"].items():
+            former = earlier["tasks"].get(name)
+            if former is None or any(former[key] != task[key] for key in ("metric", "shots", "examples")):
+                notes.append(f"general benchmark {name} was evaluated otherwise before, or not at all")
+                continue
+            errors = former["stderr"], task["stderr"]
+            if None in errors:
+                notes.append(f"general benchmark {name} has no standard error; not judged")
+                continue
+            change = unpaired_change(former["score"], task["score"], errors, task["examples"], level=level)
+            lines.append(Line.of(name, "general", task["metric"], change, drops.get(name, max_drop)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{after / GENERAL}: not the general ability of this library ({error!r})") from error
+    if lines:
+        notes.append("general benchmarks: unpaired intervals from the harness's standard errors, which are wider")
+    return lines, notes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = reading.read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr evaluate") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr evaluate")
+    return content

@@ -1,0 +1,169 @@
+"""How far a model has moved from the base model and from the one before its last task, and what plain text costs it.
+
+KL(reference || model) in nats a token, at the stored answers of old tasks, of general data and of the new task apart:
+forgetting goes with how far a model has moved, and on the new task's prompts it is said to predict it (arXiv
+2509.04259). The loss on plain text is the cheapest sign of lost general ability, and needs no question.
+
+Shapes: A answer tokens, L tokens of a window, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seekr_cl.errors import DataError
+from seekr_cl.evaluation.statistics import Array, Tally, bootstrap, paired_interval
+from seekr_cl.memory import ReplayMemory
+from seekr_cl.system import reading
+from seekr_cl.training.probing import Probe, ProbeSet, answer_distributions, probe_sets
+
+DRIFT = "drift.json"
+_WINDOW = 512
+"""Tokens of plain text that are read at once, where the context is no shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model that others are compared with.
+
+    Attributes:
+        name: ``base`` or ``previous``.
+        model: in evaluation mode.
+    """
+
+    name: str
+    model: Any
+
+
+def prompt_groups(memory: ReplayMemory, count: int) -> list[ProbeSet]:
+    """Up to ``count`` stored samples of each task; the newest task of the memory is the new one.
+
+    Raises:
+        DataError: if the memory holds no samples.
+    """
+    groups = probe_sets(memory, [], None, count)
+    if not groups:
+        raise DataError(f"{memory.path}: holds no samples, so there are no prompts to compare models on")
+    newest = memory.tasks[-1].name
+    for group in groups:
+        if group.kind == "old" and group.task == newest:
+            group.kind = "new"
+    return groups
+
+
+@torch.no_grad()
+def divergence(reference: Any, model: Any, probe: Probe) -> float:
+    """Mean over a stored answer's tokens of KL(reference || model), over the whole vocabulary, in nats."""
+    first_AV, second_AV = (answer_distributions(one, probe)[0].log_softmax(-1) for one in (reference, model))
+    second_AV = second_AV.to(first_AV.device)
+    return max(0.0, float((first_AV.exp() * (first_AV - second_AV)).sum(-1).mean()))
+
+
+@torch.no_grad()
+def noise(model: Any, probe: Probe) -> float:
+    """``divergence`` of a model from itself, once alone and once with padding behind it in a batch of two."""
+    alone_AV, _, _ = answer_distributions(model, probe)
+    length, device = len(probe.ids_L), model.device
+    ids_2L = probe.ids_L.repeat(2, 2)[:, : length + max(1, length // 2)].to(device)
+    mask_2L = torch.ones_like(ids_2L)
+    mask_2L[0, length:] = 0
+    logits_LV = model(input_ids=ids_2L, attention_mask=mask_2L, use_cache=False).logits[0, -ids_2L.shape[1] :]
+    place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(device)
+    first_AV, second_AV = alone_AV.log_softmax(-1), logits_LV[place_A - 1].float().log_softmax(-1)
+    return max(0.0, float((first_AV.exp() * (first_AV - second_AV)).sum(-1).mean()))
+
+
+def drift(model: Any, references: Sequence[Reference], groups: Sequence[ProbeSet]) -> list[dict[str, Any]]:
+    """KL from each reference on each group of prompts.
+
+    Returns:
+        a record each: ``against``, ``kind``, ``task``, ``kl`` and its 95% ``interval``, ``samples``; and for the base
+        against itself (``against: itself``) one record a group, the noise below which nothing is told.
+    """
+    found = []
+    for reference in references:
+        for group in groups:
+            values = [divergence(reference.model, model, probe) for probe in group.probes]
+            found.append(_record(reference.name, group, values))
+    if references and not getattr(references[0].model, "query_conditioned", False):
+        base = references[0].model
+        found += [_record("itself", group, [noise(base, probe) for probe in group.probes]) for group in groups]
+    return found
+
+
+def _record(against: str, group: ProbeSet, values: list[float]) -> dict[str, Any]:
+    tally = Tally(np.array(values)[:, None])
+    facts = {"against": against, "kind": group.kind, "task": group.task, "kl": tally.score}
+    found = bootstrap(tally)
+    return facts | {"interval": [found.low, found.high], "samples": len(values)}
+
+
+def read_text(path: Path, tokenizer: Any, context: int | None, limit: int | None = None) -> list[Tensor]:
+    """Plain text in windows of tokens.
+
+    Args:
+        path: a text file, or JSON lines with ``text``.
+        tokenizer: of the models.
+        context: of the shortest of them.
+        limit: windows at most.
+
+    Raises:
+        DataError: naming the file, if it cannot be read or holds less than two tokens.
+    """
+    try:
+        if path.suffix == ".jsonl":
+            lines = reading.read_text(path, limit=None).split("\n")
+            texts = [reading.parse_json(line)["text"] for line in lines if line.strip()]
+        else:
+            texts = [reading.read_text(path, limit=None)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a 'text' is no text")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--text: {path}: not readable ({error}); name a text file, or JSON lines with 'text'"
+        ) from error
+    length = min(context or _WINDOW, _WINDOW)
+    windows = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        windows += [torch.tensor(ids[at : at + length]) for at in range(0, len(ids), length)]
+    windows = [window for window in windows if len(window) > 1][:limit]
+    if not windows:
+        raise DataError(f"--text: {path}: holds less than two tokens of text")
+    return windows
+
+
+@torch.no_grad()
+def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
+    """Of each window its tokens' summed loss in nats, and their number."""
+    rows = []
+    for window_L in windows:
+        ids_1L = window_L[None].to(model.device)
+        logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float()
+        chances = logits_LV[:-1].log_softmax(-1).gather(-1, ids_1L[0, 1:, None])
+        rows.append([-float(chances.sum()), len(window_L) - 1])
+    return np.array(rows)
+
+
+def compare_text(losses: dict[str, Array]) -> dict[str, Any]:
+    """Loss a token of each model, and how much the first one's is above each other's, with 95% intervals.
+
+    Args:
+        losses: ``text_losses`` by name, that of the model in question first.
+    """
+    names = list(losses)
+    tallies = {name: Tally(rows, _per_token) for name, rows in losses.items()}
+    found: dict[str, Any] = {name: {"loss": tally.score} for name, tally in tallies.items()}
+    for name in names[1:]:
+        rise = paired_interval([tallies[name]], [tallies[names[0]]])
+        found[name] |= {"rise": tallies[names[0]].score - tallies[name].score, "interval": [rise.low, rise.high]}
+    return found | {"windows": len(losses[names[0]]), "tokens": int(losses[names[0]][:, 1].sum())}
+
+
+def _per_token(sums_RC: Array, count: int) -> Array:
+    return sums_RC[:, 0] / sums_RC[:, 1]

@@ -1,0 +1,164 @@
+"""Probes of what a model knows of stored answers: one forward pass a sample, without generating anything.
+
+How probable each answer is, whether greedy decoding would write it exactly (every token is the most probable one given
+those before it, so the answer it writes is this one), and how far the model has moved from the signals stored with it.
+
+Shapes: L tokens of a sample, N positions from the first that any answer token is predicted from, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekr_cl.distributed import collectives
+from seekr_cl.errors import DataError
+from seekr_cl.memory import LogitSignal, ReplayMemory
+from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.tasks import Encoded, Encoder, Task
+from seekr_cl.tasks.collate import Spans
+
+RETENTION = "retention.json"
+"""What the probes of a learning found, beside its model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One stored answer.
+
+    Attributes:
+        ids_L: its tokens with the prompt's.
+        spans: begin and end of each run of answer tokens.
+        logits: what its teacher said of it, if that is stored.
+    """
+
+    ids_L: Tensor
+    spans: Spans
+    logits: LogitSignal | None = None
+
+
+@dataclass(slots=True)
+class ProbeSet:
+    """One task's probes and what they found.
+
+    Attributes:
+        task: its name.
+        kind: ``old``, ``general`` or ``new``.
+        source: where they come from: ``memory``, or of a new task ``test``, ``eval`` or ``train``.
+        probes: the samples.
+        before: of each sample before the learning; see ``measure``.
+    """
+
+    task: str
+    kind: str
+    source: str
+    probes: list[Probe]
+    before: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def probe_sets(store: ReplayMemory, tasks: Sequence[Task], encoder: Encoder | None, count: int) -> list[ProbeSet]:
+    """Up to ``count`` samples of each task in the memory, and of those to be learned, evenly spread.
+
+    Of a task to be learned its test examples are taken, else those to choose settings with, else those to train on.
+    """
+    found = []
+    for kept in store.tasks:
+        samples = [kept.samples[place] for place in _spread(len(kept.samples), count)]
+        probes = [Probe(one.ids_L, one.spans, one.logits) for one in samples]
+        found.append(ProbeSet(kept.name, "general" if kept.info.get("general") else "old", "memory", probes))
+    for task in tasks:
+        source = next(split for split in ("test", "eval", "train") if getattr(task, split))
+        assert encoder is not None
+        encoded = _fitting(getattr(task, source), encoder, count)
+        probes = [Probe(torch.tensor(one.input_ids), one.spans) for one in encoded]
+        found.append(ProbeSet(task.name, "new", source, probes))
+    return [one for one in found if one.probes]
+
+
+def measure(model: Any, probes: Sequence[Probe], with_signals: bool = True) -> dict[str, list[Any]]:
+    """Asks a model about stored answers.
+
+    Args:
+        model: in evaluation mode, nothing attached to it acting; of several processes all ask together.
+        probes: the samples.
+        with_signals: also compare with what is stored of their teacher.
+
+    Returns:
+        a list each, in the probes' order: ``log_likelihood``, the mean of an answer's tokens in nats; ``exact``;
+        ``kl``, of the stored distributions to the model's in nats a token, None where none is stored.
+    """
+    parts = {}
+    for place, counts in collectives.shard_indices(len(probes)):
+        numbers = _ask(model, probes[place], with_signals)
+        if counts:
+            parts[place] = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
+    rows = [one["numbers"].tolist() for one in collectives.gather_sharded(parts, len(probes))]
+    return {
+        "log_likelihood": [row[0] for row in rows],
+        "exact": [bool(row[1]) for row in rows],
+        "kl": [None if math.isnan(row[2]) else row[2] for row in rows],
+    }
+
+
+def probability(found: Mapping[str, Sequence[Any]]) -> list[float]:
+    """How probable each answer is: the geometric mean over its tokens, in percent."""
+    return [100 * math.exp(value) for value in found["log_likelihood"]]
+
+
+@torch.no_grad()
+def answer_distributions(model: Any, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model predicts where a stored answer stands.
+
+    Args:
+        model: in evaluation mode.
+        probe: the answer.
+
+    Returns:
+        float32 logits [A, V] of A answer tokens, these tokens [A], and the logits [N, V] of all positions from the
+        first that predicts one.
+    """
+    ids_1L = probe.ids_L[None].to(model.device)
+    first = max(0, probe.spans[0][0] - 1)
+    if getattr(model, "query_conditioned", False):
+        query_1L = torch.arange(ids_1L.shape[1], device=ids_1L.device)[None] < probe.spans[0][0]
+        logits_NV = model(input_ids=ids_1L, use_cache=False, query_mask=query_1L).logits[0, first - ids_1L.shape[1] :]
+    else:
+        logits_NV = answer_logits(model, ids_1L, first)
+    # The first token of all is predicted from nothing.
+    place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(ids_1L.device)
+    return logits_NV[place_A - 1 - first].float(), ids_1L[0, place_A], logits_NV
+
+
+@torch.no_grad()
+def _ask(model: Any, probe: Probe, with_signals: bool) -> tuple[float, float, float]:
+    logits_AV, token_A, logits_NV = answer_distributions(model, probe)
+    likelihood = logits_AV.log_softmax(-1).gather(-1, token_A[:, None]).mean()
+    exact = (logits_AV.argmax(-1) == token_A).all()
+    moved = math.nan
+    if with_signals and probe.logits is not None and len(probe.logits.position_A):
+        signals = LogitSignal.collate([probe.logits], [-max(0, probe.spans[0][0] - 1)])
+        on_device = {key: part if part is None else part.to(logits_NV.device) for key, part in signals.items()}
+        moved = float(distil_logits(logits_NV[None], on_device, LogitSettings()))
+    return float(likelihood), float(exact), moved
+
+
+def _fitting(examples: Sequence[Any], encoder: Encoder, count: int) -> list[Encoded]:
+    """Tokens of up to ``count`` examples, those left out that do not fit."""
+    encoded = []
+    for place in _spread(len(examples), count):
+        try:
+            one = encoder.encode(examples[place])
+        except DataError:
+            continue
+        if one.learnable:
+            encoded.append(one)
+    return encoded
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Places of a list, evenly spread."""
+    taken = min(length, count)
+    return [number * length // taken for number in range(taken)]
