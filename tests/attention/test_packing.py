@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from architectures import MATRIX, REFUSED, Architecture, build
+from architectures import MATRIX, REFUSED, Architecture
+from architectures import build as build_in_eval
 from torch import Tensor
 
 from seekr_cl.attention import AttentionTap, InTurn, MeasureSensitivity, RecordRows, RowIndex
@@ -29,6 +30,11 @@ REFUSES = {
     "llama4_text": "no decoder apart from its head",
 }
 BY_KIND = {row.kind: row for row in (*MATRIX, *REFUSED)}
+
+
+def build(row: Architecture) -> torch.nn.Module:
+    """In training, where batches are packed; nothing is dropped out."""
+    return build_in_eval(row).train()
 
 
 def batch_of(side: str) -> dict[str, Tensor]:
@@ -165,6 +171,8 @@ def test_a_cache_is_refused_and_what_cannot_be_packed_stays_padded() -> None:
     with packed(model, ROWS):
         with pytest.raises(ModelError, match="goes on from a cache"):
             model(input_ids=batch["input_ids"], attention_mask=torch.ones((4, 13)), past_key_values=cache)
+        model.eval().generate(**batch, max_new_tokens=2)
+        model.train()
         batch["attention_mask"][0, 3] = 0  # a hole in a row
         with_hole = model(**batch, use_cache=False).logits
     torch.testing.assert_close(with_hole, model(**batch, use_cache=False).logits, rtol=0, atol=0)

@@ -258,14 +258,12 @@ def _own_eager(module: nn.Module) -> AttentionFunction:
 # an action is set.
 @torch._dynamo.disable
 def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, query: Tensor, *rest: Any) -> Tensor:
-    action = slot.action
-    if action is None:
-        return output_BLHD
+    action: Any = slot.action
     call = read_call(name, module, query, *rest)
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
-    call = replace(call, repeated=True) if last is query else call
+    call = replace(call, repeated=last is query)
     plan = getattr(getattr(module, OWNER, None), "plan", None)
     return action(call, output_BLHD) if plan is None else plan.look(action, call, output_BLHD)
 

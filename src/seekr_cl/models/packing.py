@@ -90,11 +90,14 @@ class Packing:
     def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self._handles:
             return None
+        self.plan = plan = None
+        if not (module.training or self._tries):
+            # Whoever looks at the model in between, generates with it or scores, does so as ever.
+            return None
         given = dict(zip(self._names, args)) | kwargs
         if given.get("past_key_values") is not None:
             raise ModelError(f"packing: {self.kind} goes on from a cache, such as prefix tuning makes; {_FIX}")
         mask_BL = given.get("attention_mask")
-        self.plan = plan = None
         if not self._idles and isinstance(mask_BL, Tensor) and mask_BL.dim() == 2:
             self.plan = plan = plan_packing(mask_BL, self._one_sequence)
         if plan is None:
@@ -164,7 +167,7 @@ def _idle() -> Packing:
 
 @contextmanager
 def packed(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[None]:
-    """Packs the model's batches inside the block.
+    """Packs the model's training batches inside the block.
 
     Args:
         model: in training; not yet wrapped by an engine.
