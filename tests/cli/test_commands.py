@@ -129,7 +129,8 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     made = content["evaluation"]
     assert (made["engine"], made["dtype"], made["batch_size"]) == ("transformers", "float32", 2)
     assert made["decoding"] == {"strategy": "greedy", "stop": ["</s>"]}
-    assert {"interval", "examples", "max_new_tokens", "sha256", "metric", "score"} == set(content["tasks"]["first"])
+    keys = {"interval", "format", "examples", "max_new_tokens", "sha256", "metric", "score"}
+    assert keys == set(content["tasks"]["first"])
     of_run = json.loads((world.run / "scores.json").read_text(encoding="utf-8"))
     assert of_run["evaluation"] == {key: made[key] for key in made if key != "prompts_cut"} | {
         key: of_run["evaluation"][key] for key in ("batch_size", "max_length")
@@ -282,7 +283,7 @@ def test_results_for_a_program(world, seekr, tmp_path):
     )
     assert after.code == 0, after.err
     told = json.loads(after.out)
-    assert told == json.loads((tmp_path / "b" / "scores.json").read_text())
+    assert told == {"output": str(tmp_path / "b")} | json.loads((tmp_path / "b" / "scores.json").read_text())
     assert told["verdict"]["lines"][0]["task"] == "first"
     assert told["tasks"]["first"]["format"]["answers"] == 3
 

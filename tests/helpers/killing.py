@@ -28,7 +28,7 @@ _TIMES = {
     "train_samples_per_second",
     "train_steps_per_second",
 }
-"""What is about time and nothing else; ``run.json`` and the plot hold no result."""
+"""What is about time and nothing else; ``run.json``, ``record.jsonl`` and the plot hold no result."""
 
 
 def named_points() -> set[str]:
@@ -46,7 +46,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name in ("err", "passed.json", "run/run.json", "run/scores.png"):
+        if path.is_dir() or name in ("err", "passed.json", "run/run.json", "run/scores.png", "run/record.jsonl"):
             continue
         content = path.read_bytes()
         if path.suffix == ".json":

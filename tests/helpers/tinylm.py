@@ -54,27 +54,39 @@ def save_base(folder: Path, family: str = "llama", seed: int = 0, attention_drop
 
 
 def reverse_task(
-    name: str = "reverse", count: int = 12, seed: int = 0, length: int | None = None, spaced: bool = False
+    name: str = "reverse",
+    count: int = 12,
+    seed: int = 0,
+    length: int | None = None,
+    spaced: bool = False,
+    most: int = 6,
 ) -> Task:
-    """Letters to be written backwards; words of 2 to 6 letters, or all of one ``length``; each a word if ``spaced``."""
+    """Letters to be written backwards; words of 2 to ``most``, or all of one ``length``; each a word if ``spaced``."""
     draw = random.Random(f"{name}{seed}")
-    words = ["".join(draw.choices("abcdef", k=length or draw.randint(2, 6))) for _ in range(count + 4)]
+    words = ["".join(draw.choices("abcdef", k=length or draw.randint(2, most))) for _ in range(count + 4)]
     examples = [Example(f"{' '.join(word) if spaced else word}=", word[::-1]) for word in words]
     return Task(name, examples[:count], test=examples[count:], max_new_tokens=8)
 
 
-def constant_task(name: str, answer: str, count: int = 12, seed: int = 0) -> Task:
-    """The same answer whatever the question: learnt in a few steps."""
+def constant_task(name: str, answer: str, count: int = 12, seed: int = 0, most: int = 5) -> Task:
+    """The same answer whatever the question of 3 to ``most`` letters: learnt in a few steps."""
     draw = random.Random(f"{name}{seed}")
-    examples = [Example("".join(draw.choices("uvwxyz", k=draw.randint(3, 5))) + "?", answer) for _ in range(count)]
+    examples = [Example("".join(draw.choices("uvwxyz", k=draw.randint(3, most))) + "?", answer) for _ in range(count)]
     return Task(name, examples, test=examples[:3], max_new_tokens=4)
 
 
-def two_tasks(count: int, length: int | None = None, answers: Sequence[str] = (), spaced: bool = False) -> list[Task]:
+def two_tasks(
+    count: int,
+    length: int | None = None,
+    answers: Sequence[str] = (),
+    spaced: bool = False,
+    most: int | None = None,
+) -> list[Task]:
     """Two tasks that are alike, or with ``answers`` in conflict: the same kind of question, another answer."""
+    names, wide = ("first", "second"), {} if most is None else {"most": most}
     if answers:
-        return [constant_task(f"{name}-{answer}", answer, count) for name, answer in zip(("first", "second"), answers)]
-    return [reverse_task(name, count, seed, length, spaced) for seed, name in enumerate(("first", "second"), start=1)]
+        return [constant_task(f"{name}-{answer}", answer, count, **wide) for name, answer in zip(names, answers)]
+    return [reverse_task(name, count, seed, length, spaced, **wide) for seed, name in enumerate(names, start=1)]
 
 
 def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:

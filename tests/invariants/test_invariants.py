@@ -55,12 +55,16 @@ class Invariant:
     common: dict[str, Any] = field(default_factory=lambda: dict(PLAIN_SGD))
     memory: bool = True
     length: int | None = None
+    most: int | None = None
 
 
 CHECKPOINTED = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 HALF = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 WHOLE = {"per_device_train_batch_size": 8}
 LORA = PLAIN_SGD | {"peft": {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}}
+PACKED = {"packing": True}
+PACKING = ["seqft", "derpp", "derpp_mse", "seekr", "lwf", "agem", "ewc", "l2p", "progressive_prompts"]
+"""Plain training, logits, two passes of a step, attention tapped, a second model, gradients of their own, prompts."""
 JOINT = {"samples": 8, "every": 1, "step": "joint"}
 
 INVARIANTS = {
@@ -98,6 +102,13 @@ INVARIANTS = {
     # What a method does to a step's gradient it does once, whatever the batches it came in; answers equally long, since
     # what a method adds to the loss is averaged batch by batch.
     "accumulation is a larger batch to whoever looks at it": Invariant(HALF, WHOLE, LOOKING, atol=2e-6, length=4),
+    # Rows of very different lengths, or no two fit into one sequence. Nothing but the order of additions may differ.
+    "packed is padded": Invariant(PACKED, {}, PACKING, atol=2e-6, most=18),
+    "packed and padded on the left is padded": Invariant(
+        PACKED | {"padding_side": "left"}, {}, ["seekr"], 2e-6, most=18
+    ),
+    "packed and checkpointed is padded": Invariant(PACKED | CHECKPOINTED, {}, ["seekr"], 2e-6, most=18),
+    "packed is padded with lora": Invariant(PACKED, {}, ["seekr"], 2e-6, LORA, most=18),
     "reentrant checkpointing is none": Invariant(CHECKPOINTED, {}, list(ROWS), atol=1e-6),
     "checkpointing is none": Invariant(
         CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}, list(ROWS), atol=1e-6
@@ -186,10 +197,11 @@ def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
             settings.pop("replay")
         elif not get_method(wanted["name"]).replays:
             settings["replay"] = {"samples": settings["replay"]["samples"]}
-        key = repr((family, wanted, sorted(settings.items()), kernel, chunk, invariant.length, ROWS[method].tasks))
+        parts = (kernel, chunk, invariant.length, invariant.most, ROWS[method].tasks)
+        key = repr((family, wanted, sorted(settings.items()), *parts))
         if key not in done:
             folder = tmp_path_factory.mktemp("outcome")
-            tasks = two_tasks(16, invariant.length, **ROWS[method].tasks)
+            tasks = two_tasks(16, invariant.length, most=invariant.most, **ROWS[method].tasks)
             with pytest.MonkeyPatch.context() as patch, logits_in_chunks(chunk):
                 if kernel:
                     attend_with(patch, kernel)
@@ -225,6 +237,23 @@ def test_a_method_does_something_of_its_own_in_its_invariants(outcome: Callable[
     own, _ = outcome("llama", method, invariant, {})
     for other in ("seqft", "replay"):
         assert differs(own, outcome("llama", method, invariant, {"method": other})[0]), f"it is {other}"
+
+
+def test_packed_rows_share_sequences(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Or the invariants of packing would compare a thing with itself."""
+    sequences: list[int] = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            layer = kwargs["model"].model.layers[0]
+            layer.register_forward_pre_hook(lambda _, given: sequences.append(len(given[0])))
+
+    (task, _) = two_tasks(16, most=18)
+    config = config_for("seekr", tmp_path, per_device_train_batch_size=8, group_by_length=False, **PACKED)
+    learn(bases["llama"], task, tmp_path / "memory", tmp_path / "m1", config, [Look()])
+    # Two steps; what scores the kept samples one by one runs as ever.
+    assert max(sequences[:2]) < 8
+    assert sequences[2:] == [1] * len(sequences[2:]) != []
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -35,7 +35,7 @@ SHARDED = [
     name
     for name in CASES
     if name in ("seekr-measured", "seekr-checkpointed", "seekr-lora", "seekr-adapter", "seekr-projected")
-    or name in ("derpp-prompt", "replay-by-updates")
+    or name in ("derpp-prompt", "replay-by-updates", "seekr-packed")
     or (name in ROWS and get_method(name).weight_access != "whole")
 ]
 
@@ -95,7 +95,7 @@ def test_a_sharded_model_is_a_whole_one(
     assert_same_outcome(one(name), tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["inscl", "seekr-adapter"])
+@pytest.mark.parametrize("name", ["inscl", "seekr-adapter", "seekr-packed"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_only_the_first_process_loads_a_large_model(
     bases: dict[str, Path], sharded: Pair, once: Pair, tmp_path: Path, name: str

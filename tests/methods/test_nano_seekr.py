@@ -34,6 +34,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = config_for(
         method, folder, replay={"samples": GIVEN["keep"], "every": GIVEN["every"]}, seed=SEED, learning_rate=5e-4,
         num_train_epochs=GIVEN["epochs"], per_device_train_batch_size=GIVEN["batch"], lr_scheduler_type="constant",
+        group_by_length=False,
     )  # fmt: skip
     source = BASE
     for number, (skill, rows) in enumerate(zip(STREAM_SKILLS, ROWS), start=1):

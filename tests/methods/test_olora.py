@@ -18,7 +18,9 @@ RANK = 4
 
 
 def configured(folder: Path, **settings: Any) -> Any:
-    return config_for({"name": "olora", "rank": RANK, "dropout": 0.0, **settings}, folder, **COMMON)
+    return config_for(
+        {"name": "olora", "rank": RANK, "dropout": 0.0, **settings}, folder, group_by_length=False, **COMMON
+    )
 
 
 @pytest.fixture(scope="module")

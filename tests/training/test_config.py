@@ -76,6 +76,7 @@ WRONG: dict[str, Any] = {
     "trust_remote_code": "yes", "peft": 3, "quantization": 4,
     "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "prompt_boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,
+    "group_by_length": "no", "packing": "rows",
     "loss_average": 0, "carry_optimizer": "no", "signal_dtype": 16, "measure_every": 2.5, "keep_models": 1,
     "train_on": True, "chat_template": 3, "chat_template_kwargs": "thinking", "template_date": 2024,
     "strip_thinking": "no",

@@ -56,7 +56,7 @@ METHOD_ROWS = {
     "layer_budget": Row(1, "memory", method(head_budget=8)),
     "head_budget": Row(5, "memory"),
     "query_budget": Row(2, "memory"),
-    "importance_rule": Row("sum_of_products", "memory", method(head_budget=2)),
+    "importance_rule": Row("sum_of_products", "memory", method(head_budget=2) | {"group_by_length": False}),
     "measure": Row("frobenius", "memory"),
     "target": Row("hidden", "memory"),
     "projection": Row("identity", "weights", method(target="hidden")),
@@ -140,6 +140,9 @@ OWN_ROWS = {
     "padding_side": Row("left", "batches"),
     "pad_multiple": Row(16, "batches"),
     "order": Row("official", "weights"),
+    "group_by_length": Row(False, "batches"),
+    # What it does must not show but in time; that rows share sequences is in test_packing.py and the invariants.
+    "packing": Row(True, "error", {"method": {"name": "sapt"}}),
     "loss_average": Row("micro_batches", "weights", {"gradient_accumulation_steps": 2}),
     "carry_optimizer": Row(True, "weights"),
     "signal_dtype": Row("float16", "memory"),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from seekr_cl.attention.call import AttentionCall
+from seekr_cl.attention.packing import OWNER
 from seekr_cl.attention.rows import add_bias
 from seekr_cl.errors import ModelError
 
@@ -163,6 +164,20 @@ def _implementations(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
+@contextmanager
+def unwatched(model: PreTrainedModel) -> Iterator[None]:
+    """A block of code in which no tap's action looks on, whoever has tapped the model."""
+    slots = {id(slot): slot for layer in _layers(model) if (slot := layer.__dict__.get(_SLOT)) is not None}
+    former = [(slot, slot.action) for slot in slots.values()]
+    for slot, _ in former:
+        slot.action = None
+    try:
+        yield
+    finally:
+        for slot, action in former:
+            slot.action = action
+
+
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if hasattr(module, "layer_idx"))
 
@@ -243,14 +258,14 @@ def _own_eager(module: nn.Module) -> AttentionFunction:
 # an action is set.
 @torch._dynamo.disable
 def _look_on(slot: _Slot, output_BLHD: Tensor, name: str, module: nn.Module, query: Tensor, *rest: Any) -> Tensor:
-    action = slot.action
-    if action is None:
-        return output_BLHD
+    action: Any = slot.action
     call = read_call(name, module, query, *rest)
     # Differential attention uses one map for several values: the same queries come again.
     last = None if slot.last_query is None else slot.last_query()
     slot.last_query = ref(query)
-    return action(replace(call, repeated=True) if last is query else call, output_BLHD)
+    call = replace(call, repeated=last is query)
+    plan = getattr(getattr(module, OWNER, None), "plan", None)
+    return action(call, output_BLHD) if plan is None else plan.look(action, call, output_BLHD)
 
 
 def read_call(

@@ -63,7 +63,7 @@ def fetch_command(given: Any) -> None:
     """``seekr benchmark fetch``."""
     benchmark = get_benchmark(given.name, "fetch")
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    quiet = not console().is_terminal
+    quiet = given.quiet or not console().is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True, disable=quiet) as bar:
         shown = bar.add_task(benchmark.name, total=None)
         done = fetch(
@@ -76,6 +76,7 @@ def fetch_command(given: Any) -> None:
             sha256=given.sha256,
             progress=lambda what, at, total: bar.update(shown, description=what, completed=at, total=total),
         )
+    given.answer = {"output": given.output, "rows": done.rows, "notes": list(done.notes)}
     table = Table("task", "train", "eval", "test")
     for task, rows in done.rows.items():
         table.add_row(task, *(str(rows.get(split, "-")) for split in ("train", "eval", "test")))

@@ -1,6 +1,5 @@
 """What each command does: turn options into calls of the library and print the result."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.cli.choices import open_choices, show_choices
+from seekr_cl.cli.live import live
 from seekr_cl.cli.output import out, size
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
@@ -25,12 +25,12 @@ from seekr_cl.placement import declare
 from seekr_cl.report import score_table
 from seekr_cl.report.learning_verdict import of_learning
 from seekr_cl.report.verdict import VERDICT, Verdict
-from seekr_cl.runs.stream_run import run
-from seekr_cl.system import reading
+from seekr_cl.runs.stream_run import SCORES, run
 from seekr_cl.system.files import write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
+from seekr_cl.system.reading import read_json
 from seekr_cl.system.removal import remove_unfinished
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
@@ -58,16 +58,11 @@ def learn_command(given: Any) -> None:
     allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
     config = _fitted(settings, given.config or "settings", given.model)
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
-    learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
-    memory = ReplayMemory.open(given.memory)
-    verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
-    collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
-    if given.json:
-        facts = {"task": task.name, "steps": learnt.steps, "seconds": learnt.seconds, "training": learnt.training}
-        facts |= {"prompts_cut": learnt.cut, "generation": memory.generation, "samples": len(memory.samples)}
-        facts |= {"memory_bytes": memory.num_bytes, "verdict": verdict.to_json()}
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
+    with live(given, collectives.is_main()):
+        learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
+        memory = ReplayMemory.open(given.memory)
+        verdict = of_learning(Path(given.output), learnt.training, memory.num_bytes)
+        collectives.on_main(partial(write_json, Path(given.output) / VERDICT, verdict.to_json()))
     if learnt.cut:
         out().print(f"{learnt.cut} prompts truncated on the left to max_length")
     out().print(
@@ -78,6 +73,19 @@ def learn_command(given: Any) -> None:
         soft_wrap=True,
     )
     print_verdict(verdict)
+    given.answer = {
+        "task": task.name,
+        "steps": learnt.steps,
+        "seconds": round(learnt.seconds, 2),
+        "model": given.output,
+        "memory": given.memory,
+        "generation": memory.generation,
+        "samples": len(memory.samples),
+        "memory_bytes": memory.num_bytes,
+        "truncated_prompts": learnt.cut,
+        "training": learnt.training,
+        "verdict": verdict.to_json(),
+    }
 
 
 def _rate(training: dict[str, Any]) -> str:
@@ -94,15 +102,15 @@ def run_command(given: Any) -> None:
     tasks = stream.spec.load_tasks(require_test=True, limit=stream.limit)
     named = stream.benchmark is not None
     config = stream.config(stream.settings) if named else _fitted(stream.settings, given.stream, stream.model)
-    matrix = run(
-        stream.model, tasks, given.output, config, probes=probe_tasks, resume=given.resume, benchmark=stream.benchmark,
-    )  # fmt: skip
-    if given.json:
-        print(json.dumps(reading.read_json(Path(given.output) / "scores.json"), indent=2, ensure_ascii=False))
-        return
+    with live(given, collectives.is_main()):
+        matrix = run(
+            stream.model, tasks, given.output, config, probes=probe_tasks, resume=given.resume,
+            benchmark=stream.benchmark,
+        )  # fmt: skip
     out().print(score_table(matrix))
     print_verdict(Verdict.read(Path(given.output) / VERDICT))
     out().print(f"scores, plot and predictions in {given.output}", soft_wrap=True)
+    given.answer = {"output": given.output, **read_json(Path(given.output) / SCORES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +212,13 @@ def compare_command(given: Any) -> None:
     compare_command(given)
 
 
+def report_command(given: Any) -> None:
+    """``seekr report``."""
+    from seekr_cl.cli.report_command import report_command
+
+    report_command(given)
+
+
 def gate_command(given: Any) -> int:
     """``seekr gate``."""
     from seekr_cl.cli.gate_command import gate_command
@@ -242,11 +257,12 @@ def demo_command(given: Any) -> None:
     """``seekr demo``."""
     from seekr_cl.demo.demo_run import demo
 
-    demo(
+    given.answer = demo(
         Path(given.output),
         methods=given.methods,
         seed=given.seed,
         quick=given.quick,
+        quiet=given.quiet,
         settings=apply_overrides({}, given.overrides, None),
     )
 
@@ -304,6 +320,7 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
     "evaluate": evaluate_command,
     "export": export_command,
     "compare": compare_command,
+    "report": report_command,
     "gate": gate_command,
     "drift": drift_command,
     "demo": demo_command,

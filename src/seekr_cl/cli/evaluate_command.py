@@ -1,6 +1,5 @@
 """``seekr evaluate``: generate, score, and measure general ability."""
 
-import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -96,9 +95,7 @@ def evaluate_command(given: Any) -> None:
         if given.general is not None:
             _score_general(given, output, asked, device)
         told = collectives.on_main_broadcast(partial(_judge, given, output)) if given.before else None
-    if given.json:
-        print(json.dumps(_content(output) | {"verdict": told}, indent=2, ensure_ascii=False))
-        return
+    given.answer = {"output": given.output} | _content(output) | {"verdict": told}
     if told is not None:
         print_verdict(Verdict.from_json(told))
     else:
@@ -158,9 +155,9 @@ def _score_tasks(
             Text(name), score["metric"], f"{score['score']:.1f}", str(score["examples"]), f"{low:.1f} to {high:.1f}",
             f"{score['format']['valid']:.0f}%" if score.get("format") else "-",
         )  # fmt: skip
-    out(quiet=given.json).print(table)
+    out().print(table)
     if said := line(scored.timing):
-        out(quiet=given.json).print(said, soft_wrap=True)
+        out().print(said, soft_wrap=True)
     scored.warn_of_broken_off()
 
 
@@ -203,7 +200,7 @@ def _score_general(given: Any, output: Path, asked: _Settings, device: torch.dev
         )
     means = [result["base_mean"], result["mean"], result["drift"]] if base else [result["mean"]]
     table.add_row("mean", "", "", *[f"{number:.1f}" for number in means], "")
-    out(quiet=given.json).print(table)
+    out().print(table)
 
 
 def _general_of(source: str, given: Any, data: Path | None, asked: _Settings, device: torch.device) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
+from seekr_cl.cli.answers import answering, take_answers
 from seekr_cl.cli.examples import add_examples
 from seekr_cl.cli.method_names import METHOD_NAMES
 from seekr_cl.environment import environment_number, whole_number
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
+from seekr_cl.system.run_record import set_command
 from seekr_cl.system.stop_requests import Stopped, graceful
 
 _PIPE_CLOSED = 141
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--output", required=True, help="folder for the new model; must be empty or missing")
     learn.add_argument("--resume", action="store_true", help="resume an interrupted task from its last checkpoint")
     learn.add_argument("--name", help="the task's name; default the file's or folder's")
-    learn.add_argument("--json", action="store_true", help="print the result for a program")
+    _take_live(learn)
     _config_options(learn)
 
     run = commands.add_parser("run", help="learn a stream of tasks, evaluating after each")
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", required=True, help="the run's folder")
     run.add_argument("--model", help="model folder or Hub name, instead of the stream's")
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
-    run.add_argument("--json", action="store_true", help="print scores and verdict for a program")
+    _take_live(run)
     _config_options(run, config_file=False)
     for stoppable in (learn, run):
         _take_launch(stoppable)
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--before", metavar="FOLDER", help="former --output, of the model in use: what has been lost and gained since"
     )
     evaluate.add_argument("--limit", type=int, help="examples of each general task")
-    evaluate.add_argument("--json", action="store_true", help="print scores and verdict for a program")
+    take_answers(evaluate)
     _take_launch(evaluate)
     _take_overrides(evaluate)
     evaluate.epilog = (
@@ -131,6 +133,18 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", help="folder for comparison.png, .json, .md and .html; must be empty or missing")
     compare.add_argument("--json", action="store_true", help="print numbers for a program")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
+    watch = commands.add_parser("watch", help="where a run or a learning is, from another terminal or afterwards")
+    watch.add_argument("run", metavar="RUN", help="the --output of seekr run or learn")
+    watch.add_argument("--once", action="store_true", help="print it once and end")
+    watch.add_argument("--json", action="store_true", help="print it once, for a program")
+    watch.epilog = "for example: seekr watch run, or over ssh: ssh -t gpu-machine seekr watch run"
+
+    report = commands.add_parser("report", help="one HTML page about runs, evaluations or learned tasks")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of seekr run, learn or evaluate")
+    report.add_argument("--output", required=True, metavar="FILE.html", help="the page; replaced if it is there")
+    report.add_argument("--follow", action="store_true", help="write it again and again until the run is over")
+    report.epilog = "for example: seekr report run-seqft run-seekr --output report.html"
 
     gate = commands.add_parser("gate", help="may this model replace the one in use? exit code 0 yes, 1 no, 3 unsure")
     gate.add_argument("run", nargs="?", metavar="RUN", help="folder of a seekr run: its last model is judged")
@@ -172,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--methods", nargs="+", help="of seqft, multitask, replay, derpp, seekr; +general adds a task 0")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quick", action="store_true", help="two tasks, few examples: a check that everything runs")
+    take_answers(demo)
     _take_overrides(demo)
 
     inspect = commands.add_parser("inspect", help="what is learned: each example's text, learned tokens, truncation")
@@ -249,6 +264,7 @@ def _benchmark_commands(commands: Any) -> None:
     fetch.add_argument("--variant", help="edition of the data, such as 5000 or reasoning")
     fetch.add_argument("--tasks", nargs="+", help="only these tasks")
     fetch.add_argument("--partial", action="store_true", help="take a source that lacks tasks or rows, and note it")
+    take_answers(fetch)
     fetch.add_argument("--sha256", help="what the archive's hash must be")
 
 
@@ -261,7 +277,8 @@ def _memory_commands(commands: Any) -> None:
     show = add("show", "what a memory holds")
     show.add_argument("--samples", action="store_true", help="every sample with its id")
     show.add_argument("--task", help="only this task's samples")
-    add("log", "the generations, one line each")
+    take_answers(show, quiet=False)
+    take_answers(add("log", "the generations, one line each"), quiet=False)
     add("verify", "read everything and name what is broken")
     rollback = add("rollback", "make the generation after a task current again")
     rollback.add_argument("--to", required=True, metavar="TASK", help="the task, or a generation as log calls it")
@@ -285,6 +302,12 @@ def _config_options(parser: argparse.ArgumentParser, config_file: bool = True) -
         parser.add_argument("--config", help="YAML file with settings")
     parser.add_argument("--method", help=_METHODS)
     _take_overrides(parser)
+
+
+def _take_live(parser: argparse.ArgumentParser) -> None:
+    take_answers(parser)
+    text = "keep a report up to date meanwhile (default: OUTPUT.html beside the output)"
+    parser.add_argument("--live", nargs="?", const="", metavar="FILE.html", help=text)
 
 
 def _take_launch(parser: argparse.ArgumentParser) -> None:
@@ -337,6 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM, the gate's own."""
     warnings.showwarning = _show_warning
     given = _parse(arguments)
+    set_command(["seekr", *(sys.argv[1:] if arguments is None else arguments)])
     # Nothing here needs tokenizer threads, and forked loaders would print a page about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     launch = getattr(given, "launch", None)
@@ -345,9 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment_number(name, 0)
         if launch is not None:
             return _launch(launch, sys.argv[1:] if arguments is None else arguments)
-        with graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(), _one_voice():
+        with (
+            graceful() if given.command in ("learn", "run", "evaluate") else nullcontext(),
+            _one_voice(),
+            answering(given),
+        ):
+            # Before anything that imports torch, which takes longer than either of these.
             if given.command == "score":
-                # Before anything that imports torch, which takes longer than scoring.
                 from seekr_cl.cli.score import score_command
 
                 score_command(given)
@@ -355,6 +383,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from seekr_cl.cli.completion_command import completion
 
                 print(completion(given.shell, build_parser()))
+            elif given.command == "watch":
+                from seekr_cl.cli.watch_command import watch_command
+
+                watch_command(given)
             else:
                 from seekr_cl.cli import commands
 

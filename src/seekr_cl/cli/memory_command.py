@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ def show(given: Any) -> None:
     if given.task is not None and given.task not in [task.name for task in memory.tasks]:
         raise ConfigError(f"--task: this memory keeps nothing of a task {given.task!r}")
     if given.samples or given.task is not None:
-        _show_samples(memory, given.task)
+        given.answer = _show_samples(memory, given.task)
         return
+    given.answer = _described(memory, current)
     _say(
         f"{memory.path}: generation {current.number} ({current.label}), {size(memory.num_bytes)}, "
         f"method {_method(current)}, written {current.content['written']}"
@@ -49,10 +51,49 @@ def show(given: Any) -> None:
     out().print(table)
 
 
+def _described(memory: ReplayMemory, current: Generation) -> dict[str, Any]:
+    """``show`` for a program."""
+    tasks = [
+        {
+            "task": task.name,
+            "of": task.info.get("examples"),
+            **asdict(task.totals),
+            "heads": {str(layer): heads for layer, heads in task.heads.items()},
+            "bytes": sum(file["bytes"] for file in record["files"]),
+        }
+        for task, record in zip(memory.tasks, current.tasks)
+    ]
+    return {
+        "memory": str(memory.path),
+        "generation": current.label,
+        "bytes": memory.num_bytes,
+        "method": current.content["method"],
+        "written": current.content["written"],
+        "model_sha256": memory.model_sha256,
+        "tokenizer_sha256": memory.tokenizer_sha256,
+        "method_state": current.method_state,
+        "tasks": tasks,
+    }
+
+
 def log(given: Any) -> None:
     """One line a generation, the current one marked."""
     lineage, kept, on_line = settled(Path(given.folder), partial(_generations, given.folder))
     line = {one.label for one in on_line}
+    given.answer = [
+        {
+            "generation": one.label,
+            "current": one.record["file"] == lineage.current,
+            "on_line": one.label in line,
+            "learned": one.learnt,
+            "written": one.content["written"],
+            "samples": sum(task["totals"]["samples"] for task in one.tasks),
+            "bytes": one.num_bytes,
+            "model_sha256": one.content["model_sha256"],
+            "method": one.content["method"],
+        }
+        for one in kept
+    ]
     for one in kept:
         samples = sum(task["totals"]["samples"] for task in one.tasks)
         names = "+".join(one.learnt) or "no task"
@@ -205,16 +246,19 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def _show_samples(memory: ReplayMemory, wanted: str | None) -> None:
+def _show_samples(memory: ReplayMemory, wanted: str | None) -> list[dict[str, Any]]:
+    found = []
     table = Table("id", "task", "tokens", "prompt", "completion")
     for task in memory.tasks:
         if wanted not in (None, task.name) or not isinstance(task.samples, StoredSamples):
             continue
         for number in range(len(task.samples)):
             prompt, completion = task.samples.text(number)
-            row = task.samples.sample_id(number), task.name, str(task.samples.num_tokens(number))
-            table.add_row(*row, _short(prompt), _short(completion))
+            row = task.samples.sample_id(number), task.name, task.samples.num_tokens(number)
+            found.append(dict(zip(("id", "task", "tokens", "prompt", "completion"), (*row, prompt, completion))))
+            table.add_row(*map(str, row), _short(prompt), _short(completion))
     out().print(table)
+    return found
 
 
 def _short(text: str) -> str:

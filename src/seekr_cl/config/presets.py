@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "signal_dtype": "float16",
+        "group_by_length": False,
         "replay": {"step": "joint", "over_tasks": "sum"},
         "derpp": {"logits_top_k": None},
         "seekr": {
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "padding_side": "left",
         "pad_multiple": 8,
         "order": "official",
+        "group_by_length": False,
         "loss_average": "micro_batches",
         "carry_optimizer": True,
         "lr_scheduler_type": "constant",

@@ -46,6 +46,7 @@ _DEFAULTS: dict[str, Any] = {
     "padding_side": "right",
     "pad_multiple": 1,
     "order": "shuffled",
+    "group_by_length": True,
     "loss_average": "tokens",
     "carry_optimizer": False,
     "signal_dtype": "int8",
@@ -112,6 +113,10 @@ class SeekrConfig(TrainingArguments):
         padding_side: ``right`` or ``left``, in training; generation always pads on the left.
         pad_multiple: batches are padded to a multiple of this.
         order: ``shuffled`` anew each epoch from ``seed``; ``official`` is the official code's one order.
+        group_by_length: examples of similar length share a step, new ones and replayed ones, and steps come in random
+            order; false mixes lengths as ``order`` has them. Default true, but with ``order: official``.
+        packing: rows of a batch share sequences without seeing one another, so that no padding is computed; results are
+            those of padded batches. A model or method that cannot keep rows apart is refused.
         loss_average: ``tokens`` weighs all answer tokens of an optimizer step alike; ``micro_batches`` all batches.
         carry_optimizer: keep the optimizer's state from task to task (official code) instead of a fresh one.
         signal_dtype: precision of stored teacher signals: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
@@ -164,6 +169,8 @@ class SeekrConfig(TrainingArguments):
     padding_side: Literal["right", "left"] | None = None
     pad_multiple: Annotated[int | None, Ge(1)] = None
     order: Literal["shuffled", "official"] | None = None
+    group_by_length: bool | None = None
+    packing: bool = False
     loss_average: Literal["tokens", "micro_batches"] | None = None
     carry_optimizer: bool | None = None
     signal_dtype: Annotated[str | None, OneOf(DTYPES)] = None
@@ -187,10 +194,14 @@ class SeekrConfig(TrainingArguments):
         # Before anything is derived from them.
         for key in _CHECKED:
             setattr(self, key, check_value(getattr(self, key), hints[key], key))
-        preset = PRESETS[self.preset]
+        preset, grouping = PRESETS[self.preset], self.group_by_length
         for key, value in (_DEFAULTS | {k: v for k, v in preset.items() if k in _DEFAULTS}).items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
+        if self.group_by_length and self.order == "official":
+            if grouping:
+                raise ConfigError("group_by_length: order: official has one order of its own; remove one of the two")
+            self.group_by_length = False
         self.method: MethodConfig = read_method(self.method, preset)
         self.task_loss: TaskLossSettings | None = read_task_loss(self.task_loss)
         self.average: AverageSettings | None = read_average(self.average)

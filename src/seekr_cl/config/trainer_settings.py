@@ -11,7 +11,7 @@ DECIDED = {
     "save_total_limit": "use keep_models; of checkpoints the last two are kept",
     "load_best_model_at_end": "the model after the last step is the one whose signals are kept",
     "remove_unused_columns": "batches are made by the schedule",
-    "train_sampling_strategy": "the order is made by the schedule",
+    "train_sampling_strategy": "use group_by_length",
     "data_seed": "use seed",
     "dataloader_drop_last": "every example is seen in every epoch",
     "resume_from_checkpoint": "use seekr run --resume or seekr learn --resume",
@@ -26,7 +26,7 @@ DECIDED = {
     "auto_find_batch_size": "the schedule is made for one batch size",
     "average_tokens_across_devices": "use loss_average",
     "use_cache": "the cache is never wanted in training",
-    "length_column_name": "the order is made by the schedule",
+    "length_column_name": "use group_by_length",
     "ignore_data_skip": "use seekr run --resume",
     "restore_callback_states_from_checkpoint": "use seekr run --resume",
     **dict.fromkeys(

@@ -39,6 +39,7 @@ def demo(
     seed: int = 0,
     quick: bool = False,
     settings: dict[str, Any] | None = None,
+    quiet: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Runs the demo and prints the comparison.
 
@@ -49,6 +50,7 @@ def demo(
         seed: of data order, draws and dropout; the data themselves are always the same.
         quick: two tasks and few examples, to see that everything runs.
         settings: settings that replace the demo's.
+        quiet: show nothing while it works.
 
     Returns:
         The content of ``comparison.json``.
@@ -65,7 +67,7 @@ def demo(
             variant.settings["num_train_epochs"] = 1
     _write_data(output / "data", quick)
     started = time.perf_counter()
-    _run_all(chosen, output, quick)
+    _run_all(chosen, output, quick, quiet)
     results, matrices = _collect(names, output)
     write_json(output / "comparison.json", results)
     draw("plot_comparison", matrices, output / "comparison.png")
@@ -115,7 +117,7 @@ def _load(output: Path, quick: bool) -> tuple[list[Task], list[Task]]:
     return stream, probes
 
 
-def _run_all(chosen: list[Variant], output: Path, quick: bool) -> None:
+def _run_all(chosen: list[Variant], output: Path, quick: bool, quiet: bool) -> None:
     """Each variant in a process of one thread, as many at once as there are cores."""
     # One process imports torch and transformers, and those of the variants are forked from it, where there is fork.
     forks = "forkserver" in multiprocessing.get_all_start_methods()
@@ -124,7 +126,7 @@ def _run_all(chosen: list[Variant], output: Path, quick: bool) -> None:
         context.set_forkserver_preload(["seekr_cl.runs.stream_run"])
     events = context.Queue()
     waiting, running = list(chosen), dict[str, Any]()
-    with _board([variant.name for variant in chosen]) as show:
+    with _board([variant.name for variant in chosen], quiet) as show:
         try:
             while waiting or running:
                 while waiting and len(running) < max(1, os.cpu_count() or 1):
@@ -196,8 +198,11 @@ class _Report(TrainerCallback):
 
 
 @contextmanager
-def _board(names: list[str]) -> Iterator[Any]:
+def _board(names: list[str], quiet: bool) -> Iterator[Any]:
     """Shows how far the runs are: bars on a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield lambda _kind, _name, _value: None
+        return
     if wants_bar("auto"):
         columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console()) as progress:

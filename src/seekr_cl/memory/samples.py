@@ -172,6 +172,15 @@ class TaskSamples(Sequence[tuple[MemoryTask, ReplaySample]]):
         task = self.tasks[number]
         return task, task.samples[place - self._ends[number] + len(task.samples)]
 
+    def lengths(self) -> list[int]:
+        """Tokens of each sample; of those on disk, none is read for it."""
+        found: list[int] = []
+        for task in self.tasks:
+            told = getattr(task.samples, "num_tokens", None)
+            places = range(len(task.samples))
+            found += [len(task.samples[i].ids_L) for i in places] if told is None else map(told, places)
+        return found
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
 

@@ -26,7 +26,7 @@ import numpy as np
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import sample_codec as records
 from seekr_cl.memory.open_files import POOL
-from seekr_cl.memory.sample_codec import Kind, Record
+from seekr_cl.memory.sample_codec import Field, Kind, Record
 from seekr_cl.memory.samples import ReplaySample, Totals, check_sample, sample_id
 from seekr_cl.os_errors import describe
 from seekr_cl.system.files import write_stream
@@ -168,6 +168,21 @@ class StoredSamples(Sequence[ReplaySample]):
         kind, dims = self._shape(self._opened(), number)
         names = [field.name for field in kind]
         return dims[sum(field.axes for field in kind[: names.index("ids")])]
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of the texts, the token ids, each kind of signal, and the tables, from the shapes alone."""
+        files = self._opened().still_whole()
+        found = {"texts": len(files.text_map)}
+        for number in range(len(self)):
+            kind, dims = self._shape(files, number)
+            at = 0
+            for name, dtype, axes in kind:
+                size = records.record_bytes((Field(name, dtype, axes),), dims[at : at + axes])
+                at += axes
+                part = "token ids" if name in ("ids", "learnt") else name.partition("/")[0]
+                found[part] = found.get(part, 0) + size
+        found["tables"] = len(files.map) - files.num_bytes
+        return found
 
     def _opened(self) -> "_Files":
         """The open files, opened anew if they were closed meanwhile."""

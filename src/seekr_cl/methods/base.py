@@ -8,7 +8,6 @@ Shapes: B batch, L padded length, V vocabulary.
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -295,10 +294,6 @@ class Method(ABC):
     def finished_model(self) -> PreTrainedModel:
         """The model as it is written: plain, with whatever was attached to it merged or removed. Asked for last."""
         return self.context.model
-
-    def quiet(self) -> AbstractContextManager[None]:
-        """While it lasts nothing that the method attached to the model acts, so that the model is only looked at."""
-        return nullcontext()
 
     def close(self) -> None:
         """Gives back whatever was attached to the model."""

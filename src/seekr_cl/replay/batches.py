@@ -67,8 +67,7 @@ class ScheduledBatches(Dataset[dict[str, Any]]):
         return parts
 
     def _mine(self, indices: tuple[int, ...]) -> tuple[int, ...]:
-        number, processes = self.share
-        return indices[number::processes]
+        return indices[self.share[0] :: self.share[1]]
 
     def _pad(self, encoded: list[Encoded]) -> Batch:
         batch = dict(collate(encoded, self.layout.pad_id, self.layout.side, self.layout.multiple))

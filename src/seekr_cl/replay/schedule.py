@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from seekr_cl.replay.length_groups import group_by_length
 from seekr_cl.replay.replay_config import ReplayConfig
 
 REVIEWS = (1, 2, 4, 7, 15, 30)
@@ -41,6 +42,9 @@ def build_schedule(
     joint: bool = False,
     reshuffle: bool = True,
     replay_weights: Sequence[float] | None = None,
+    lengths: Sequence[int] | None = None,
+    replay_lengths: Sequence[int] | None = None,
+    accumulation: int = 1,
 ) -> list[MicroBatch]:
     """The micro-batches of one task in order.
 
@@ -55,16 +59,22 @@ def build_schedule(
         joint: put a replay batch into the step of the new batch it follows (eq. 13) instead of a step of its own.
         reshuffle: draw a new order each epoch; the official code keeps the first one.
         replay_weights: for each replay sample how often it comes relative to the others; default all alike.
+        lengths: tokens of each new example, where examples of similar length are to share a step.
+        replay_lengths: the same for replay samples; not heeded with ``replay_weights``, under which a sample that comes
+            several times in a round would meet itself in one batch.
+        accumulation: micro-batches of an optimizer step, which share their lengths, so that several small ones hold
+            the examples of a large one.
 
     Returns:
         Micro-batches; every new example appears once in each of its epochs.
     """
-    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights)
+    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights, replay_lengths)
     batches_per_replay_epoch = math.ceil(num_replay / replay_batch_size)
     schedule: list[MicroBatch] = []
     due, given, passed = 0.0, 0, 0
     epochs = [
-        _epoch(epochs_of, number, batch_size, seed, reshuffle) for number in range(math.ceil(max(epochs_of, default=0)))
+        _epoch(epochs_of, number, batch_size, seed, reshuffle, lengths, accumulation)
+        for number in range(math.ceil(max(epochs_of, default=0)))
     ]
     curve = cadence.cadence == "forgetting_curve"
     in_advance = curve and cadence.clock == "steps"
@@ -106,18 +116,28 @@ def review_rounds(
     seed: int,
     reshuffle: bool = True,
     replay_weights: Sequence[float] | None = None,
+    replay_lengths: Sequence[int] | None = None,
 ) -> Iterator[list[MicroBatch]]:
     """The whole memory in micro-batches, round after round without end; arguments as for ``build_schedule``."""
-    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights)
+    replay = _cycle(num_replay, replay_batch_size, seed, reshuffle, replay_weights, replay_lengths)
     while num_replay:
         yield [MicroBatch(replay=next(replay)) for _ in range(math.ceil(num_replay / replay_batch_size))]
 
 
 def _epoch(
-    epochs_of: Sequence[float], epoch: int, batch_size: int, seed: int, reshuffle: bool
+    epochs_of: Sequence[float],
+    epoch: int,
+    batch_size: int,
+    seed: int,
+    reshuffle: bool,
+    lengths: Sequence[int] | None,
+    accumulation: int,
 ) -> list[tuple[int, ...]]:
     """An epoch's batches of new examples."""
-    order = _part_of_epoch(_permutation(len(epochs_of), seed, epoch if reshuffle else 0), epochs_of, epoch)
+    generator = _generator(seed, epoch if reshuffle else 0)
+    order = _part_of_epoch(_permutation(len(epochs_of), generator), epochs_of, epoch)
+    if lengths is not None:
+        order = group_by_length(order, lengths, batch_size * accumulation, generator)
     return [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
@@ -140,19 +160,31 @@ def _official_epoch(
         schedule.append(MicroBatch(new=batch))
 
 
-def _permutation(length: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + epoch)
+
+
+def _permutation(length: int, generator: torch.Generator) -> list[int]:
+    return torch.randperm(length, generator=generator).tolist()
 
 
 def _cycle(
-    length: int, batch_size: int, seed: int, reshuffle: bool, weights: Sequence[float] | None
+    length: int,
+    batch_size: int,
+    seed: int,
+    reshuffle: bool,
+    weights: Sequence[float] | None,
+    lengths: Sequence[int] | None,
 ) -> Iterator[tuple[int, ...]]:
     """Batches over the replay samples, round after round; a round's last batch may be smaller."""
     round_number = 0
     while length:
-        order = _permutation(length, seed, round_number if reshuffle else 0)
+        generator = _generator(seed, round_number if reshuffle else 0)
+        order = _permutation(length, generator)
         if weights is not None:
             order = _weighted(order, weights, round_number)
+        elif lengths is not None:
+            order = group_by_length(order, lengths, batch_size, generator)
         for start in range(0, len(order), batch_size):
             yield tuple(order[start : start + batch_size])
         round_number += 1

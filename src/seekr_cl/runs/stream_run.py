@@ -44,16 +44,19 @@ from seekr_cl.system.files import keep_json, write_json
 from seekr_cl.system.locks import hold, remove_left_over
 from seekr_cl.system.modes import files_of_mode
 from seekr_cl.system.removal import give_away, is_regular, remove_file, remove_made, remove_unfinished_inside
+from seekr_cl.system.run_record import RECORD
 from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if_stop_requested
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.fitting import make_encoder
+from seekr_cl.training.following import facts, following
 from seekr_cl.training.learn import learn
-from seekr_cl.training.learning import LearnResult
-from seekr_cl.training.progress import console, counting
+from seekr_cl.training.learning import LearnResult, name_of
+from seekr_cl.training.progress import console
 from seekr_cl.training.run_identity import decisive, describe_method
 from seekr_cl.training.task_progress import open_memory
+from seekr_cl.training.tracker import Tracker
 
 LEDGER = "run.json"
 SCORES = "scores.json"
@@ -82,6 +85,7 @@ class Run:
         evaluations/00-base/             scores and predictions of each stage
         checkpoints/                     the task that is being learnt, until it is committed
         scores.json, scores.png          the score matrix
+        record.jsonl                     when what happened, for `seekr watch` and the report
         verdict.json                     what was learned, and what was lost of it since
 
     Attributes:
@@ -92,6 +96,7 @@ class Run:
         probes: tests of what the base model could do, scored at every stage and never trained on.
         callbacks: the Trainer's.
         benchmark: which benchmark the tasks are, and what deviates from its paper; part of the scores.
+        tracker: is told where the run is.
     """
 
     output: Path
@@ -101,6 +106,7 @@ class Run:
     probes: Sequence[Task] = field(default_factory=list)
     callbacks: Sequence[TrainerCallback] = ()
     benchmark: Mapping[str, Any] | None = None
+    tracker: Tracker = field(default_factory=Tracker)
 
     def start(self, resume: bool) -> None:
         """Makes the folder, or checks that what is there is this run.
@@ -166,6 +172,7 @@ class Run:
         matrix.base = self._stage(0, "base", current, None, matrix, str(base_hash)).scores
         seconds, training = 0.0, list[dict[str, Any]]()
         for number, stage in enumerate(stages_of(self.tasks, self.config), start=1):
+            self.tracker.number = number
             name = stage[0].slug if len(stage) == 1 else "all"
             folder = self.output / "models" / f"{number:02d}-{name}"
             saves = Checkpoints(self.output / "checkpoints")
@@ -183,8 +190,9 @@ class Run:
                     # A model without its generation of the memory, and no checkpoint left that it was written from.
                     collectives.on_main(partial(remove_made, folder))
                 learnt = learn(
-                    current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves
-                )
+                    current, stage, memory, folder, self.config, self.callbacks, resume=True, checkpoints=saves,
+                    tracker=self.tracker,
+                )  # fmt: skip
                 raise_if_stop_requested()
                 if learnt.cut:
                     self._say(f"{name}: {learnt.cut} prompts truncated on the left to max_length")
@@ -219,6 +227,16 @@ class Run:
         check_examples(model, tokenizer, self.config, self.tasks, self.probes)
         return hashes
 
+    def _prompts(self) -> int:
+        """Prompts of one evaluation."""
+        return sum(len(task.test) for task in [*self.tasks, *self.probes])
+
+    def work(self) -> dict[str, Any]:
+        """What the run has before it, for its record: names and training of each stage, prompts of an evaluation."""
+        usual, stages = float(self.config.num_train_epochs), stages_of(self.tasks, self.config)
+        work = [sum(len(task.train) * (task.epochs or usual) for task in stage) for stage in stages]
+        return {"tasks": [name_of(stage) for stage in stages], "work": work, "tests": self._prompts()}
+
     def _stage(
         self,
         number: int,
@@ -243,6 +261,7 @@ class Run:
             content |= {"format": {task: one.get("format", {}) for task, one in scored.tasks.items()}}
             content |= {"training": training} if training else {}
             collectives.on_main(partial(write_json, done, content))
+            self.tracker.scores(scores)
             fault_point("run.stage_evaluated")
             shown = " ".join(f"{key} {value:.1f}" for key, value in scores.items())
             self._say(f"{self.config.method.name}: after {name}: {shown}")
@@ -277,16 +296,16 @@ class Run:
         )
         unfinished = place.folder / PARTIAL
         scored = Scored(**collectives.broadcast_object(read_scores(unfinished) if unfinished.exists() else {}))
-        prompts = sum(len(task.test) for task in tasks)
-        with (
-            counting(f"evaluate after {name}", prompts, self.config.progress) as advance,
-            computing_in(model, settings.precision(self.config)),
-        ):
+        done, total = 0, self._prompts()
+        self.tracker.phase("evaluate", name, total)
 
-            def answered(count: int) -> None:
-                advance(count * collectives.world_size())
-                raise_here_if_stop_requested()
+        def answered(count: int) -> None:
+            nonlocal done
+            done = min(total, done + count * collectives.world_size())
+            self.tracker.progress(done, total, last=done == total)
+            raise_here_if_stop_requested()
 
+        with computing_in(model, settings.precision(self.config)):
             score_tasks(
                 engine, tasks, encoder, scored, place, answered, lambda: write_json(unfinished, scored.to_json())
             )
@@ -413,7 +432,12 @@ def run(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     require_open_files()
-    one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark)
+    tracker = Tracker(config.progress)
+    one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark, tracker)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):
         collectives.on_main(lambda: one.start(resume))
-        return one.execute()
+        tracker.logs = one.output / "logs"
+        tracker.write_to(one.output / RECORD)
+        with following(tracker):
+            tracker.begin("run", **facts(str(model), config), **one.work())
+            return one.execute()

@@ -28,12 +28,14 @@ from seekr_cl.tasks import Task
 from seekr_cl.training import phases
 from seekr_cl.training.adapting import load_configured, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
+from seekr_cl.training.following import followed
 from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, places_of, refuse_overlap
 from seekr_cl.training.probing import RETENTION
 from seekr_cl.training.run_identity import check_same_learning, task_identity
 from seekr_cl.training.task_progress import before_lost_model, open_memory, tidy_up
+from seekr_cl.training.tracker import Tracker
 from seekr_cl.training.train_phase import train
 
 
@@ -49,6 +51,7 @@ def learn(
     processing_class: PreTrainedTokenizerBase | None = None,
     resume: bool = False,
     checkpoints: Checkpoints | None = None,
+    tracker: Tracker | None = None,
 ) -> LearnResult:
     """Teaches a model one task without forgetting the earlier ones.
 
@@ -67,6 +70,8 @@ def learn(
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
             none; a learning that is complete is not repeated.
         checkpoints: where the state is saved meanwhile; default ``<output>.checkpoints``, removed at the end.
+        tracker: is told where the learning is; default one that shows it, and writes it to ``record.jsonl`` of the
+            output.
 
     Raises:
         SeekrError: for bad input; the output is not written and the memory stays as it was.
@@ -106,11 +111,14 @@ def learn(
             here, gone = (store, None) if former is None else (former, store)
             # A run scores the tests of every task itself.
             probed = config.retention.count(evaluated=checkpoints is not None)
-            state = Learning(source, tasks, here, output, config, callbacks, saves, begun, resume, gone, probed)
-            try:
-                learnt = _learn(state)
-            finally:
-                thaw(getattr(state, "network", None), state.frozen)
+            with followed(tracker, source, tasks, place, output, config, saves) as told:
+                state = Learning(
+                    source, tasks, here, output, config, callbacks, saves, begun, resume, gone, probed, told
+                )
+                try:
+                    learnt = _learn(state)
+                finally:
+                    thaw(getattr(state, "network", None), state.frozen)
             collectives.on_main(lambda: _complete(output, saves, config, checkpoints is None))
             fault_point("learn.cleared")
             return learnt
@@ -139,8 +147,11 @@ def require_new(output: Path, saves: Checkpoints) -> None:
 
 def _learn(state: Learning) -> LearnResult:
     """The phases of one learning, in order."""
+    tell = partial(state.tracker.phase, task=state.name)
+    tell("load")
     phases.load(state)
     phases.clear_leftovers(state)
+    tell("prepare")
     phases.prepare(state)
     phases.probe(state)
     with phases.attached_method(state):
@@ -148,8 +159,11 @@ def _learn(state: Learning) -> LearnResult:
         phases.score_general(state)
         phases.choose(state)
         if not state.progress.phase_done("scored"):
+            tell("train")
             train(state)
+            tell("score")
             phases.score(state)
+    tell("write")
     return phases.write(state)
 
 

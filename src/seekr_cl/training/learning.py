@@ -16,6 +16,7 @@ from seekr_cl.tasks import Encoded, Encoder, Example, Task
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.probing import ProbeSet
 from seekr_cl.training.task_progress import TaskProgress
+from seekr_cl.training.tracker import Tracker
 from seekr_cl.training.trainer import SeekrTrainer
 
 LOG = "training_log.json"
@@ -62,6 +63,7 @@ class Learning:
         begun: the checkpoint to go on from.
         resume: whether leftovers of an interrupted learning are to be cleared away.
         probed: samples of each task that are probed before and after.
+        tracker: is told where the learning is.
         committed: the memory with this task already in it, where only its model is missing.
         network: the model in training; set by ``load``, as are the next five.
         tokenizer: its tokenizer.
@@ -91,6 +93,7 @@ class Learning:
     resume: bool
     committed: ReplayMemory | None = None
     probed: int = 0
+    tracker: Tracker = field(default_factory=Tracker)
 
     network: Any = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)

@@ -1,4 +1,4 @@
-"""Progress of training: a bar with loss terms and time left on a terminal, plain lines elsewhere."""
+"""How commands show that they work: where a person reads, whether there is a terminal, and counting things."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+
+_counts: Callable[[str, int, int], None] | None = None
+"""Who shows what is counted, while a whole run is shown in one line."""
+
+
+def show_counts(shown: Callable[[str, int, int], None] | None) -> None:
+    """Lets somebody else show what is counted: called with label, done and total. ``None`` takes it back."""
+    global _counts
+    _counts = shown
 
 
 def console() -> Console:
@@ -30,68 +38,20 @@ def counting(label: str, total: int, mode: str) -> Iterator[Callable[[int], None
     if not wants_bar(mode):
         yield lambda _done: None
         return
+    if _counts is not None:
+        done, shown = 0, _counts
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            shown(label, done, total)
+
+        yield add
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
-
-
-class TrainingProgress(TrainerCallback):
-    """Shows one task's training.
-
-    Args:
-        label: what is being trained.
-        mode: ``auto``, ``bar``, ``lines`` or ``none``.
-        lines: how many plain lines a task gets.
-    """
-
-    def __init__(self, label: str, mode: str = "auto", lines: int = 5) -> None:
-        self.label, self.mode, self.lines = label, mode, lines
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._shown = -1
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the bar."""
-        if wants_bar(self.mode):
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[terms]}"),
-                console=console(),
-            )
-            self._task = self._bar.add_task(self.label, total=state.max_steps, terms="")
-            self._bar.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the bar."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Shows the loss terms."""
-        terms = " ".join(
-            f"{key.removeprefix('loss_')} {value:.3g}"
-            for key, value in (logs or {}).items()
-            if key.startswith("loss_") and not key.endswith("_total")
-        )
-        if not terms:
-            return
-        if self._bar is not None:
-            self._bar.update(self._task, terms=terms)
-            return
-        part = state.global_step * self.lines // max(1, state.max_steps)
-        if self.mode != "none" and part != self._shown:
-            self._shown = part
-            console().print(f"{self.label}: step {state.global_step}/{state.max_steps} {terms}", soft_wrap=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def drop_printers(trainer: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from seekr_cl.attention.tap import unwatched
 from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.errors import TrainingError
 from seekr_cl.evaluation.change import score_change
@@ -82,7 +83,7 @@ class RetentionProbe(TrainerCallback):
         training = model.training
         model.eval()
         try:
-            with self.trainer.method.quiet():
+            with unwatched(model):
                 found = [measure(model, one.probes, with_signals=False) for one in self.sets]
         finally:
             model.train(training)

@@ -17,7 +17,8 @@ _DECISIVE = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "general", "general_samples", "dtype", "max_length"),
     *("max_prompt_length", "max_answer_length", "long_completions", "prompt_boundary", "padding_side", "pad_multiple"),
     *("train_on", "chat_template_kwargs", "template_date"),
-    *("order", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft", "quantization"),
+    *("order", "group_by_length", "loss_average", "carry_optimizer", "signal_dtype", "measure_every", "peft"),
+    *("quantization",),
 )
 """Settings that decide the result, beside those of the method: with others a resumed run would be two runs in one."""
 
@@ -37,6 +38,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
         settings.pop("measure_every")
     if config.retention.on_drop == "more_replay":
         settings["retention"] = given["retention"]
+    if not config.group_by_length:
+        # As what was begun before there was the setting.
+        settings.pop("group_by_length")
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
         settings["later_learning_rate"] = later

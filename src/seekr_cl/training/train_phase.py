@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from seekr_cl.config.rates import task_rate
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.memory import TaskSamples
+from seekr_cl.models.packing import packed
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews, UpdateClock
 from seekr_cl.replay.schedule import MicroBatch, build_schedule, review_rounds
@@ -18,10 +20,11 @@ from seekr_cl.system.fault_points import fault_point
 from seekr_cl.system.stop_requests import raise_if_stop_requested
 from seekr_cl.training.learning import Learning
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
-from seekr_cl.training.progress import TrainingProgress, drop_printers
+from seekr_cl.training.progress import drop_printers
 from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.task_weights import RequireUse
+from seekr_cl.training.told import name_for_reports, tracked
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -40,9 +43,11 @@ def train(state: Learning) -> None:
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
     watch = _watch(state, replay)
-    state.trainer.train()
-    if watch is not None:
-        watch.check()
+    rows = [one.input_ids for one in context.examples]
+    with packed(context.model, rows) if config.packing else nullcontext():
+        state.trainer.train()
+        if watch is not None:
+            watch.check()
     # The Trainer switches the cache off in the config and would have it written so, slowing whoever generates.
     context.model.config.use_cache = cache
     raise_if_stop_requested()
@@ -62,6 +67,7 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         "seed": 0 if official else state.context.seed,
         "reshuffle": not official,
         "replay_weights": replay_weights(config, replay, encoded[0], state.context),
+        "replay_lengths": replay.lengths() if config.group_by_length else None,
     }
     schedule = build_schedule(
         epochs_of=[
@@ -70,6 +76,8 @@ def _schedule(state: Learning, replay: TaskSamples) -> tuple[list[MicroBatch], R
         batch_size=config.per_device_train_batch_size * collectives.world_size(),
         cadence=settings,
         joint=settings.step == "joint",
+        lengths=[len(one.input_ids) for part in encoded for one in part] if config.group_by_length else None,
+        accumulation=config.gradient_accumulation_steps,
         **order,
     )
     if settings.clock != "updates":
@@ -102,6 +110,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
     args.num_train_epochs = 1
     args.learning_rate, rate_source = task_rate(config, context.model, later=context.previous_state is not None)
     args.seed = context.seed % (1 << 32)
+    name_for_reports(args, state)
     reshard(context.model)
     share = (collectives.rank(), collectives.world_size())
     trainer = SeekrTrainer(
@@ -113,7 +122,7 @@ def _trainer(state: Learning, schedule: list[MicroBatch], replay: TaskSamples, r
         progress.save_training,
         progress.begun if progress.phase_done("training") else None,
         reviews,
-        callbacks=[TrainingProgress(state.name, config.progress), *_added(state, schedule), *state.callbacks],
+        callbacks=[tracked(state, schedule, replay), *_added(state, schedule), *state.callbacks],
     )
     trainer.rate_source = rate_source
     if config.average is not None:

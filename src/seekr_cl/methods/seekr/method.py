@@ -8,7 +8,6 @@ P (sample, head) pairs of a layer in a batch, N tappable layers, H query heads.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -334,10 +333,6 @@ class Seekr(Method):
         if not scores_NH.any():
             scores_NH = self._importance.sensitivity_NH
         return select_heads(scores_NH, self._importance.layers, layer_budget, head_budget)
-
-    def quiet(self) -> AbstractContextManager[None]:
-        """No rows are compared or kept."""
-        return self.tap.use(None)
 
     def close(self) -> None:
         """Takes the tap off the model."""

@@ -1,0 +1,60 @@
+"""``--live``: the report of a run that goes on, made again and again by a process of its own.
+
+Not by a thread: it would take the interpreter from the training, and share the memory's open files with it.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.report.html.page import write_report
+
+
+def page_of(given: Any) -> Path:
+    """The page: named with ``--live``, or beside the output."""
+    output = Path(os.path.abspath(given.output))
+    return Path(given.live) if given.live else output.parent / f"{output.name}.html"
+
+
+@contextmanager
+def live(given: Any, main: bool) -> Iterator[None]:
+    """Keeps the page up to date while a command works.
+
+    Args:
+        given: the command's options.
+        main: whether this is the process that shows things.
+
+    Raises:
+        ConfigError: if the page would lie in the output, which must be empty when the command begins.
+    """
+    if getattr(given, "live", None) is None or not main:
+        yield
+        return
+    page, output = page_of(given), Path(os.path.abspath(given.output))
+    if output in Path(os.path.abspath(page)).parents:
+        raise ConfigError(f"--live: {page} lies in --output; name a file outside it")
+    words = [sys.executable, "-m", "seekr_cl.cli.main", "report", str(output), "--output", str(page), "--follow"]
+    ours = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    # In a session of its own, so that Ctrl-C stops the run first and the page can say so.
+    process = subprocess.Popen(
+        words,
+        env=ours | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    print(f"live report in {page}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+        # The last page says how it ended. Where nothing has begun there is nothing to say.
+        with suppress(SeekrError, OSError):
+            write_report([output], page)
