@@ -138,6 +138,7 @@ def test_an_evaluation_says_how_it_was_made_and_goes_on(world, seekr, tmp_path):
     assert of_run["tests"]["first"] == {
         "examples": 3,
         "max_new_tokens": 4,
+        "metric": "exact_match",
         "sha256": content["tasks"]["first"]["sha256"],
     }
     low, high = of_run["intervals"]["tasks"]["first"]

@@ -46,7 +46,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or name in ("err", "passed.json", "run/run.json", "run/scores.png", "run/record.jsonl"):
+        if (
+            path.is_dir()
+            or path.name == "record.jsonl"
+            or name in ("err", "passed.json", "run/run.json", "run/scores.png")
+        ):
             continue
         content = path.read_bytes()
         if path.suffix == ".json":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from seekr_cl.attention.stored.codec import DTYPES
 from seekr_cl.config.average import AverageSettings, read_average
@@ -25,7 +26,7 @@ from seekr_cl.config.trainer_settings import DECIDED
 from seekr_cl.config.tried import require_bounds
 from seekr_cl.distributed import collectives
 from seekr_cl.environment import untouched_by_refusal
-from seekr_cl.errors import ConfigError, first_line
+from seekr_cl.errors import ConfigError, first_line, nearest
 from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.base import Method
@@ -251,6 +252,9 @@ class SeekrConfig(TrainingArguments):
             # Without a GPU accelerate forms a group only of processes that ask for the CPU, and transformers takes bf16
             # for a GPU's.
             self.use_cpu = True
+        known = (*(one.value for one in OptimizerNames), MUON)
+        if self.optim not in known:
+            raise ConfigError(f"optim: {self.optim!r} is unknown{nearest(str(self.optim), known)}")
         try:
             with untouched_by_refusal() as self.environment_changes:
                 # The Trainer knows no such optimizer; SeekrTrainer makes it.

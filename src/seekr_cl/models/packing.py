@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from seekr_cl.attention.packing import OWNER, PackingPlan, plan_packing
 from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.errors import ConfigError, ModelError, first_line
+from seekr_cl.models.shared_lora import SharedLoraModel
 
 _FIX = "set packing: false"
 _SAME = {True: (1e-5, 1e-3), False: (2e-2, 1e-1)}
@@ -176,8 +177,8 @@ def packed(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[None]:
     Raises:
         ConfigError: if the model does not keep packed rows apart, or treats each in a way of its own.
     """
-    if getattr(model, "query_conditioned", False):
-        raise ConfigError(f"packing: the model picks its adapters for each row of a batch; {_FIX}")
+    if isinstance(model, SharedLoraModel):
+        raise ConfigError(f"packing: the model mixes its adapters for each row of a batch; {_FIX}")
     packing = Packing(model)
     packing.attach()
     try:
