@@ -46,7 +46,7 @@ def of_evaluations(
             be what was lost; else a note says so.
 
     Raises:
-        DataError: if a folder holds no evaluation, they are one or of other tests, or something is left out.
+        DataError: if a folder holds no evaluation, both are one or of other tests, or something is left out.
         ConfigError: if ``drops`` name a task that is not compared.
     """
     require_two_folders(before, after)

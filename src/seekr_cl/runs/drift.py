@@ -133,9 +133,7 @@ def _not_finite(models: Sequence[tuple[str, Any]], group: ProbeSet) -> DataError
         if not all(answer_distributions(one, probe)[0].isfinite().all() for probe in group.probes)
     ]
     named = " and ".join(bad or [name for name, _ in models])
-    return DataError(
-        f"drift: task '{group.task}': KL is not finite, by the logits of {named}; load it in --dtype float32"
-    )
+    return DataError(f"drift: task '{group.task}': the KL is not finite, by the logits of {named}; try --dtype float32")
 
 
 def _record(against: str, group: ProbeSet, values: list[float]) -> dict[str, Any]:
@@ -187,14 +185,16 @@ def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
     Raises:
         DataError: if a loss is not finite.
     """
-    rows = []
+    rows: list[list[float]] = []
     for window_L in windows:
         ids_1L = window_L[None].to(model.device)
         logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float()
         chances = logits_LV[:-1].log_softmax(-1).gather(-1, ids_1L[0, 1:, None])
         loss = -float(chances.sum())
         if not math.isfinite(loss):
-            raise DataError(f"the loss on window {len(rows) + 1} of the text is not finite; load it in --dtype float32")
+            raise DataError(
+                f"the loss on window {len(rows) + 1} of the text is not finite; try --dtype float32, or another model"
+            )
         rows.append([loss, len(window_L) - 1])
     return np.array(rows)
 
