@@ -52,6 +52,13 @@ def of_evaluations(
     require_two_folders(before, after)
     earlier, later = _tasks(before), _tasks(after)
     drops = drops or {}
+    missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
+    if missing and complete:
+        raise DataError(
+            f"{after}: has no task {', '.join(missing)}, which {before} has; evaluate all of its tasks there too"
+        )
+    allowed = max_drop if general_drop is None else general_drop
+    general, said = _general(before, after, allowed, drops, confidence, complete)
     lines: list[Line] = []
     compared: list[Compared] = []
     notes = _settings(before, after)
@@ -67,15 +74,8 @@ def of_evaluations(
         more = more_of(both[0], both[1], confidence)
         lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop), **more))
         compared.append((both[0].tally, both[1].tally, change))
-    missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
-    if missing and complete:
-        raise DataError(
-            f"{after}: has no task {', '.join(missing)}, which {before} has; evaluate all of its tasks there too"
-        )
     if missing:
         notes.append(f"not evaluated after: {', '.join(missing)}")
-    allowed = max_drop if general_drop is None else general_drop
-    general, said = _general(before, after, allowed, drops, confidence, complete)
     lines += general
     notes += said
     if not lines:
