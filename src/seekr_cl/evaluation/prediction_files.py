@@ -10,8 +10,12 @@ from seekr_cl.evaluation.statistics import Tally
 from seekr_cl.system import reading
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, called: str | None = None) -> list[dict[str, Any]]:
     """The rows of a predictions file, each checked.
+
+    Args:
+        path: the file.
+        called: what an error calls it; default its whole path.
 
     Returns:
         a record an example: at least ``prompt``, ``prediction``, ``references`` and ``score``.
@@ -27,9 +31,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if not _is_prediction(row):
                 raise ValueError(f"line {number} holds no prediction")
     except OSError as error:
-        raise _damaged(path, error.strerror or "not readable") from error
+        raise _damaged(called or path, error.strerror or "not readable") from error
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise _damaged(called or path, error) from error
     return rows
 
 
@@ -56,5 +60,5 @@ def _is_prediction(row: Any) -> bool:
     return all(isinstance(one, str) for one in said) and math.isfinite(score)
 
 
-def _damaged(path: Path, why: object) -> DataError:
+def _damaged(path: Path | str, why: object) -> DataError:
     return DataError(f"{path}: no predictions of this library ({why}); evaluate again")

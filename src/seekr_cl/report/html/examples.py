@@ -29,7 +29,7 @@ def changes_between(pairs: Sequence[tuple[str, Path, Path]], notes: list[str], a
     for task, before, after in pairs:
         name = f"{safe_name(task)}.jsonl"
         try:
-            first, last = read_rows(before / name), read_rows(after / name)
+            first, last = (read_rows(folder / name, name) for folder in (before, after))
         except DataError as error:
             notes.append(f"examples of task '{task}': {error}")
             continue
