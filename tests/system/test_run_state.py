@@ -90,7 +90,7 @@ def test_numbers_without_an_end_are_none(tmp_path, value: str) -> None:
         for key in event.keys() - {"event"}:
             written.append(json.dumps(event | {key: "VALUE"}).replace('"VALUE"', value))
             if key == "values":
-                numbers = {name: "VALUE" for name in event[key]}
+                numbers = dict.fromkeys(event[key], "VALUE")
                 written.append(json.dumps(event | {key: numbers}).replace('"VALUE"', value))
         written.append(json.dumps(event))
     (tmp_path / "m1.record.jsonl").write_text("\n".join(written) + "\n")
