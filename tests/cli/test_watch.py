@@ -1,5 +1,6 @@
 """``seekr watch``: a run seen from another terminal, afterwards, and through a pipe."""
 
+import argparse
 import json
 import os
 import pty
@@ -9,13 +10,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from report_runs import ACTIVE, record_events
 
+from seekr_cl.cli import live as live_page
 from seekr_cl.cli.main import main
-from seekr_cl.system.run_record import RECORD, append_event
+from seekr_cl.cli.watch_command import Follower, find_record
+from seekr_cl.errors import DataError, ModelError
+from seekr_cl.system.run_record import RECORD, append_event, beside
 
 EVENTS = record_events(["plain", "b\x1b[2J\u202e"])
 
@@ -80,6 +85,50 @@ def test_a_pipe_gets_lines_until_the_end(tmp_path: Path, capsys: pytest.CaptureF
     assert lines[-1] == "done"
     assert len(lines) == 2
     assert lines[0].startswith("train, task 1 of 2, plain, step")
+
+
+@pytest.mark.parametrize("named", ["m1", f"m1.{RECORD}"])
+def test_a_record_is_followed_to_where_it_moves(tmp_path: Path, named: str) -> None:
+    """A learning takes its record into the model's folder right after its end."""
+    begun = beside(tmp_path / "m1")
+    for event in EVENTS[:5]:
+        append_event(begun, event)
+    follower = Follower(find_record(tmp_path / named))
+    assert follower.read()
+    append_event(begun, EVENTS[-1])
+    (tmp_path / "m1").mkdir()
+    begun.rename(tmp_path / "m1" / RECORD)
+    assert follower.read()
+    assert (follower.state.ended, len(follower.state.tasks)) == ("done", 2)
+    (tmp_path / "m1" / RECORD).unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        follower.read()
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_live_page_changes_nothing_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:
+    """Its process does not end when told to, and its last page fails in a way that nobody thought of."""
+    ready = tmp_path / "ready"
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ntrap '' TERM\n: > '{ready}'\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(live_page, "_PATIENCE", 0.1)
+
+    def broken(*words: object, **more: object) -> str:
+        raise RuntimeError("the page is broken")
+
+    monkeypatch.setattr("jinja2.Template.render", broken)
+    folder = record(tmp_path / "run")
+    (folder / "scores.json").write_text('{"tasks": {}}')
+    given = argparse.Namespace(output=str(folder), live=str(tmp_path / "page.html"))
+    begun = time.monotonic()
+    with pytest.raises(ModelError) if failed else nullcontext(), live_page.live(given, main=True):
+        while not ready.exists():
+            time.sleep(0.01)
+        if failed:
+            raise ModelError("what the run says")
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ EPOCHS = 2
 LORA = {"peft_type": "LORA", "r": 3, "target_modules": "all-linear"}
 
 
+UNPROBED: dict[str, Any] = {"retention": {"samples": 0}}
+"""The verdict's looks at the memory's own samples are in no plan."""
+
+
 def learnt(base: Any, folder: Any, config: Any, letters: int = LETTERS) -> None:
     """The tasks, one after the other."""
     teach(base, folder, [reverse_task(f"t{n}", count=n, length=letters) for n in EXAMPLES], config)

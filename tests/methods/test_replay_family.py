@@ -253,7 +253,9 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     assert float(terms["lm"].value.detach()) == pytest.approx(written("rev"), rel=1e-5)
     # Replayed under the old task's name; the earlier model is this one, so that its outputs agree.
     taught = [method._with_outputs(sample) for sample in (one, two)]
-    extras = method.collate_replay([(MemoryTask("old", taught), sample) for sample in taught], 12)
+    extras = method.collate_replay(
+        [(MemoryTask("old", taught), sample) for sample in taught], batch_of(*taught)["input_ids"].shape[1]
+    )
     terms = method.replay_loss(context.model, batch_of(*taught) | extras)
     weights_of = {name: term.weight for name, term in terms.items()}
     # "ba" and "fedc" with their ends: eight positions, over which the official code sums.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from counted import EPOCHS, EXAMPLES, LORA, TOKENS, counted_positions, learnt, planned
+from counted import EPOCHS, EXAMPLES, LORA, TOKENS, UNPROBED, counted_positions, learnt, planned
 from rich.console import Console
 from safetensors.torch import load_file
 from tinylm import config_for
@@ -84,7 +84,7 @@ def size(sample: ReplaySample) -> int:
 def test_what_a_method_takes_is_what_a_real_run_takes(base, tmp_path, monkeypatch, name):
     settings, more = CASES[name]
     kind = get_method(name.split()[0])
-    config = config_for({"name": kind.name} | settings, tmp_path, num_train_epochs=EPOCHS, **more)
+    config = config_for({"name": kind.name} | settings, tmp_path, num_train_epochs=EPOCHS, **UNPROBED, **more)
     seen: dict[str, int] = {"device": 0, "ram": 0}
     after_step, reference = kind.after_step, ReferenceMethod.reference
     base_bytes = 4 * read_shape(base).parameters

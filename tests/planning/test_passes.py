@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from counted import ANSWER, EPOCHS, EXAMPLES, LETTERS, LORA, TOKENS, counted_positions, learnt, planned
+from counted import ANSWER, EPOCHS, EXAMPLES, LETTERS, LORA, TOKENS, UNPROBED, counted_positions, learnt, planned
 from tinylm import config_for
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -118,7 +118,9 @@ def endless(base, tmp_path_factory):
 def test_answers_to_old_prompts_are_counted(endless, tmp_path, letters):
     """Twice as long as references at most, and never beyond the context of 64."""
     method = {"name": "onpolicy_replay", "temperature": 0.0, "keep": 1.0}
-    config = config_for(method, tmp_path, learning_rate=0, num_train_epochs=EPOCHS, replay={"samples": 3, "every": 1})
+    config = config_for(
+        method, tmp_path, **UNPROBED, learning_rate=0, num_train_epochs=EPOCHS, replay={"samples": 3, "every": 1}
+    )
     made = planned(endless, config, letters)
     with counted_positions() as found:
         learnt(endless, tmp_path, config, letters)
@@ -142,7 +144,7 @@ def test_judging_answers_by_confidence_takes_a_pass_over_each(endless, tmp_path)
 def test_pseudo_samples_are_counted(endless, tmp_path, consistency):
     """All but the prefix and the separator, whose tokens no config tells."""
     method = {"name": "lfpt5", "pseudo_ratio": 0.5, "consistency": consistency}
-    config = config_for(method, tmp_path, learning_rate=0, replay={"every": 1})
+    config = config_for(method, tmp_path, **UNPROBED, learning_rate=0, replay={"every": 1})
     made = planned(endless, config)
     with counted_positions() as found:
         learnt(endless, tmp_path, config)

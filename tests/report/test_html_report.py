@@ -1,5 +1,6 @@
 """The report of runs whole, partial, damaged and hostile, without a browser."""
 
+import argparse
 import json
 import re
 import shutil
@@ -10,11 +11,12 @@ from made_runs import change, make_run, task
 from report_runs import ACTIVE, HOSTILE, Page, hostile_run, record_events
 from tinylm import config_for, constant_task, reverse_task
 
+from seekr_cl.cli.drift_command import _settle
 from seekr_cl.cli.main import main
 from seekr_cl.errors import OutputError
 from seekr_cl.report.html import page as page_module
 from seekr_cl.report.html.charts import decimate, linear, logarithmic
-from seekr_cl.report.html.gather import gather
+from seekr_cl.report.html.gather import _models_logs, _stages, gather
 from seekr_cl.report.html.methods import pareto
 from seekr_cl.report.html.page import render, write_report
 from seekr_cl.report.html.training_logs import recorded_logs, recorded_phases
@@ -295,6 +297,30 @@ def test_what_was_repeated_after_a_crash_counts_once() -> None:
     whole = dict(recorded_phases(events))
     assert whole["b"] == {"load": 1.0, "train": 10.0, "score": 1.0, "write": 1.0, "evaluate": 4.0}
     assert dict(recorded_phases(events[:place]))["a"] == {"load": 1.0, "train": 6.0}
+
+
+def test_actions_of_a_stopped_training_count_once() -> None:
+    """Each training tells all that its log holds at its end, and one that goes on has the former one's log."""
+    begun = {"event": "training", "time": 1.0, "task": "b", "number": 2, "steps": 9}
+    told = [{"event": "retention", "time": 2.0, "told": f"step {step}: fell; warn"} for step in (4, 8)]
+    [log] = recorded_logs([begun | {"done": 0}, told[0], begun | {"done": 6}, *told])
+    assert log.actions == ["step 4: fell; warn", "step 8: fell; warn"]
+
+
+def test_tasks_after_the_hundredth_come_last(tmp_path: Path) -> None:
+    for place in ("00-base", "11-k", "99-y", "100-x"):
+        (tmp_path / "evaluations" / place).mkdir(parents=True)
+        (tmp_path / "evaluations" / place / "scores.json").write_text('{"scores": {}}')
+        (tmp_path / "models" / place).mkdir(parents=True)
+        (tmp_path / "models" / place / "training_log.json").write_text('[{"step": 1}]')
+    notes: list[str] = []
+    stages = _stages(tmp_path, notes)
+    assert [stage.name for stage in stages] == ["base", "k", "y", "x"]
+    assert [log.task for log in _models_logs(tmp_path, stages, notes)] == ["base", "k", "y", "x"]
+    (tmp_path / "run.json").write_text('{"model": "b"}')
+    given = argparse.Namespace(run=str(tmp_path), output=None, **dict.fromkeys(("model", "base", "previous", "memory")))
+    _settle(given)
+    assert (Path(given.model).name, Path(given.previous).name) == ("100-x", "99-y")
 
 
 def test_scales() -> None:

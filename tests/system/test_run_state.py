@@ -1,8 +1,12 @@
 """Where a run is and how much time is left, from its events."""
 
+import json
+
 import pytest
 from report_runs import record_events
 
+from seekr_cl.report.html.gather import gather
+from seekr_cl.report.html.page import render
 from seekr_cl.system.run_record import append_event, read_events
 from seekr_cl.system.run_state import RunState, line, time_text
 
@@ -76,6 +80,28 @@ def test_nonsense_changes_nothing() -> None:
     assert line(state, EVENTS[29]["time"]) == before
     for kind in ("begin", "phase", "training", "progress", "end"):
         RunState.of([{"event": kind, "time": 1, "number": "x", "total": [], "tasks": 4, "work": {}, "tests": None}])
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "1" + "0" * 400, "-1e308", "1e308", "[]", "{}", "true"])
+def test_numbers_without_an_end_are_none(tmp_path, value: str) -> None:
+    """JSON's integers have no end, and Python's reader takes Infinity: neither may end a page or a line."""
+    written = []
+    for event in EVENTS[:30]:
+        for key in event.keys() - {"event"}:
+            written.append(json.dumps(event | {key: "VALUE"}).replace('"VALUE"', value))
+            if key == "values":
+                numbers = dict.fromkeys(event[key], "VALUE")
+                written.append(json.dumps(event | {key: numbers}).replace('"VALUE"', value))
+        written.append(json.dumps(event))
+    (tmp_path / "m1.record.jsonl").write_text("\n".join(written) + "\n")
+    events, _ = read_events(tmp_path / "m1.record.jsonl")
+    state = RunState()
+    for event in events:
+        state.apply(event)
+        assert line(state, END)
+        state.whole(END)
+        time_text(state.updated - state.started)
+    render(gather([tmp_path / "m1"]))
 
 
 def test_a_record_is_read_while_it_is_written(tmp_path) -> None:

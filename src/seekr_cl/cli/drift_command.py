@@ -18,6 +18,7 @@ from seekr_cl.report.verdict import KINDS, shown
 from seekr_cl.runs.drift import DRIFT, Reference, compare_text, drift, prompt_groups, read_text, text_losses
 from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
+from seekr_cl.system.paths import in_order
 from seekr_cl.training.probing import ProbeSet
 
 _OPTIONS = ("model", "base", "previous", "memory")
@@ -74,7 +75,7 @@ def _settle(given: Any) -> None:
         raise DataError(
             f"{run / 'run.json'}: not readable ({error}); name the --output folder of a seekr run"
         ) from error
-    models = sorted(path for path in (run / "models").glob("[0-9]*-*") if path.is_dir())
+    models = in_order(path for path in (run / "models").glob("[0-9]*-*") if path.is_dir())
     if not models:
         raise DataError(f"{run}: has no model yet; continue with seekr run --resume")
     given.model, given.base = str(models[-1]), str(base)

@@ -11,8 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.errors import ConfigError, SeekrError
+from seekr_cl.errors import ConfigError
 from seekr_cl.report.html.page import write_report
+
+_PATIENCE = 10.0
+"""Seconds for the page's process to end by itself; one whose disk does not answer may not."""
 
 
 def page_of(given: Any) -> Path:
@@ -53,8 +56,18 @@ def live(given: Any, main: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
-        process.wait()
-        # The last page says how it ended. Where nothing has begun there is nothing to say.
-        with suppress(SeekrError, OSError):
+        _end(process)
+        # The last page says how it ended. Where nothing has begun there is nothing to say. Whatever is wrong with it,
+        # the run's own result or error matters more.
+        with suppress(Exception):
             write_report([output], page)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)

@@ -16,7 +16,7 @@ from seekr_cl.cli.output import out
 from seekr_cl.errors import DataError
 from seekr_cl.os_errors import reason_of
 from seekr_cl.system.reading import open_plain
-from seekr_cl.system.run_record import RECORD, is_event, parse_event, record_of
+from seekr_cl.system.run_record import RECORD, is_event, moved, parse_event, record_of
 from seekr_cl.system.run_state import SILENT, RunState, fields, line, seen_at, time_text
 from seekr_cl.system.visible import one_line, visible
 
@@ -48,9 +48,7 @@ class Follower:
             DataError: if the record cannot be read.
         """
         try:
-            with open_plain(self.path) as file:
-                file.seek(self._at)
-                content = file.read()
+            content = self._more()
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({reason_of(error)})") from error
         self._at += len(content)
@@ -59,6 +57,22 @@ class Follower:
         for event in events:
             self.state.apply(event)
         return bool(events)
+
+    def _more(self) -> bytes:
+        """What was written since the last time; a learning that is done takes its record into the model's folder."""
+        try:
+            return self._from(self.path)
+        except FileNotFoundError:
+            place = moved(self.path)
+            if place is None:
+                raise
+            self.path = place
+            return self._from(place)
+
+    def _from(self, path: Path) -> bytes:
+        with open_plain(path) as file:
+            file.seek(self._at)
+            return file.read()
 
 
 def find_record(folder: Path) -> Path:

@@ -348,7 +348,7 @@ def _refuse_unused(
 
 def _refuse_blind(method: MethodConfig, retention: Mapping[str, Any]) -> None:
     """Refuses to watch old tasks where no samples of them are kept, and to replay where nothing is replayed."""
-    if retention and not method.kind.keeps:
+    if retention.get("samples") != 0 and retention and not method.kind.keeps:
         raise ConfigError(
             f"retention: method {method.name} keeps no samples of old tasks to probe; drop the key or change the method"
         )

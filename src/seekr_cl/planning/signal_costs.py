@@ -145,7 +145,8 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
             else:
                 step += _teacher_size(replace(settings, attention_signal="dense"), "float32", chosen, rows, tokens)
         measured = tokens if settings.measure == "padded" and settings.query_budget is None else rows
-        held = rows_size(settings, dtype, chosen, *chosen.of_all, measured, tokens, former=True)
+        if settings.scores_heads:
+            held = rows_size(settings, dtype, chosen, *chosen.of_all, measured, tokens, former=True)
     return SampleCost(ids, logits, attention, held, step)
 
 

@@ -1,9 +1,13 @@
 """Paths as people write them, on a command line or in a YAML file."""
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from seekr_cl.errors import ConfigError, DataError
+
+_DIGITS = re.compile("[0-9]+")
 
 
 def at_home(path: str | Path) -> Path:
@@ -32,3 +36,13 @@ def beside(folder: Path, path: str, where: str) -> Path:
     except DataError as error:
         raise ConfigError(f"{where}: {error}") from error
     return Path(path) if not own.exists() and Path(path).exists() else own
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Folders of a run by the number that their names begin with: as text, ``100-x`` comes before ``11-x``."""
+
+    def key(path: Path) -> tuple[int, str]:
+        digits = _DIGITS.match(path.name)
+        return int(digits[0]) if digits else 0, path.name
+
+    return sorted(paths, key=key)

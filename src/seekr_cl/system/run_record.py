@@ -24,6 +24,8 @@ from seekr_cl.system import reading
 RECORD = "record.jsonl"
 _LARGEST = 1 << 28
 _START = b'{"event":"begin"'
+_MOST = 2**53
+"""Above this a float is no exact count."""
 
 
 _command: list[str] = []
@@ -68,8 +70,28 @@ def is_event(event: Any) -> bool:
     """Whether it is what this module writes."""
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return False
-    time = event.get("time")
-    return isinstance(time, int | float) and not isinstance(time, bool) and math.isfinite(time)
+    return is_finite(event.get("time"))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold: its integers have no end."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def number(value: Any) -> float:
+    """A value of a record as a number; 0 for what is none, or none that is finite."""
+    return float(value) if is_finite(value) else 0.0
+
+
+def count(value: Any) -> int:
+    """A value of a record as a number of things; 0 for what counts nothing."""
+    found = number(value)
+    return int(found) if 0 <= found <= _MOST else 0
 
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
@@ -102,4 +124,11 @@ def beside(output: Path) -> Path:
 
 def record_of(folder: Path) -> Path | None:
     """The record of a run, of a learning that is done, or of one that goes on; ``None`` if there is none."""
-    return next((place for place in (folder / RECORD, beside(folder)) if place.is_file()), None)
+    # The first is looked for again, since the second moves there when a learning is done.
+    places = (folder / RECORD, beside(folder), folder / RECORD)
+    return next((place for place in places if place.is_file()), None)
+
+
+def moved(path: Path) -> Path | None:
+    """Where a record is that lay beside its output and no longer does; ``None`` if it is nowhere."""
+    return record_of(path.with_name(path.name.removesuffix(f".{RECORD}"))) if path.name != RECORD else None

@@ -3,9 +3,12 @@
 The line that a command shows while it works and what ``seekr watch`` shows come from here, so they cannot differ.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from seekr_cl.system.run_record import count, is_finite, number
 
 _ENOUGH = 0.02
 """Part of a task's steps, or seconds, after which its speed says something."""
@@ -97,17 +100,17 @@ class RunState:
         self.kind, self.method = _text(event.get("kind")), _text(event.get("method"))
         names, work = event.get("tasks"), event.get("work")
         self.tasks = [_text(name) for name in names] if isinstance(names, list) else []
-        self.work = [_number(one) for one in work] if isinstance(work, list) else []
+        self.work = [number(one) for one in work] if isinstance(work, list) else []
         self.work += [1.0] * (len(self.tasks) - len(self.work))
-        self.tests = int(_number(event.get("tests")))
+        self.tests = count(event.get("tests"))
         self.started, self.ended, self.message = self.updated, "", ""
         self.phase = ""
 
     def _phase(self, event: dict[str, Any]) -> None:
         self._close(self.updated)
         self.phase, self.task = _text(event.get("phase")), _text(event.get("task"))
-        self.number = int(_number(event.get("number")))
-        self.done, self.total = int(_number(event.get("done"))), int(_number(event.get("total")))
+        self.number = count(event.get("number"))
+        self.done, self.total = count(event.get("done")), count(event.get("total"))
         self._first, self.begun = self.done, self.updated
         if self.phase != "train":
             self.tokens_per_second, self.terms, self.shares = None, {}, {}
@@ -122,22 +125,22 @@ class RunState:
         self.measured[key] = min(1.0, self.measured.get(key, 0.0) + part)
 
     def _training(self, event: dict[str, Any]) -> None:
-        self.total = int(_number(event.get("steps")))
-        self.done = self._first = int(_number(event.get("done")))
+        self.total = count(event.get("steps"))
+        self.done = self._first = count(event.get("done"))
         self.begun = self.updated
 
     def _progress(self, event: dict[str, Any]) -> None:
-        self.done = int(_number(event.get("done")))
-        self.total = int(_number(event.get("total"))) or self.total
+        self.done = count(event.get("done"))
+        self.total = count(event.get("total")) or self.total
         speed = event.get("tokens_per_second")
-        self.tokens_per_second = _number(speed) if speed is not None else self.tokens_per_second
+        self.tokens_per_second = number(speed) if speed is not None else self.tokens_per_second
 
     def _log(self, event: dict[str, Any]) -> None:
         values = event.get("values")
         if not isinstance(values, dict):
             return
-        numbers = {key: _number(value) for key, value in values.items() if isinstance(value, int | float)}
-        self.done = int(numbers.get("step", self.done))
+        numbers = {key: number(value) for key, value in values.items() if isinstance(value, int | float)}
+        self.done = count(values["step"]) if is_finite(values.get("step")) else self.done
         terms = {
             key.removeprefix("loss_"): value
             for key, value in numbers.items()
@@ -150,8 +153,8 @@ class RunState:
     def _scores(self, event: dict[str, Any]) -> None:
         scores = event.get("scores")
         if isinstance(scores, dict):
-            row = {str(task): _number(score) for task, score in scores.items()}
-            self.rows[int(_number(event.get("number")))] = row
+            row = {str(task): number(score) for task, score in scores.items()}
+            self.rows[count(event.get("number"))] = row
 
     def _end(self, event: dict[str, Any]) -> None:
         self._close(self.updated)
@@ -169,6 +172,8 @@ class RunState:
         if left is None:
             return None
         spent = sum(self.spent.values()) + (max(0.0, now - self.begun) if self.phase else 0.0)
+        if not math.isfinite(spent + left):
+            return None
         return spent / (spent + left) if spent + left > 0 else 1.0
 
     def seconds_left(self, now: float) -> float | None:
@@ -198,7 +203,8 @@ class RunState:
             if rate is None:
                 return None
             left += rate * self._prompts_left()
-        return left + self._rest_left()
+        left += self._rest_left()
+        return left if math.isfinite(left) else None
 
     def _done_here(self) -> float:
         """The part of the phase that this process has done."""
@@ -249,6 +255,8 @@ def seen_at(state: RunState, now: float) -> float:
 
 def time_text(seconds: float) -> str:
     """A time left, as exactly as it is known."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     if seconds < 55:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -290,7 +298,3 @@ def line(state: RunState, now: float) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0

@@ -88,8 +88,9 @@ def followed(
             own.write_at_training(beside(output))
             yield own
     except BaseException:
-        if not saves.any():
-            collectives.on_main(lambda: _drop(output))
+        # No collective: the others may be anywhere, and would never come to it.
+        if collectives.is_main() and not saves.any():
+            _drop(output)
         raise
     collectives.on_main(lambda: _take_in(output))
 

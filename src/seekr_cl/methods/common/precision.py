@@ -12,5 +12,7 @@ def training_precision(device: torch.device | str) -> torch.autocast:
     Args:
         device: where the model asked stands.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
+    # Outside of a training nothing has set the state, and nothing is mixed.
+    mixed = AcceleratorState().mixed_precision if AcceleratorState._shared_state else "no"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed)
     return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None)

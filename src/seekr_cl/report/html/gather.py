@@ -5,6 +5,7 @@ a run is worth looking at, and a page that hides a gap would lie.
 """
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from seekr_cl.report.html.training_logs import (
 from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.report.verdicts import of_run
 from seekr_cl.system import reading
+from seekr_cl.system.paths import in_order
 from seekr_cl.system.run_record import RECORD, beside
 from seekr_cl.system.run_state import SILENT, RunState, line, seen_at, time_text
 from seekr_cl.system.visible import one_line
@@ -112,7 +114,7 @@ def _run(folder: Path) -> RunData:
         data.notes.append(f"no {RECORD}: made by a former version, so the times of single phases are not known")
     data.verdict = _verdict(folder, data)
     data.settings = settings_of(ledger)
-    data.versions = {str(key): str(value) for key, value in (ledger.get("versions") or {}).items()}
+    data.versions = _versions(ledger)
     data.versions |= {"machine": str(ledger["machine"])} if ledger.get("machine") else {}
     data.command, data.folder = command_of(events) or (_command(ledger), "")
     data.facts = [("method", method), ("base model", str(ledger.get("model"))), ("seed", str(ledger.get("seed")))]
@@ -145,7 +147,7 @@ def _going(events: list[dict[str, Any]]) -> str:
 
 def _stages(folder: Path, notes: list[str]) -> list[Stage]:
     found = []
-    places = sorted(path for path in (folder / "evaluations").glob("[0-9][0-9]*-*") if path.is_dir())
+    places = in_order(path for path in (folder / "evaluations").glob("[0-9][0-9]*-*") if path.is_dir())
     for place in places:
         if not (place / SCORES).exists():
             continue
@@ -217,7 +219,7 @@ def _memory(folder: Path, data: RunData, expected: bool = True) -> list[Generati
 def _models_logs(folder: Path, stages: list[Stage], notes: list[str]) -> list[Any]:
     """The Trainer's logs beside the models, where these were kept."""
     found = []
-    for place in sorted((folder / "models").glob("[0-9][0-9]*-*")):
+    for place in in_order((folder / "models").glob("[0-9][0-9]*-*")):
         if (place / LOG).is_file():
             log = read_trainer_log(place / LOG, place.name.partition("-")[2], notes)
             found += [log] if log is not None else []
@@ -236,7 +238,7 @@ def _learning(folder: Path) -> RunData:
     events, _ = read_recorded(folder, data.notes)
     data.done = folder.is_dir()
     begin: dict[str, Any] = next((one for one in events if one["event"] == "begin"), {})
-    tasks = [str(task) for task in begin.get("tasks") or []]
+    tasks = [str(task) for task in _list(begin.get("tasks"))]
     name = "+".join(tasks) or folder.name
     log = read_trainer_log(folder / LOG, name, data.notes) if data.done else None
     data.logs = recorded_logs(events) or ([log] if log else [])
@@ -244,9 +246,10 @@ def _learning(folder: Path) -> RunData:
     data.verdict = _verdict(folder, data) if data.done else None
     data.state = "complete" if data.done else "not complete"
     data.going = "" if data.done else _going(events)
-    places = [Path(str(place)) for place in begin.get("memory") or []]
+    places = [Path(str(place)) for place in _list(begin.get("memory"))]
+    # Unlike Path.is_file, this takes every name.
     memory = next(
-        (place for place in [*(folder / one for one in places), *places] if (place / MANIFEST).is_file()), None
+        (place for place in [*(folder / one for one in places), *places] if os.path.isfile(place / MANIFEST)), None
     )
     if memory is not None:
         _memory(memory, data)
@@ -260,9 +263,18 @@ def _learning(folder: Path) -> RunData:
     if begin:
         data.facts = [(key, str(begin[key])) for key in ("method", "model", "seed") if begin.get(key) is not None]
         data.settings = flat(begin.get("settings") or {})
-        data.versions |= {str(key): str(value) for key, value in (begin.get("versions") or {}).items()}
+        data.versions |= _versions(begin)
     data.command, data.folder = command_of(events) or ("", "")
     return data
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _versions(content: dict[str, Any]) -> dict[str, str]:
+    versions = content.get("versions")
+    return {str(key): str(value) for key, value in versions.items()} if isinstance(versions, dict) else {}
 
 
 def _is(place: Any, folder: Path) -> bool:

@@ -1,12 +1,11 @@
 """How training went: loss terms, gradient shares, replay and phases, from a run's record or the Trainer's own logs."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.report.html.data import TaskLog
 from seekr_cl.system import reading
-from seekr_cl.system.run_record import RECORD, read_events, record_of
+from seekr_cl.system.run_record import RECORD, count, is_finite, read_events, record_of
 
 LOG = "training_log.json"
 """As ``training.learning.LOG``, which lies beside this package and not below it."""
@@ -22,7 +21,7 @@ def read_trainer_log(path: Path, task: str, notes: list[str]) -> TaskLog | None:
     except (OSError, ValueError) as error:
         notes.append(f"training of task '{task}': {path.name} is not readable ({_reason(error)})")
         return None
-    kept = [clean_line(one) for one in lines if "step" in one]
+    kept = [line for one in lines if "step" in (line := clean_line(one))]
     told = [
         f"step {one.get('step')}: {one.get('retention_told')}; {one['retention_action']}"
         for one in lines
@@ -33,11 +32,8 @@ def read_trainer_log(path: Path, task: str, notes: list[str]) -> TaskLog | None:
 
 def clean_line(line: dict[str, Any]) -> dict[str, Any]:
     """The finite numbers of a log line."""
-    return {
-        str(key): value
-        for key, value in line.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    found = {str(key): value for key, value in line.items() if is_finite(value)}
+    return found | ({"step": count(found["step"])} if "step" in found else {})
 
 
 def read_recorded(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], bool]:
@@ -61,18 +57,21 @@ def recorded_logs(events: list[dict[str, Any]]) -> list[TaskLog]:
     current: TaskLog | None = None
     for event in events:
         if event["event"] == "training":
-            key = int(event.get("number") or 0), str(event.get("task"))
+            key = count(event.get("number")), str(event.get("task"))
             current = logs.setdefault(key, TaskLog(key[1], []))
-            current.steps = int(event.get("steps") or 0)
+            current.steps = count(event.get("steps"))
             # Going on after a crash repeats the steps since the last checkpoint.
-            done = int(event.get("done") or 0)
-            current.lines = [line for line in current.lines if line.get("step", 0) <= done]
+            done = count(event.get("done"))
+            current.lines = [line for line in current.lines if line["step"] <= done]
+            # Each training tells all of its actions at its end, those before a stop too.
+            current.actions.clear()
             replayed = event.get("replayed")
-            current.replayed = [int(count) for count in replayed] if isinstance(replayed, list) else []
-            current.bin_steps = max(1, int(event.get("bin_steps") or 1))
+            current.replayed = [count(one) for one in replayed] if isinstance(replayed, list) else []
+            current.bin_steps = max(1, count(event.get("bin_steps")))
         elif event["event"] == "log" and current is not None:
-            line = clean_line(event.get("values") or {})
-            current.lines.append(line)
+            values = event.get("values")
+            line = clean_line(values) if isinstance(values, dict) else {}
+            current.lines += [line] if "step" in line else []
         elif event["event"] == "retention" and current is not None:
             current.actions.append(str(event.get("told")))
     return [log for _, log in sorted(logs.items(), key=lambda item: item[0][0]) if log.lines or log.steps]
