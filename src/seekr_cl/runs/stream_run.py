@@ -54,7 +54,7 @@ from seekr_cl.training.following import facts, following
 from seekr_cl.training.learn import learn
 from seekr_cl.training.learning import LearnResult, name_of
 from seekr_cl.training.progress import console
-from seekr_cl.training.run_identity import decisive, describe_method
+from seekr_cl.training.run_identity import decisive, describe_method, difference
 from seekr_cl.training.task_progress import open_memory
 from seekr_cl.training.tracker import Tracker
 
@@ -140,8 +140,9 @@ class Run:
             ) from error
         for key, value in wanted.items():
             if former.get(key) != value:
+                which = f": {difference(key, former.get(key), value)}" if key in ("method", "training") else ""
                 raise ConfigError(
-                    f"{ledger}: the run there has another '{key}'; resume with what it was started with, "
+                    f"{ledger}: the run there has another '{key}'{which}; resume with what it was started with, "
                     "or choose another --output"
                 )
         if not (self.output / "memory").exists():
