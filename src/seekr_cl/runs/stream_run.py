@@ -83,7 +83,7 @@ class Run:
         models/01-<task>/                the model after each task (or only the last: keep_models)
         memory/                          the replay memory
         evaluations/00-base/             scores and predictions of each stage
-        checkpoints/                     the task that is being learnt, until it is committed
+        checkpoints/                     the task that is being learned, until it is committed
         scores.json, scores.png          the score matrix
         record.jsonl                     when what happened, for `seekr watch` and the report
         verdict.json                     what was learned, and what was lost of it since

@@ -176,7 +176,7 @@ def _finished(
     begun: Checkpoint | None,
     where: str,
 ) -> LearnResult | None:
-    """What was learnt, if the process was killed after everything had been written."""
+    """What was learned, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
         return None
     if not store.tasks or not (output / LOG).is_file():

@@ -67,7 +67,7 @@ def check_places(saved: dict[str, Any] | None, now: dict[str, Any], checkpoints:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one folder, however it is spelt; they need not exist."""
+    """Whether two paths are one folder, however it is spelled; they need not exist."""
     if one.resolve() == other.resolve():
         return True
     try:
