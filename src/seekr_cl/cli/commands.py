@@ -10,7 +10,7 @@ from typing import Any
 
 from seekr_cl.cli.choices import begun_learning, begun_run, fitted, show_choices
 from seekr_cl.cli.live import live
-from seekr_cl.cli.output import out, size
+from seekr_cl.cli.output import out
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.config.rates import told
@@ -32,6 +32,7 @@ from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
 from seekr_cl.system.reading import read_json
 from seekr_cl.system.removal import remove_unfinished
+from seekr_cl.system.sizes import size
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_limit, check_switch

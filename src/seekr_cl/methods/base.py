@@ -120,6 +120,8 @@ class Context:
         previous_state: the ``next_state`` of the last task's result, or ``None``: tensors, and JSON.
         task: the new task's name.
         task_loss: weights on the new task's loss, if they are asked for.
+        batch_size: samples that a backward pass outside of training may hold at once, as many as one in training;
+            ``None``: not known.
     """
 
     model: PreTrainedModel
@@ -133,6 +135,7 @@ class Context:
     previous_state: State | None = None
     task: str = ""
     task_loss: TaskLoss | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +329,7 @@ def ask(
     try:
         logits = call(model, batch).logits
     finally:
-        head.asked = None
+        head.asked = head.held = None
     return logits.unbind() if logits.dim() < 3 else sums(logits[0], place_N)
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from seekr_cl.config.rates import size_rule
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError, DataError
@@ -44,6 +45,9 @@ def decisive(config: SeekrConfig) -> dict[str, Any]:
     later = config.method.kind.training_defaults.later_learning_rate
     if later is not None and config.training_sources["learning_rate"] == "method":
         settings["later_learning_rate"] = later
+    rule = size_rule(config)
+    if rule is not None:
+        settings["default_learning_rate"] = rule
     return settings
 
 

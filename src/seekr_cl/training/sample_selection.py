@@ -8,6 +8,7 @@ import torch
 
 from seekr_cl.config.general import SAMPLES, SelfWritten
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
@@ -39,7 +40,7 @@ def general_samples(
         return []
     if isinstance(config.general, SelfWritten):
         samples, said = write_general(config.general, context, encoder, config.general_samples or SAMPLES)
-        if config.progress != "none":
+        if collectives.is_main() and config.progress != "none":
             console().print(f"general: self: {said}", soft_wrap=True, markup=False)
         return samples
     examples = Task.load(config.general, name=name).train
@@ -75,7 +76,7 @@ def choose_samples(
     choice = choice or config.replay.choice
 
     def say(sentence: str) -> None:
-        if config.progress != "none":
+        if collectives.is_main() and config.progress != "none":
             console().print(f"replay.choice: {sentence}", soft_wrap=True, markup=False)
 
     candidates = Candidates(

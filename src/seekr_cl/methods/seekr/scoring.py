@@ -60,19 +60,32 @@ class Scorer:
         measure: ``valid`` averages squares over real, causal entries; ``frobenius`` takes the norm over the same
             entries (eq. 7 and 9); ``padded`` averages over the whole padded square (official code).
         samples: the set to be scored; the padded length comes from it.
+        batch_size: how many of the longest sample fit into a backward pass; ``None``: as many as ``PASS_TOKENS`` gives.
 
     Attributes:
         batches: places of samples that go through the model together, the same in every process.
     """
 
-    def __init__(self, tap: AttentionTap, layout: Layout, measure: str, samples: list[ReplaySample]) -> None:
+    def __init__(
+        self,
+        tap: AttentionTap,
+        layout: Layout,
+        measure: str,
+        samples: list[ReplaySample],
+        batch_size: int | None = None,
+    ) -> None:
         self.tap = tap
         self.model: PreTrainedModel = tap.model
         self.layout = layout
         self.measure = measure
         lengths = [len(sample.ids_L) for sample in samples]
         self.padded = layout.length(lengths) if samples else 0
-        self.batches = similar_batches(lengths, self.model, 0 if measure == "padded" else PASS_TOKENS)
+        tokens = PASS_TOKENS
+        if measure == "padded":
+            tokens = 0
+        elif batch_size is not None:
+            tokens = min(tokens, batch_size * max(lengths, default=0))
+        self.batches = similar_batches(lengths, self.model, tokens)
 
     def before(
         self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encode: Encode
