@@ -61,7 +61,9 @@ def work(base: Path, folder: Path, case: str) -> None:
     for number, task in enumerate(tasks(), start=1):
         output = folder / f"m{number}"
         # The newest task is asked for again even if it is done: its process may have been killed before it tidied up.
-        passed = (folder / "memory/manifest.json").exists() and ReplayMemory.open(folder / "memory").generation > number
+        memory = folder / "memory"
+        # Killed in the first commit, a memory has a manifest and no generation yet: it counts as new.
+        passed = (memory / "manifest.json").exists() and ReplayMemory.open(memory, create=True).generation > number
         if not passed:
             learn(source, task, folder / "memory", output, config, resume=True)
         source = output

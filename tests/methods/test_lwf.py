@@ -4,18 +4,23 @@ At the first step the model is its own teacher, so eq. 2's gradient is zero ther
 official code (lizhitwo/LearningWithoutForgetting, MATLAB) was not run; T = 2 and lambda_o = 1 are the paper's.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from one_step import RATE, Twin, assert_near, plain_steps, token_loss, words_of
-from tinylm import differs, reverse_task, teach, weights
+from tinylm import config_for, differs, logits_in_chunks, reverse_task, teach, weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seekr_cl.methods import Context, Layout, get_method
+from seekr_cl.methods.answers import AnswerHead
+from seekr_cl.methods.base import label_term
+from seekr_cl.methods.common.former_model import label_and_divergence_terms
 from seekr_cl.methods.lwf import LwF
+from seekr_cl.training import learn
 
 TASK = reverse_task("words", 4)
 
@@ -45,6 +50,31 @@ def test_the_second_step_is_the_papers(base: Path, tmp_path: Path, settings: dic
     losses = [line["loss_old_outputs"] for line in done.log if "loss_old_outputs" in line]
     assert losses[0] == pytest.approx(0, abs=1e-6)
     assert losses[1] > 1e-4
+
+
+def test_a_pass_in_chunks_leaves_nothing_on_the_model(base: Path) -> None:
+    """What was held of it hangs on its graph, which cannot be copied."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with logits_in_chunks(2):
+        label_term(model, batch)
+        teacher = copy.deepcopy(model)
+        label, apart = label_and_divergence_terms(None, model, batch, teacher, 1.0)
+    copy.deepcopy((model, teacher))
+    assert torch.isfinite(label.value + apart.value)
+    heads = [AnswerHead.of(one) for one in (model, teacher)]
+    assert all(head.held is None and head.most == 2 for head in heads)
+    AnswerHead.take_off(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert AnswerHead.of(teacher) is heads[1]
+
+
+def test_a_model_that_was_given_comes_back_without_hooks(base: Path, tmp_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    learn(model, TASK, tmp_path / "memory", tmp_path / "m", config_for("lwf", tmp_path), processing_class=tokenizer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_teacher_shares_what_is_not_trained(base: Path) -> None:

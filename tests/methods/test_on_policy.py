@@ -16,10 +16,14 @@ from tinylm import (
     teach,
     weights,
 )
+from transformers import AutoModelForCausalLM
 
 from seekr_cl.errors import ConfigError
+from seekr_cl.methods import Context, Layout
+from seekr_cl.methods.common.gradients import example_batch
 from seekr_cl.methods.common.on_policy import divergence
-from seekr_cl.methods.sdft import SDFTSettings
+from seekr_cl.methods.sdft import SDFT, SDFTSettings
+from seekr_cl.tasks import Encoded
 from seekr_cl.training import learn
 
 LORA = {"peft": {"r": 2, "lora_alpha": 8, "target_modules": "all-linear"}, "learning_rate": 0.02}
@@ -83,7 +87,7 @@ def test_an_adapter_that_is_off_is_the_frozen_one_of_the_first_task(base: Path, 
 
 
 def test_the_teacher_is_shown_the_answer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default as an earlier turn; the end of text that the answer was learnt with is part of it."""
+    """By default as an earlier turn; the end of text that the answer was learned with is part of it."""
     seen: list[tuple[str, str]] = []
     from seekr_cl.methods import sdft
 
@@ -118,3 +122,13 @@ def test_what_cannot_be_is_refused() -> None:
             SDFTSettings(demonstration=demonstration)
     with pytest.raises(ConfigError, match=r"method\.ema_rate: would be ignored"):
         SDFTSettings(ema_rate=0.5)
+
+
+def test_an_example_without_a_prompt_is_not_answered(base: Path) -> None:
+    """Some tokenizers begin a text with nothing."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    examples = [Encoded([5, 6, 2], 0, 0)]
+    context = Context(model, Layout(0), None, 0, print, tokenizer=char_tokenizer(), examples=examples)
+    batch = example_batch(context, examples) | {"example_B": torch.tensor([0])}
+    term = SDFT(SDFTSettings(), context).new_task_loss(model, batch)["task"]
+    assert (float(term.value), term.count) == (0.0, 0)

@@ -156,3 +156,16 @@ def test_batches_are_of_similar_length_and_hold_everything_once() -> None:
         each = [lengths[place] for place in batch]
         assert len(batch) == 1 or (len(batch) * max(each) <= 200 and min(each) >= 0.75 * max(each))
     assert any(len(batch) > 1 for batch in batches)
+
+
+def test_a_backward_pass_holds_no_more_than_one_of_training() -> None:
+    model = model_of(CONFIGS["llama"], "sdpa")
+    kind: Any = get_method("seekr")
+    for size, most in ((None, 5), (2, 4), (1, 2)):
+        context = Context(model, Layout(0), None, 0, print, batch_size=size)
+        method = kind(kind.Settings(head_budget=3, layer_budget=None), context)
+        method.before_task(samples())
+        method.close()
+        assert max(map(len, method._batches)) == most
+        for batch in method._batches:
+            assert len(batch) * max(LENGTHS[one] for one in batch) <= (size or 99) * max(LENGTHS)

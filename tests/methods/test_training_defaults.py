@@ -12,11 +12,13 @@ from tinylm import constant_task, teach, weights
 from seekr_cl.cli.main import main
 from seekr_cl.config.rates import NoEffectWarning, rate_of_size
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
+from seekr_cl.errors import ConfigError
 from seekr_cl.memory import ReplayMemory
 from seekr_cl.methods import METHODS
 from seekr_cl.report.comparison import compare
 from seekr_cl.runs.stream_run import run
 from seekr_cl.training import learn
+from seekr_cl.training.run_identity import check_same_learning, decisive
 
 TASKS = [constant_task("yes", "yes", 8), constant_task("no", "no", 8)]
 
@@ -179,3 +181,14 @@ def test_all_weights_of_a_small_model_take_a_higher_rate(base: Path, tmp_path: P
     papers = make(tmp_path, method="seqft", preset="paper")
     done = learn(base, TASKS[0], tmp_path / "m2y", tmp_path / "m2", papers)
     assert (done.training["learning_rate"], done.training["from"]["learning_rate"]) == (1e-5, "library")
+
+
+def test_what_was_begun_at_another_default_rate_does_not_go_on(tmp_path: Path) -> None:
+    """The setting is the same number in both; the rate follows from the model's size by a rule that may change."""
+    now = decisive(make(tmp_path, method="replay"))
+    saved = {key: value for key, value in now.items() if key != "default_learning_rate"}
+    with pytest.raises(ConfigError, match=r"another default_learning_rate \(None, now 'by model size"):
+        check_same_learning({"training": saved}, {"training": now}, "x")
+    lora = {"peft": {"r": 2, "target_modules": "all-linear"}}
+    for other in ({"method": "replay", "learning_rate": 1e-5}, {"method": "sdft"}, {"method": "replay"} | lora):
+        assert "default_learning_rate" not in decisive(make(tmp_path, **other))

@@ -150,6 +150,12 @@ def test_a_learning_is_judged_on_the_memory_and_says_so(tmp_path):
     assert verdict.sentence.endswith("(on the memory's own samples)")
     assert "step 8: warn: 'old' fell by 9 points" in verdict.notes
     assert any("training examples" in note for note in verdict.notes)
+    content["tasks"][1]["after"]["log_likelihood"][0] = None
+    content["tasks"][0]["before"]["log_likelihood"] = [None] * 40
+    write_json(tmp_path / "retention.json", content)
+    verdict = of_learning(tmp_path, {}, 0)
+    assert [(line.task, line.examples) for line in verdict.lines] == [("old", 39)]
+    assert "task 'new': 40 probes gave no finite number and are left out" in verdict.notes
     for broken in ({"tasks": [{}]}, [], {"tasks": [probed(tmp_path, count=0)], "actions": []}):
         write_json(tmp_path / "retention.json", broken)
         with pytest.raises(DataError, match=r"retention\.json: not the probes"):

@@ -1,18 +1,23 @@
 """Old tasks probed while a new one is learned: what is measured, and what a drop leads to."""
 
+import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tinylm import assert_same, config_for, constant_task, save_base, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from seekr_cl.errors import ConfigError, TrainingError
-from seekr_cl.training import SeekrConfig, learn
-from seekr_cl.training.retention import RetentionWarning
+from seekr_cl.memory import ReplayMemory, TaskSamples
+from seekr_cl.training import RetentionConfig, SeekrConfig, learn
+from seekr_cl.training.probing import Probe, ProbeSet
+from seekr_cl.training.retention import RetentionProbe, RetentionWarning, measure_all, summary
+from seekr_cl.training.tracker import TrackedTraining, Tracker
 
 SETTINGS: dict[str, Any] = {"replay": {"samples": 12}, "learning_rate": 0.02, "num_train_epochs": 4}
 
@@ -69,7 +74,7 @@ def test_probes_are_what_the_models_say(learned: Path, warned: tuple[Path, Any])
 
 def test_every_probe_and_drop_is_in_the_log(warned: tuple[Path, Any]) -> None:
     _, done = warned
-    probed = {line["step"]: line["retention_yes"] for line in done.retention["probes"]}
+    probed = {line["step"]: line["retention/yes"] for line in done.retention["probes"]}
     assert list(probed) == list(range(4, done.steps, 4))
     before = [100 * math.exp(value) for value in done.retention["tasks"][0]["before"]["log_likelihood"]]
     for action in done.retention["actions"]:
@@ -87,7 +92,7 @@ def test_more_replay_keeps_more(learned: Path, warned: tuple[Path, Any], tmp_pat
 
     def later(result: Any) -> float:
         """The first probe comes before the first action."""
-        return min(line["retention_yes"] for line in result.retention["probes"][1:])
+        return min(line["retention/yes"] for line in result.retention["probes"][1:])
 
     assert later(done) > later(warned[1])
     # A pass over 12 samples in batches of 4 for each action, in steps of their own.
@@ -134,3 +139,27 @@ def test_a_run_scores_tests_and_probes_only_if_asked(tmp_path: Path) -> None:
     assert (config.retention.count(evaluated=False), config.retention.count(evaluated=True)) == (32, 0)
     asked = config_for("derpp", tmp_path, retention={"probe_every": 5})
     assert asked.retention.count(evaluated=True) == 32
+
+
+def test_any_name_twice_and_numbers_that_are_none(learned: Path) -> None:
+    """An action is not taken for a probe; of a set without a finite number nothing is said."""
+    model: Any = AutoModelForCausalLM.from_pretrained(learned / "m1").eval()
+    store = ReplayMemory.open(learned / "memory")
+    sets = [
+        ProbeSet(name, "old", "memory", [Probe(one.ids_L, one.spans) for one in store.tasks[0].samples], before)
+        for name, before in [("action", {"log_likelihood": [0.0] * 12})] * 2 + [("x", {"log_likelihood": [None] * 12})]
+    ]
+    state = TrainerState(global_step=1, max_steps=9)
+    trainer = SimpleNamespace(_network=model, log=state.log_history.append)
+    watch = RetentionProbe(trainer, RetentionConfig(probe_every=1, max_drop=0.1), sets, TaskSamples([]), 4, 0)
+    with pytest.warns(RetentionWarning, match=r"'action \(2\)' fell"):
+        watch.on_step_end(None, state, None)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(math.nan)
+    watch.on_step_end(None, state, None)
+    TrackedTraining(Tracker(), "t", [], []).on_train_end(None, state, None)
+    found = summary(sets, measure_all(model, sets), state.log_history)
+    assert [set(line) for line in found["probes"]] == [{"retention/action", "retention/action (2)"}]
+    assert [line["retention_task"] for line in found["actions"]] == ["action", "action"]
+    assert json.loads(json.dumps(found, allow_nan=False))["tasks"][2]["after"]["log_likelihood"] == [None] * 12

@@ -2,20 +2,23 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tinylm import config_for, constant_task, differs, reverse_task, save_base, teach, weights
-from transformers import TrainerCallback
+from transformers import LlamaConfig, TrainerCallback, TrainerState
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods import METHODS, Method, Paper
-from seekr_cl.methods.base import LossTerm, forward
+from seekr_cl.methods import METHODS, Context, Layout, Method, Paper
+from seekr_cl.methods.base import LossTerm, forward, task_term
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.task_loss import KINDS, TaskLoss, read_task_loss
 from seekr_cl.planning import Workload, make_plan, read_shape
+from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training import learn
+from seekr_cl.training.task_weights import RequireUse
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,30 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(2, 4, 6) * 2, labels, torch.tensor([1, 0])
 
 
+class Says(torch.nn.Module):
+    """A model whose logits are given."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.config, self.logits, self.head = LlamaConfig(vocab_size=6), logits, torch.nn.Identity()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, **inputs: Any) -> Any:
+        return SimpleNamespace(logits=self.head(self.logits))
+
+
+def term(logits: torch.Tensor, settings: Any, of_example: list[torch.Tensor] | None = None) -> torch.Tensor:
+    _, labels, example = batch()
+    model: Any = Says(logits)
+    context = Context(model, Layout(0), None, 0, print, task_loss=TaskLoss(settings, of_example or []))
+    given = {"input_ids": labels, "attention_mask": torch.ones_like(labels), "labels": labels, "example_B": example}
+    return task_term(context, model, given).value
+
+
 def loss_of(settings: Any, of_example: list[torch.Tensor] | None = None) -> float:
-    logits, labels, example = batch()
-    return float(TaskLoss(settings, of_example or []).value(logits, labels, example))
+    return float(term(batch()[0], settings, of_example))
 
 
 def test_a_weight_is_what_its_paper_says() -> None:
@@ -76,9 +100,9 @@ def test_a_weight_is_what_its_paper_says() -> None:
 
 
 def test_a_weight_gets_no_gradient() -> None:
-    logits, labels, example = batch()
+    logits, _, _ = batch()
     logits.requires_grad_()
-    TaskLoss(read_task_loss("dft")).value(logits, labels, example).backward()
+    term(logits, read_task_loss("dft")).backward()
     got, logits.grad = logits.grad, None
     logp = logits.log_softmax(-1)
     own = [logp[r, p, label] for r, p, label in [(0, 1, 4), (0, 2, 2), (1, 0, 3), (1, 1, 1)]]
@@ -176,3 +200,20 @@ def test_the_plan_counts_the_pass_before_the_task(base: Path, tmp_path: Path) ->
     }
     assert passes["stm"] == passes["flow"] == pytest.approx(8)
     assert {passes[name] for name in (None, "dft", "eaft", "talr")} == {0}
+
+
+def test_replay_after_a_resume_asks_for_no_loss_on_new_examples() -> None:
+    """A process that goes on has asked for none yet; steps of two micro-batches, of which the fifth has the next."""
+    replay, new = MicroBatch(replay=(0,)), MicroBatch(new=(0,))
+    loss = TaskLoss(read_task_loss("dft"))
+    watch = RequireUse(loss, "own", [new, *[replay] * 7, new, replay], 2)
+    state: Any = TrainerState(global_step=1)
+    watch.on_train_begin(None, state, None)
+    for state.global_step in (2, 3, 4):
+        watch.on_step_end(None, state, None)
+    state.global_step = 5
+    with pytest.raises(ConfigError, match="would be ignored"):
+        watch.on_step_end(None, state, None)
+    watch.on_train_begin(None, state, None)
+    state.global_step = 6
+    watch.on_step_end(None, state, None)

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from seekr_cl.cli.choices import open_choices, trained_adapter
+from seekr_cl.cli.choices import fitted, trained_adapter
 from seekr_cl.cli.output import out
 from seekr_cl.config.rates import told, whole_rate_of
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -151,7 +151,7 @@ def _check_room(made: Validation, asked: Asked) -> None:
 
 
 def asked_for(
-    given: Any, settings: dict[str, Any], config_of: Callable[[dict[str, Any]], SeekrConfig], **wanted: Any
+    given: Any, settings: dict[str, Any], config_of: Callable[[Mapping[str, Any]], SeekrConfig], **wanted: Any
 ) -> Asked:
     """What a command line asks to have validated: its settings, with those that the machine decides.
 
@@ -161,8 +161,7 @@ def asked_for(
         config_of: makes a config of them.
         wanted: fields of ``Wanted``, without the config.
     """
-    choices = open_choices(settings, config_of(settings), wanted["model"])
-    config = config_of(settings | {one.key: one.value for one in choices})
+    config, choices = fitted(settings, config_of, wanted["model"])
     return Asked(
         Wanted(config=config, **wanted), settings, given.stream_file or "settings", _command(given, wanted), choices
     )

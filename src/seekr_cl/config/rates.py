@@ -51,6 +51,13 @@ def rate_of_size(parameters: int) -> float:
     return float(f"{min(_HIGHEST, max(_LOWEST, wanted)):.0e}")
 
 
+def size_rule(config: Any) -> str | None:
+    """How the learning rate follows from the model's size, in words; ``None`` where it does not."""
+    if whole_rate_of(config, 1)[1] != "model size":
+        return None
+    return f"by model size: {RATE:g} at {_SIZE:g} weights, to the power of -{_SHRINKS:g}, {_LOWEST:g} to {_HIGHEST:g}"
+
+
 def adapter_rate(peft_type: str) -> float:
     """The learning rate that an adapter of this PEFT type needs."""
     return OTHER_ADAPTERS.get(peft_type.upper(), ADAPTER_RATE)
@@ -89,7 +96,7 @@ def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
     Args:
         config: a ``SeekrConfig``, which imports this.
         network: the model; an adapter that it came with is known only now.
-        later: whether the method has learnt a task before this one.
+        later: whether the method has learned a task before this one.
     """
     rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
     if rate != config.settled["learning_rate"]:
@@ -217,6 +224,7 @@ __all__ = [
     "rate_of_size",
     "record",
     "settle",
+    "size_rule",
     "task_rate",
     "told",
     "warn_of_training",

@@ -177,7 +177,7 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
         list(example.references) or [encoder.reference(example) if example.messages and not completion else completion]
         for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
-    # What a tokenizer normalises can never be written as the reference has it.
+    # What a tokenizer normalizes can never be written as the reference has it.
     given, references = references, [[encoder.texts.as_read(one) for one in accepted] for accepted in references]
     texts = [prompt for prompt, _ in rendered]
     extract = get_extraction(task.extract)

@@ -57,9 +57,9 @@ class AnswerHead:
         self.most: float = max(1, CHUNK_BYTES // (4 * self._config.vocab_size))
         self.held: tuple[Tensor, torch.autocast] | None = None
         self._finish: Finish | None = None
-        head.register_forward_pre_hook(self)
         # Before the hooks of engines: they let go of the head's weights, and look for gradients of what is given out.
-        model.register_forward_hook(self._deliver, prepend=True, with_kwargs=True)
+        deliver = model.register_forward_hook(self._deliver, prepend=True, with_kwargs=True)
+        self._hooks = head.register_forward_pre_hook(self), deliver
 
     @classmethod
     def of(cls, model: Any) -> "AnswerHead":
@@ -67,6 +67,15 @@ class AnswerHead:
         head = getattr(model, "module", model).get_output_embeddings()
         found = [hook for hook in head._forward_pre_hooks.values() if isinstance(hook, cls)]
         return found[0] if found else cls(model, head)
+
+    @classmethod
+    def take_off(cls, model: nn.Module) -> None:
+        """Leaves none on a model, wherever adapters or engines have put its head."""
+        for module in model.modules():
+            for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+                found = getattr(hook, "__self__", hook)
+                for one in found._hooks if isinstance(found, cls) else ():
+                    one.remove()
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

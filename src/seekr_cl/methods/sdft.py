@@ -96,11 +96,13 @@ class SDFT(Method):
 
     def new_task_loss(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """Answers to the batch's prompts, and the teacher's distance on them."""
-        asked = [self.context.examples[place] for place in batch["example_B"].tolist()]
+        examples = [self.context.examples[place] for place in batch["example_B"].tolist()]
+        # An example without a prompt has nothing that could be answered.
+        asked = [one for one in examples if one.completion_start]
         prompts = [one.input_ids[: one.completion_start] for one in asked]
         self._batches += 1
         seed = self.context.seed + 7919 * self._batches
-        written = answers(self.context, prompts, self._room(), seed, self.settings.temperature)
+        written = answers(self.context, prompts, self._room(), seed, self.settings.temperature) if prompts else []
         student, teacher = [], []
         for one, prompt, new in zip(asked, prompts, written, strict=True):
             if new:
@@ -108,7 +110,7 @@ class SDFT(Method):
                 student.append(Encoded(prompt + new, len(prompt), 0))
                 teacher.append(Encoded(shown + new, len(shown), 0))
         if not student:
-            # No prompt leaves room for an answer.
+            # No prompt, or none that leaves room for an answer.
             return {"task": LossTerm(forward(model, batch).sum() * 0.0, count=0)}
         value, count = distil(
             self.context, model, self._ask, student, teacher, "forward", self.settings.top_k or None, self.settings.skip

@@ -4,7 +4,7 @@ L_task is the mean over answer tokens of w * -log p, with w held fixed. ``dft``,
 model as it is in each step; ``stm`` and ``flow`` ask the model as it is before the task, once. Replayed samples and
 what else a method adds weigh what they did. docs/task_losses.md says when they do not learn.
 
-Shapes: B batch, L padded length, V vocabulary, N answer tokens of a batch, A answer tokens of an example.
+Shapes: B batch, V vocabulary, N answer tokens of a batch, A answer tokens of an example.
 """
 
 import math
@@ -14,11 +14,9 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seekr_cl.errors import ConfigError, nearest
 from seekr_cl.settings import Ge, Gt, Hint, Settings, build
-from seekr_cl.tasks.collate import IGNORE
 
 EAFT_SCALE = 3.0
 """Nats by which EAFT divides an entropy: about that of 20 equally likely tokens, ln 20."""
@@ -122,7 +120,7 @@ class STMSettings(TaskLossSettings):
     Of the tokens that are left, w is one over their share of the task, so that L_task is a mean over them.
 
     Attributes:
-        threshold: a token's perplexity under the model before the task above which it is not learnt.
+        threshold: a token's perplexity under the model before the task above which it is not learned.
     """
 
     name = "stm"
@@ -202,23 +200,14 @@ class TaskLoss:
     of_example: list[Tensor] = field(default_factory=list)
     used: bool = False
 
-    def value(self, logits_BLV: Tensor, labels_BL: Tensor, example_B: Tensor) -> Tensor:
-        """The weighted mean over answer tokens, each predicted from the position before it.
+    def weighted(self, loss_N: Tensor, entropy_N: Tensor | None, example_B: Tensor) -> Tensor:
+        """The weighted mean over a batch's answer tokens.
 
         Args:
-            logits_BLV: the model's.
-            labels_BL: ``IGNORE`` where nothing is learnt.
-            example_B: which of the task's examples these are.
+            loss_N: each one's negative log-probability, row by row of the batch.
+            entropy_N: as in ``TaskLossSettings.weights``.
+            example_B: which of the task's examples the rows are.
         """
-        label_BL = labels_BL[:, 1:]
-        answer_BL = label_BL != IGNORE
-        logits_NV = logits_BLV[:, :-1][answer_BL].float()
-        loss_N = functional.cross_entropy(logits_NV, label_BL[answer_BL], reduction="none")
-        entropy_N = top_entropy(logits_NV.detach(), self.settings.entropy_of) if self.settings.entropy_of else None
-        return self.weighted(loss_N, entropy_N, example_B)
-
-    def weighted(self, loss_N: Tensor, entropy_N: Tensor | None, example_B: Tensor) -> Tensor:
-        """The same of the tokens' losses, row by row of the batch."""
         self.used = True
         if self.settings.before:
             weight_N = torch.cat([self.of_example[place] for place in example_B.tolist()]).to(loss_N)

@@ -52,7 +52,13 @@ def of_learning(folder: Path, training: Mapping[str, Any], memory_bytes: int, *,
 def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], list[Compared], list[str]]:
     lines: list[Line] = []
     compared: list[Compared] = []
-    for one in sorted(tasks, key=lambda task: ("old", "general", "new").index(task["kind"])):
+    left_out = []
+    for given in sorted(tasks, key=lambda task: ("old", "general", "new").index(task["kind"])):
+        one, missing = _finite(given)
+        if missing:
+            left_out.append(f"task '{one['task']}': {missing} probes gave no finite number and are left out")
+            if not one["before"]["exact"]:
+                continue
         both = [_probability(one[side]) for side in ("before", "after")]
         change = score_change(*both, level=CONFIDENCE)
         more = {"source": one["source"], "exact": _exact(one), "log_likelihood": _likelihood(one)}
@@ -70,7 +76,7 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
         )
         if one["kind"] == "old":
             compared.append((Tally(both[0][:, None]), Tally(both[1][:, None]), change))
-    notes = []
+    notes = left_out
     if any(line.kind != "new" for line in lines):
         notes.append(
             "old tasks: probed on the memory's own samples, which the training may have replayed, so this is a hopeful "
@@ -81,6 +87,17 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
     new = {line.more["source"] for line in lines if line.kind == "new"}
     notes += [f"new task: probed on its {_SOURCES[source]}" for source in sorted(new)]
     return lines, compared, notes
+
+
+def _finite(one: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """A task's probes whose likelihood is known on both sides, and how many of them are not."""
+    pairs = list(zip(one["before"]["log_likelihood"], one["after"]["log_likelihood"], strict=True))
+    known = [place for place, pair in enumerate(pairs) if None not in pair]
+    sides = {
+        side: {key: [values[place] for place in known] for key, values in one[side].items()}
+        for side in ("before", "after")
+    }
+    return {**one, **sides}, len(pairs) - len(known)
 
 
 def _probability(found: Mapping[str, Any]) -> Array:

@@ -20,6 +20,7 @@ from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
 from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, accepted_hashes, model_hash
 from seekr_cl.methods import Context, Layout
+from seekr_cl.methods.answers import AnswerHead
 from seekr_cl.models.card import write_card
 from seekr_cl.models.loading import pad_id, save_model, written_state
 from seekr_cl.models.merging import dtype_of, merged_from, note_origin
@@ -116,6 +117,8 @@ def prepare(state: Learning) -> None:
         signal_dtype=config.signal_dtype or "int8",
         tokenizer=state.tokenizer,
         task=state.name,
+        # Where training keeps no activations, a pass outside of it does.
+        batch_size=1 if config.gradient_checkpointing else config.per_device_train_batch_size,
     )
     state.encoder = make_encoder(config, network, state.tokenizer)
     state.trained = [fitting(task, state.encoder, config) for task in state.tasks]
@@ -148,6 +151,7 @@ def attached_method(state: Learning) -> Iterator[None]:
         yield
     finally:
         state.method.close()
+        AnswerHead.take_off(state.context.model)
 
 
 def rewrite(state: Learning) -> None:

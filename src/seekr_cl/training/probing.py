@@ -88,7 +88,8 @@ def measure(model: Any, probes: Sequence[Probe], with_signals: bool = True) -> d
 
     Returns:
         a list each, in the probes' order: ``log_likelihood``, the mean of an answer's tokens in nats; ``exact``;
-        ``kl``, of the stored distributions to the model's in nats a token, None where none is stored.
+        ``kl``, of the stored distributions to the model's in nats a token, None where none is stored. None too where a
+        number is not finite, as after an overflow: JSON has no such numbers.
     """
     parts = {}
     for place, counts in collectives.shard_indices(len(probes)):
@@ -97,15 +98,19 @@ def measure(model: Any, probes: Sequence[Probe], with_signals: bool = True) -> d
             parts[place] = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
     rows = [one["numbers"].tolist() for one in collectives.gather_sharded(parts, len(probes))]
     return {
-        "log_likelihood": [row[0] for row in rows],
+        "log_likelihood": [_finite(row[0]) for row in rows],
         "exact": [bool(row[1]) for row in rows],
-        "kl": [None if math.isnan(row[2]) else row[2] for row in rows],
+        "kl": [_finite(row[2]) for row in rows],
     }
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def probability(found: Mapping[str, Sequence[Any]]) -> list[float]:
-    """How probable each answer is: the geometric mean over its tokens, in percent."""
-    return [100 * math.exp(value) for value in found["log_likelihood"]]
+    """How probable each answer is: the geometric mean over its tokens, in percent; NaN where it is not known."""
+    return [math.nan if value is None else 100 * math.exp(value) for value in found["log_likelihood"]]
 
 
 @torch.no_grad()

@@ -17,6 +17,9 @@ from seekr_cl.replay.forgetting_curve import replay_now
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training.probing import ProbeSet, measure, probability
 
+PROBED = "retention/"
+"""Before a task's name, what the log calls its mean answer probability; an action's keys begin otherwise."""
+
 
 class RetentionWarning(UserWarning):
     """An old task is being lost while a new one is learned."""
@@ -50,6 +53,7 @@ class RetentionProbe(TrainerCallback):
         seed: int,
     ) -> None:
         self.trainer, self.settings, self.sets = trainer, settings, list(sets)
+        self._names = _distinct([one.task for one in sets])
         self.replay, self.batch_size, self.seed = replay, batch_size, seed
         self.stopped: str | None = None
 
@@ -59,10 +63,10 @@ class RetentionProbe(TrainerCallback):
         if state.global_step % self.settings.probe_every or state.global_step >= state.max_steps:
             return
         dropped = self._probe(state)
-        for name, told in dropped.items():
+        for place, told in dropped.items():
             line = f"step {state.global_step}: {told}"
-            action = self._act(name, line, state, control)
-            note = {"retention_task": name, "retention_action": action, "retention_told": told}
+            action = self._act(place, line, state, control)
+            note = {"retention_task": self.sets[place].task, "retention_action": action, "retention_told": told}
             state.log_history.append({"step": state.global_step, "epoch": state.epoch} | note)
 
     def check(self) -> None:
@@ -77,8 +81,8 @@ class RetentionProbe(TrainerCallback):
                 "retention.on_drop=warn, or begin again with more replay or a lower learning_rate"
             )
 
-    def _probe(self, state: Any) -> dict[str, str]:
-        """Asks for every task; returns what to say of those that surely lost more than they may."""
+    def _probe(self, state: Any) -> dict[int, str]:
+        """Asks for every task; returns what to say of those, by their place, that surely lost more than they may."""
         model = self.trainer._network
         training = model.training
         model.eval()
@@ -88,37 +92,44 @@ class RetentionProbe(TrainerCallback):
         finally:
             model.train(training)
         logs, dropped = {}, {}
-        for one, asked in zip(self.sets, found):
-            before, after = probability(one.before), probability(asked)
-            change = score_change(np.array(before), np.array(after))
-            logs[f"retention_{one.task}"] = sum(after) / len(after)
+        for place, (one, asked) in enumerate(zip(self.sets, found)):
+            both = np.array([probability(one.before), probability(asked)])
+            before, after = both[:, np.isfinite(both).all(0)]
+            if not len(after):
+                continue
+            change = score_change(before, after)
+            logs[PROBED + self._names[place]] = float(after.mean())
             if change.outcome(self.settings.max_drop) == "lost":
-                dropped[one.task] = (
-                    f"'{one.task}' fell by {-change.value:.1f} points of answer probability "
+                dropped[place] = (
+                    f"'{self._names[place]}' fell by {-change.value:.1f} points of answer probability "
                     f"[{change.interval.low:.1f}, {change.interval.high:.1f}], allowed {self.settings.max_drop:g}"
                 )
-        self.trainer.log(logs)
+        if logs:
+            self.trainer.log(logs)
         return dropped
 
-    def _act(self, name: str, line: str, state: Any, control: Any) -> str:
+    def _act(self, place: int, line: str, state: Any, control: Any) -> str:
         action = self.settings.on_drop
         warnings.warn(f"retention: {line}", RetentionWarning, stacklevel=2)
         if action == "stop":
             self.stopped = self.stopped or line
             control.should_training_stop = control.should_save = True
         elif action == "more_replay":
-            rounds = self._round(name, state.global_step)
+            rounds = self._round(place, state.global_step)
             if not rounds:
                 return "warn"
             replay_now(self.trainer, rounds)
         return action
 
-    def _round(self, name: str, step: int) -> list[MicroBatch]:
+    def _round(self, place: int, step: int) -> list[MicroBatch]:
         """One pass over a task's samples, in an order that depends on the step alone."""
-        begin = 0
+        name, begin = self.sets[place].task, 0
+        earlier = sum(one.task == name for one in self.sets[:place])
         for task in self.replay.tasks:
             length = len(task.samples)
-            if task.name == name:
+            if task.name == name and length:
+                earlier -= 1
+            if task.name == name and earlier < 0:
                 generator = torch.Generator().manual_seed(self.seed + step)
                 order = [begin + place for place in torch.randperm(length, generator=generator).tolist()]
                 size = self.batch_size
@@ -139,9 +150,20 @@ def summary(sets: Sequence[ProbeSet], after: Sequence[dict[str, Any]], log: Sequ
         {"task": one.task, "kind": one.kind, "source": one.source, "before": one.before, "after": found}
         for one, found in zip(sets, after, strict=True)
     ]
-    told = [line for line in log if any(key.startswith("retention_") for key in line)]
-    actions = [line for line in told if "retention_action" in line]
-    return {"tasks": tasks, "probes": [line for line in told if line not in actions], "actions": actions}
+    probes = [line for line in log if any(key.startswith(PROBED) for key in line)]
+    return {"tasks": tasks, "probes": probes, "actions": [line for line in log if "retention_action" in line]}
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of which none is another's, so that each has a curve of its own."""
+    found: list[str] = []
+    for name in names:
+        own, number = name, 1
+        while own in found:
+            number += 1
+            own = f"{name} ({number})"
+        found.append(own)
+    return found
 
 
 def measure_all(model: Any, sets: Sequence[ProbeSet]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 
 from seekr_cl.config.general import SAMPLES, SelfWritten
 from seekr_cl.config.seekr_config import SeekrConfig
+from seekr_cl.distributed import collectives
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.memory.budget import shrink, task_bytes
@@ -39,7 +40,7 @@ def general_samples(
         return []
     if isinstance(config.general, SelfWritten):
         samples, said = write_general(config.general, context, encoder, config.general_samples or SAMPLES)
-        if config.progress != "none":
+        if collectives.is_main() and config.progress != "none":
             console().print(f"general: self: {said}", soft_wrap=True, markup=False)
         return samples
     examples = Task.load(config.general, name=name).train
@@ -49,7 +50,7 @@ def general_samples(
 
 
 def chooses_after_training(config: SeekrConfig) -> bool:
-    """Whether what is kept is chosen by the model that has learnt the task; what a method looks at before cannot be."""
+    """Whether what is kept is chosen by the model that has learned the task: what it looks at before cannot be."""
     looks_before = config.method.kind.before_task is not Method.before_task
     return config.replay.choice in AFTER_TRAINING and not looks_before
 
@@ -75,7 +76,7 @@ def choose_samples(
     choice = choice or config.replay.choice
 
     def say(sentence: str) -> None:
-        if config.progress != "none":
+        if collectives.is_main() and config.progress != "none":
             console().print(f"replay.choice: {sentence}", soft_wrap=True, markup=False)
 
     candidates = Candidates(

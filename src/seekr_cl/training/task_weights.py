@@ -1,5 +1,6 @@
 """``task_loss`` in a task: what the model says before it, and that the method asks for the weighted loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def weigh(config: SeekrConfig, context: Context) -> TaskLoss | None:
     if not settings.before:
         return TaskLoss(settings)
     weights = settings.of_examples(_losses(context, config))
-    if config.progress != "none":
+    if collectives.is_main() and config.progress != "none":
         learnt = sum(int((weight_A > 0).sum()) for weight_A in weights) / max(1, sum(map(len, weights)))
         mean = float(torch.cat(weights).mean())
         console().print(f"task_loss {settings.name}: {learnt:.0%} of the tokens are learnt, mean weight {mean:.2f}")
@@ -72,9 +73,14 @@ class RequireUse(TrainerCallback):
     """
 
     def __init__(self, loss: TaskLoss, method: str, schedule: Sequence[MicroBatch], accumulation: int) -> None:
-        self._loss, self._method = loss, method
-        first = next((place for place, micro in enumerate(schedule) if micro.new), 0)
-        self._due = first // accumulation + 1
+        self._loss, self._method, self._accumulation = loss, method, accumulation
+        self._new = [place for place, micro in enumerate(schedule) if micro.new]
+        self._due: float = math.inf
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first step that has such a batch, of those that are still to come."""
+        steps = (place // self._accumulation for place in self._new)
+        self._due = next((step + 1 for step in steps if step >= state.global_step), math.inf)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Looks once there has been such a batch."""

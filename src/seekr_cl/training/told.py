@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from seekr_cl.memory import MemoryTask, TaskSamples
+from seekr_cl.memory import TaskSamples
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.tasks.task import safe_name
 from seekr_cl.training.learning import Learning
@@ -25,14 +25,6 @@ def name_for_reports(args: Any, state: Learning) -> None:
 def tracked(state: Learning, schedule: list[MicroBatch], replay: TaskSamples) -> TrackedTraining:
     """What follows the training: how many tokens each micro-batch has, and which of them hold replay."""
     new = [len(item.input_ids) for item in state.context.examples]
-    old = [count for task in replay.tasks for count in _token_counts(task)]
+    old = replay.lengths()
     tokens = [sum(new[i] for i in micro.new) + sum(old[i] for i in micro.replay) for micro in schedule]
     return TrackedTraining(state.tracker, state.name, tokens, [bool(micro.replay) for micro in schedule])
-
-
-def _token_counts(task: MemoryTask) -> list[int]:
-    """Lengths of a task's samples; of those on disk without reading them."""
-    stored = getattr(task.samples, "num_tokens", None)
-    if stored is not None:
-        return [stored(number) for number in range(len(task.samples))]
-    return [len(sample.ids_L) for sample in task.samples]

@@ -204,7 +204,7 @@ class TrackedTraining(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Loss terms and shares; not the Trainer's own summary at the end."""
         values = {key: value for key, value in (logs or {}).items() if not key.startswith("train_")}
-        if any(key.startswith(("loss", "retention_")) for key in values):
+        if any(key.startswith(("loss", "retention/")) for key in values):
             self.tracker.log(values | {"step": state.global_step}, self.label)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -52,11 +52,11 @@ def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor]
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
     head.asked, head.held = (place_N, keep_BL.shape[1], None), None
     try:
-        said = run(model, batch).logits
+        said, held = run(model, batch).logits, head.held
     finally:
-        head.asked = None
+        head.asked = head.held = None
     if said.dim() == 3:
         return lambda place_C: said[0, torch.searchsorted(place_N, place_C)]
-    assert head.held is not None
-    hidden_ND, precision = head.held
+    assert held is not None
+    hidden_ND, precision = held
     return lambda place_C: head.logits(hidden_ND[torch.searchsorted(place_N, place_C)], precision)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.methods.base import Context, forward
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.gradients import example_batch
+from seekr_cl.methods.common.precision import training_precision
 from seekr_cl.tasks import Encoded
 from seekr_cl.tasks.collate import IGNORE
 
@@ -61,7 +61,7 @@ def distil(
         skip: tokens at the beginning of each answer that are left out.
     """
     student_NV = _at_answers(example_batch(context, student), lambda batch: forward(model, batch), skip)
-    with torch.no_grad(), autocast(context.model.device.type):
+    with torch.no_grad(), training_precision(context.model.device):
         teacher_NV = _at_answers(example_batch(context, teacher), ask, skip)
     each_N = divergence(teacher_NV, student_NV, direction, top_k)
     # Without a position the sum has a gradient of zero, which processes that wait for one get.
@@ -90,9 +90,3 @@ def _bucketed(logp_NV: Tensor, token_NK: Tensor) -> Tensor:
     """Log-probabilities of some tokens and of all others together, [N, K + 1]."""
     rest_N = logp_NV.scatter(-1, token_NK, torch.finfo(logp_NV.dtype).min).logsumexp(-1, keepdim=True)
     return torch.cat([logp_NV.gather(-1, token_NK), rest_N], dim=-1)
-
-
-def autocast(device: str) -> torch.autocast:
-    """The precision the Trainer runs the student in: it wraps that model's own forward, not a teacher's."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(AcceleratorState().mixed_precision)
-    return torch.autocast(device, dtype, enabled=dtype is not None)

@@ -155,7 +155,7 @@ class Seekr(Method):
         return extras
 
     def after_step(self, model: nn.Module) -> None:
-        """A step of the matrices that are learnt beside the model."""
+        """A step of the matrices that are learned beside the model."""
         if self._projections is not None:
             self._projections.step()
 
@@ -169,7 +169,7 @@ class Seekr(Method):
     def before_task(self, samples: list[ReplaySample]) -> None:
         """Draws each kept sample's queries and records the attention there, where heads are scored."""
         self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
-        scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
+        scorer = self._scorer(samples)
         self._before, self._batches = {}, scorer.batches if self.settings.scores_heads else []
         for number, counts in collectives.shard_indices(len(self._batches)):
             places = self._batches[number]
@@ -179,12 +179,15 @@ class Seekr(Method):
             if counts:
                 self._before |= dict(zip(places, rows))
 
+    def _scorer(self, samples: list[ReplaySample]) -> Scorer:
+        return Scorer(self.tap, self.context.layout, self.settings.measure, samples, self.context.batch_size)
+
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Scores the heads, chooses those to keep, and stores this model's rows and logits, or its adapter."""
         self._projections = None
         if not samples:
             return TaskResult(MemoryTask(name, []), self._importance)
-        scorer = Scorer(self.tap, self.context.layout, self.settings.measure, samples)
+        scorer = self._scorer(samples)
         teacher = kept_adapter(self.context, self.settings)
         scored: dict[int, Scored] = {}
         logits: dict[int, LogitSignal] = {}

@@ -42,7 +42,7 @@ class Scored:
 
     Attributes:
         rows: ``{layer: rows of all heads}`` as ``encode`` made them.
-        sensitivity_NH: S of this sample alone, not normalised (eq. 7).
+        sensitivity_NH: S of this sample alone, not normalized (eq. 7).
         forgettability_NH: F of this sample alone (eq. 9).
     """
 
@@ -60,19 +60,32 @@ class Scorer:
         measure: ``valid`` averages squares over real, causal entries; ``frobenius`` takes the norm over the same
             entries (eq. 7 and 9); ``padded`` averages over the whole padded square (official code).
         samples: the set to be scored; the padded length comes from it.
+        batch_size: how many of the longest sample fit into a backward pass; ``None``: as many as ``PASS_TOKENS`` gives.
 
     Attributes:
         batches: places of samples that go through the model together, the same in every process.
     """
 
-    def __init__(self, tap: AttentionTap, layout: Layout, measure: str, samples: list[ReplaySample]) -> None:
+    def __init__(
+        self,
+        tap: AttentionTap,
+        layout: Layout,
+        measure: str,
+        samples: list[ReplaySample],
+        batch_size: int | None = None,
+    ) -> None:
         self.tap = tap
         self.model: PreTrainedModel = tap.model
         self.layout = layout
         self.measure = measure
         lengths = [len(sample.ids_L) for sample in samples]
         self.padded = layout.length(lengths) if samples else 0
-        self.batches = similar_batches(lengths, self.model, 0 if measure == "padded" else PASS_TOKENS)
+        tokens = PASS_TOKENS
+        if measure == "padded":
+            tokens = 0
+        elif batch_size is not None:
+            tokens = min(tokens, batch_size * max(lengths, default=0))
+        self.batches = similar_batches(lengths, self.model, tokens)
 
     def before(
         self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encode: Encode
@@ -232,7 +245,7 @@ def measures_of_all(scored: Mapping[int, Scored], length: int) -> list[tuple[Ten
 
 
 def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """S~ [N, H], normalised within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9).
+    """S~ [N, H], normalized within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9).
 
     Args:
         measures: S and F of each sample.
@@ -242,7 +255,7 @@ def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _loss(logits_NV: Tensor, sample: ReplaySample, first: int) -> Tensor:
-    """The mean cross entropy of a sample's learnt tokens, from its logits from ``first`` on."""
+    """The mean cross entropy of a sample's learned tokens, from its logits from ``first`` on."""
     labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
     return causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device))
 

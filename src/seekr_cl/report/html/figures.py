@@ -149,8 +149,10 @@ def _replay_marks(logs: Sequence[TaskLog], begins: Sequence[int], x: Axis, top: 
 
 def probe_chart(logs: Sequence[TaskLog]) -> Markup | None:
     """What retention probes gave over the steps: mean probability of the stored answers of each old task."""
-    names = [key for log in logs for line in log.lines for key in line if key.startswith("retention_")]
-    curves = [Series(name.removeprefix("retention_"), _over_steps(logs, name)) for name in dict.fromkeys(names)]
+    # Earlier versions wrote an underscore.
+    begin = ("retention/", "retention_")
+    names = [key for log in logs for line in log.lines for key in line if key.startswith(begin)]
+    curves = [Series(name[len(begin[0]) :], _over_steps(logs, name)) for name in dict.fromkeys(names)]
     if not curves:
         return None
     begins, total = _offsets(logs)
