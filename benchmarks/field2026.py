@@ -3,7 +3,7 @@
     python benchmarks/field2026.py "seqft" "seqft task_loss=dft" "seqft average.kind=sfa average.beta=0.5" --seeds 0 1
 
 A variant is a method of the library and settings as on the command line. Three skills that the demo's base model does
-not know (``length`` has answers of one token) are learnt one after another; after each all three and the eight skills
+not know (``length`` has answers of one token) are learned one after another; after each all three and the eight skills
 that it has mastered are asked. Printed for each variant and seed: exact match right after learning each skill, OP, BWT,
 base skills kept, seconds. Data are those of the demo; the seed draws order and samples.
 """

@@ -26,7 +26,7 @@ LENGTH, EXAMPLES = 256, 500
 
 
 def stage_ratio(rounds: int = 2) -> dict[str, Any]:
-    """CPU seconds of the sixth task's stage under both methods, learnt in turn from the same start."""
+    """CPU seconds of the sixth task's stage under both methods, learned in turn from the same start."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         start, memory = _five_tasks(work)

@@ -78,7 +78,7 @@ def convert(gguf: Path, output: Path) -> None:
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     read = LlamaForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # What was read from GGUF counts as quantised and refuses to be saved; the same weights in a new model do not.
+    # What was read from GGUF counts as quantized and refuses to be saved; the same weights in a new model do not.
     config = type(read.config).from_dict(read.config.to_dict())
     del config.quantization_config
     model = LlamaForCausalLM(config)

@@ -13,7 +13,7 @@ class SeekrError(ValueError):
 
 
 class ConfigError(SeekrError):
-    """A key, value or combination of settings that cannot be honoured."""
+    """A key, value or combination of settings that cannot be honored."""
 
 
 class DataError(SeekrError):

@@ -1,4 +1,4 @@
-"""Data as people keep it: every format is recognised by name, and no key of a record is lost without a word."""
+"""Data as people keep it: every format is recognized by name, and no key of a record is lost without a word."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""What a tokenizer does to texts is noticed: in what is learnt, in what is scored, and between two tasks."""
+"""What a tokenizer does to texts is noticed: in what is learned, in what is scored, and between two tasks."""
 
 import json
 from collections.abc import Callable

@@ -3,15 +3,20 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import warnings
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from cli_world import World, fingerprint, write
+from zygote import run_seekr
 
+from seekr_cl.cli.choices import fitted
 from seekr_cl.cli.examples import EXAMPLES
 from seekr_cl.cli.main import _parse, build_parser, main
 from seekr_cl.config.seekr_config import config_from
@@ -139,6 +144,46 @@ def test_precision_and_batch_fit_the_gpu(world, tmp_path):
     whole = need(shape, config, None, 8, 48, True)
     assert advice(whole, GPU, config, None) is None
     assert "peft=lora" in (advice(whole, Machine("cuda", "tiny", 1000, 0, True), config, None) or "")
+
+
+def test_what_the_machine_chose_is_kept_when_resumed_on_another(world, tmp_path):
+    """A run begun on one GPU is not refused on another over settings that its user never set; a warning comes once."""
+    settings = {"method": "agem"}
+
+    def choose_on(machine: Machine, begun: dict[str, object] | None, **more: object) -> tuple[bool, int, int, int]:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            make = partial(config_from, output_dir=str(tmp_path))
+            config, choices = fitted(settings | more, make, str(world.base), begun, machine)
+        assert sum("agem: optim" in str(one.message) for one in said) == 1
+        assert {one.key for one in choices} <= {"bf16", "per_device_train_batch_size", "gradient_accumulation_steps"}
+        return config.bf16, config.per_device_train_batch_size, config.gradient_accumulation_steps, len(choices)
+
+    assert choose_on(GPU, None) == (True, 8, 1, 1)
+    begun = {"bf16": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "optim": "sgd"}
+    cpu = Machine("cpu", "CPU", 10**9, 10**9, False)
+    assert choose_on(GPU, begun) == choose_on(cpu, begun) == (True, 2, 4, 3)
+    assert choose_on(GPU, begun | {"bf16": False}) == (False, 2, 4, 2)
+    assert choose_on(GPU, begun, per_device_train_batch_size=3, bf16=False) == (False, 3, 4, 1)
+    assert choose_on(cpu, None) == (False, 8, 1, 0)
+
+
+def test_a_resumed_command_takes_the_batch_it_was_begun_with(world, seekr, tmp_path):
+    left_open = json.loads(world.stream.read_text())
+    del left_open["per_device_train_batch_size"]
+    run = shutil.copytree(world.run, tmp_path / "run")
+    again = ["run", write(tmp_path / "stream.yaml", left_open), "--output", run, "--resume"]
+    assert main([str(word) for word in again]) == 0
+    other = seekr(*again, "learning_rate=0.5")
+    assert other.code == 2
+    assert "another 'training': learning_rate (" in other.err
+
+    words = world.learn(tmp_path)
+    assert run_seekr(words, tmp_path, environment={"SEEKR_FAULT": "learn.model_saved:1"}).code == -9
+    words.remove("per_device_train_batch_size=4")
+    done = seekr(*words, "--resume")
+    assert done.code == 0, done.err
+    assert "per_device_train_batch_size=4: what is resumed was begun with it" in done.out + done.err
 
 
 def leaves(parser: ArgumentParser, name: str = "") -> Iterator[tuple[str, ArgumentParser]]:

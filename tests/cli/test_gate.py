@@ -8,6 +8,7 @@ from made_evaluations import fates, make_evaluation
 from made_runs import change, make_run, task
 
 from seekr_cl.cli.main import main
+from seekr_cl.system.files import write_json
 
 KEPT, LOST, FEW = fates(390, 2, 3, 5), fates(200, 60, 4, 136), fates(18, 0, 0, 2)
 
@@ -118,3 +119,45 @@ def test_a_damaged_evaluation_is_bad_input(tmp_path, capsys):
         change(tmp_path / "b" / "scores.json", **content)
         assert main(["gate", "--before", str(tmp_path / "a"), "--after", str(tmp_path / "b")]) == 2
         assert "scores.json" in capsys.readouterr().err
+
+
+def test_what_was_left_out_may_be_what_was_lost(tmp_path, capsys):
+    """A task or benchmark of the model in use without its like is no pass; a new one is none of the gate's."""
+    before = make_evaluation(tmp_path / "a", dict.fromkeys(("yelp", "yahoo", "amazon"), FEW[0]))
+    make_evaluation(tmp_path / "b", {"yelp": FEW[1]})
+    whole = make_evaluation(tmp_path / "c", dict.fromkeys(("yelp", "yahoo", "amazon", "new"), FEW[1]))
+    benchmark = {"score": 60.0, "stderr": 0.1, "metric": "acc,none", "shots": 5, "examples": 14000}
+    write_json(before / "general.json", {"tasks": {"mmlu": benchmark}})
+
+    def gate(after, tasks=None):
+        if tasks is not None:
+            write_json(after / "general.json", {"tasks": tasks})
+        code = main(["gate", "--before", str(before), "--after", str(after), "--max-drop", "40"])
+        return code, "".join(capsys.readouterr())
+
+    code, said = gate(tmp_path / "b")
+    assert code == 2
+    assert "b: has no task yahoo, amazon, which " in said
+    code, said = gate(whole)
+    assert code == 2
+    assert "c: has no general.json, which " in said
+    for tasks in ({}, {"piqa": benchmark}, {"mmlu": benchmark | {"shots": 0}}):
+        code, said = gate(whole, tasks)
+        assert code == 2
+        assert "general benchmark mmlu is missing, or has another metric, shots" in said
+    assert gate(whole, {"mmlu": benchmark, "piqa": benchmark})[0] == 0
+    code, said = gate(whole, {"mmlu": benchmark | {"stderr": None}})
+    assert code == 3
+    assert "no interval for general benchmark mmlu" in said
+
+
+def test_one_folder_is_no_comparison(tmp_path, capsys):
+    folder = make_evaluation(tmp_path / "a", {"a": FEW[0]})
+    (tmp_path / "link").symlink_to(folder)
+    pair = ["--before", str(folder)]
+    for words in (
+        ["gate", *pair, "--after", str(tmp_path / "link")],
+        ["evaluate", *pair, "--model", "m", "--task", "t.jsonl", "--output", f"{tmp_path}/link", "--resume"],
+    ):
+        assert main(words) == 2
+        assert "is both evaluations" in capsys.readouterr().err

@@ -151,7 +151,8 @@ def test_two_processes_are_one(world: World, seekr, whole: Path, tmp_path: Path)
     assert differs(one[0], load_file(world.base / "model.safetensors"))
     for left, right in zip(one, other):
         assert_same(left, right, 5e-5)
-    assert_same(memory_tensors(tmp_path / "run" / "memory"), memory_tensors(whole / "memory"), 2e-5)
+    # Signals are kept in 8 bits, whose last may fall the other way.
+    assert_same(memory_tensors(tmp_path / "run" / "memory"), memory_tensors(whole / "memory"), 5e-3)
     scores = [json.loads((run / "scores.json").read_text()) for run in (tmp_path / "run", whole)]
     assert scores[0]["matrix"] == scores[1]["matrix"]
     assert scores[0]["op"] > 0, "nothing was learnt"
@@ -167,7 +168,7 @@ def test_two_processes_of_zero_are_one(world: World, whole: Path, tmp_path: Path
     assert [line for line in lines if "untested optimizer" not in line] == []
     for model in ("models/01-first", "models/02-second"):
         assert_same(*(load_file(each / model / "model.safetensors") for each in (run, whole)), 5e-5)
-    assert_same(memory_tensors(run / "memory"), memory_tensors(whole / "memory"), 2e-5)
+    assert_same(memory_tensors(run / "memory"), memory_tensors(whole / "memory"), 5e-3)
     assert len({json.dumps(json.loads((each / "scores.json").read_text())["matrix"]) for each in (run, whole)}) == 1
 
 

@@ -64,6 +64,24 @@ def test_the_model_and_nothing_else_is_sent(hub: Hub, saved: Path, capsys: pytes
     assert not any(b"secret" in content or b"optimizer" in content for content in files.values())
 
 
+def test_only_the_scripts_that_a_model_names_are_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of ``auto_map`` and what they import beside them; scripts that merely lie there may hold secrets."""
+    folder = save_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    owned = {"AutoModelForCausalLM": "modeling_own.Own", "AutoTokenizer": [None, "other/repo--token.Own"]}
+    write(folder / "config.json", config | {"auto_map": owned})
+    write(folder / "modeling_own.py", "import os\nfrom .layers import Layer\n")
+    write(folder / "layers.py", "try:\n    from . import kernels, modeling_own\nexcept ImportError:\n    pass\n")
+    for name in ("kernels", "token", "os", "upload"):
+        write(folder / f"{name}.py", 'HF_TOKEN = "hf_secret"')
+    shown = json.loads(said(capsys, folder, REPO, "--dry-run", "--json"))
+    sent = {one["path"] for one in shown["files"] if one["path"].endswith(".py")}
+    assert sent == {"modeling_own.py", "layers.py", "kernels.py"}
+    assert {"token.py", "os.py", "upload.py"} <= {one["path"] for one in shown["left_out"]}
+    write(folder / "layers.py", "def (")
+    assert "layers.py" in said(capsys, folder, REPO, "--dry-run", code=2)
+
+
 def test_a_dry_run_needs_no_token_and_no_network(
     hub: Hub, saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

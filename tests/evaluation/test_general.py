@@ -213,6 +213,17 @@ def test_the_command_says_how_every_benchmark_has_drifted(tmp_path, capsys):
     assert not (tmp_path / "no" / "general.json").exists()
 
 
+def test_the_precision_is_that_of_the_computation(base_folder, tmp_path, capsys):
+    write(tmp_path, "boolq", [{"prompt": "a =", "answer": "True"}])
+    words = ["evaluate", "--model", str(base_folder), "--general", str(tmp_path), "--general-tasks", "boolq"]
+    for name, more in (("wide", []), ("half", ["evaluation.dtype=bfloat16", "--base", str(tmp_path / "wide")])):
+        assert main([*words, "--output", str(tmp_path / name), *more]) == 0
+    said = "general ability was evaluated with another dtype: float32 before, bfloat16 after"
+    assert said in capsys.readouterr().out
+    found = [json.loads((tmp_path / name / "general.json").read_text())["dtype"] for name in ("wide", "half")]
+    assert found == ["float32", "bfloat16"]
+
+
 RESULT = {
     "harness": "h 1", "data": None, "limit": None, "seed": 1, "mean": 50.0,
     "tasks": {"boolq": {"score": 50.0, "stderr": 1.0, "metric": "acc,none", "shots": 0, "examples": 9}},

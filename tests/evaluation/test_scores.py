@@ -19,22 +19,22 @@ def test_numbers_of_a_finished_run():
     full = matrix()
     assert full.learnt == 3
     assert full.op == pytest.approx((70 + 50 + 100) / 3)
-    # Changes since each was learnt: 70 - 80 = -10 and 50 - 90 = -40.
+    # Changes since each was learned: 70 - 80 = -10 and 50 - 90 = -40.
     assert full.bwt == pytest.approx(-50 / 2)
     assert full.bwt_over_n == pytest.approx(-50 / 3)
     # Best earlier score less the last: max(80, 60) - 70 = 10 and 90 - 50 = 40.
     assert full.forgetting == pytest.approx(50 / 2)
-    # Just before being learnt, less the base model's: b 10 - 4 = 6, c 15 - 6 = 9.
+    # Just before being learned, less the base model's: b 10 - 4 = 6, c 15 - 6 = 9.
     assert full.fwt == pytest.approx(15 / 2)
     assert full.base_kept is None
 
 
 def test_forgetting_is_from_the_best_and_backward_transfer_from_the_first():
-    # Task a: 50, then 90, then 70. It has gained 20 since it was learnt and lost 20 of its best.
+    # Task a: 50, then 90, then 70. It has gained 20 since it was learned and lost 20 of its best.
     up = ScoreMatrix(TASKS, METRICS, None, [[50.0, 0.0, 0.0], [90.0, 30.0, 0.0], [70.0, 30.0, 0.0]])
     assert up.bwt == pytest.approx((20 + 0) / 2)
     assert up.forgetting == pytest.approx((20 + 0) / 2)
-    # What a task scored before it was learnt does not count: b had 95 and was learnt to 30.
+    # What a task scored before it was learned does not count: b had 95 and was learned to 30.
     early = ScoreMatrix(TASKS, METRICS, None, [[50.0, 95.0, 0.0], [50.0, 30.0, 0.0], [50.0, 30.0, 9.0]])
     assert early.forgetting == 0
 
@@ -45,7 +45,7 @@ def test_numbers_that_do_not_exist_yet():
     one = matrix(rows=1)
     assert (one.op, one.bwt, one.bwt_over_n, one.forgetting, one.fwt) == (80.0, None, None, None, None)
     two = matrix(rows=2, base=None)
-    # Only the tasks learnt so far count.
+    # Only the tasks learned so far count.
     assert (two.op, two.bwt, two.bwt_over_n, two.forgetting, two.fwt) == (75.0, -20.0, -10.0, 20.0, None)
 
 

@@ -32,7 +32,7 @@ GOOD = {"prompt": "a=", "answer": "aa"}
 
 
 def data(name: str, content: object, *says: str) -> Case:
-    """A data file that cannot be learnt from; the message names it."""
+    """A data file that cannot be learned from; the message names it."""
 
     def arguments(world: World, folder: Path) -> list[object]:
         return world.learn(folder, task=write(folder / "data.json", content))
@@ -66,7 +66,7 @@ def stream(name: str, *says: str, **settings: object) -> Case:
 
 
 def memory(name: str, change: Callable[[Path], object], *says: str) -> Case:
-    """A damaged copy of the memory, to be learnt on with the right model."""
+    """A damaged copy of the memory, to be learned on with the right model."""
 
     def arguments(world: World, folder: Path) -> list[object]:
         change(Path(shutil.copytree(world.memory, folder / "memory")))

@@ -1,4 +1,4 @@
-"""Settings that cannot be honoured, memories that do not fit, outputs that are taken; and what is only strange."""
+"""Settings that cannot be honored, memories that do not fit, outputs that are taken; and what is only strange."""
 
 from bad_case import (
     Case,

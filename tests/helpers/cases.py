@@ -1,6 +1,6 @@
-"""The table of what is learnt by the invariants over processes and by the recorded curves: one row joins all of them.
+"""The table of what is learned by the invariants over processes and by the recorded curves: one row joins all of them.
 
-Every method of the matrix is a case by itself; beside them stand SEEKR's variants. A case is two tasks learnt one after
+Every method of the matrix is a case by itself; beside them stand SEEKR's variants. A case is two tasks, one after
 the other with plain gradient descent.
 """
 
@@ -45,7 +45,7 @@ CASES |= {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
-    # Matrices are learnt beside the model; batches are compared twice where they are measured.
+    # Matrices are learned beside the model; batches are compared twice where they are measured.
     "seekr-projected": {
         "method": SEEKR | {"target": "hidden", "projection": "identity"},
         "measure_every": 2,

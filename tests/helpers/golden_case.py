@@ -60,7 +60,7 @@ class Case:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Names of the tasks in the order in which they were learnt."""
+        """Names of the tasks in the order in which they were learned."""
         texts = json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
         return [name for name in texts if f"imp/{name}/replay_logits" in self.names]
 

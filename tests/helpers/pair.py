@@ -30,7 +30,7 @@ PATIENCE = 600
 
 
 def learn_two(base: Path, folder: Path, words: dict[str, Any], settings: dict[str, Any], resume: bool = False) -> None:
-    """Two tasks one after the other, with a config made of ``settings``; those already learnt are not repeated."""
+    """Two tasks one after the other, with a config made of ``settings``; those already learned are not repeated."""
     settings = dict(settings)
     chunk = settings.pop("chunk", None)
     tasks = two_tasks(**words)

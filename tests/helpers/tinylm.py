@@ -69,7 +69,7 @@ def reverse_task(
 
 
 def constant_task(name: str, answer: str, count: int = 12, seed: int = 0, most: int = 5) -> Task:
-    """The same answer whatever the question of 3 to ``most`` letters: learnt in a few steps."""
+    """The same answer whatever the question of 3 to ``most`` letters: learned in a few steps."""
     draw = random.Random(f"{name}{seed}")
     examples = [Example("".join(draw.choices("uvwxyz", k=draw.randint(3, most))) + "?", answer) for _ in range(count)]
     return Task(name, examples, test=examples[:3], max_new_tokens=4)

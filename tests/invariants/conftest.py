@@ -18,7 +18,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def one(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A case learnt in one process, once."""
+    """A case learned in one process, once."""
     done: dict[str, Path] = {}
 
     def learnt(name: str) -> Path:

@@ -44,7 +44,7 @@ def learnt(base: Path, folder: Path, device: str, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Two tasks in single precision on a device, learnt once."""
+    """Two tasks in single precision on a device, learned once."""
     done: dict[str, Path] = {}
 
     def get(device: str) -> Path:

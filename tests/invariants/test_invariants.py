@@ -1,7 +1,7 @@
 """What must hold for every change: methods times invariants.
 
 A new method is one row in ``tests/methods/matrix.py``; it then has to pass every invariant whose terms it has. An
-invariant is two sets of settings under which two tasks learnt one after the other must give the same model and the same
+invariant is two sets of settings under which two tasks, one after the other, must give the same model and the same
 memory, bit for bit or, where the order of additions differs, within ``atol`` after plain gradient descent.
 """
 
@@ -185,7 +185,7 @@ Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def outcome(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """Gives the second model and the memory after two tasks; what many invariants share is learnt once."""
+    """Gives the second model and the memory after two tasks; what many invariants share is learned once."""
     done: dict[str, Outcome] = {}
 
     def learnt(family: str, method: str, invariant: Invariant, settings: dict[str, Any]) -> Outcome:

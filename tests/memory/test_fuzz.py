@@ -21,11 +21,11 @@ from made_memory import VOCABULARY, commit, current_of, make_task, put_right, re
 
 from seekr_cl.attention import DenseRows
 from seekr_cl.attention.stored import collate_rows
-from seekr_cl.cli.output import size
 from seekr_cl.errors import SeekrError
 from seekr_cl.memory import ReplayMemory, archive, shard
 from seekr_cl.memory.claims import Limits, check_fits
 from seekr_cl.system.files import file_record
+from seekr_cl.system.sizes import size
 
 MANY = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 JSON = st.recursive(

@@ -130,7 +130,7 @@ def test_forgetting_a_task(folder: Path) -> None:
     assert "forgotten" in lineage.all()[0].content["learnt"][0]
     with pytest.raises(ConfigError, match="no kept generation holds anything of task 'first'"):
         upkeep.forget(folder, task="first")
-    # What is learnt next takes the next place.
+    # What is learned next takes the next place.
     commit(ReplayMemory.open(folder), make_task("fourth", 6), model="m4")
     assert names(folder) == ["first", "second", "third", "fourth"]
 

@@ -35,7 +35,7 @@ NEW = Task("no", [Example(example.prompt, "no") for task in OLD for example in t
 
 @pytest.fixture(scope="module")
 def old(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks learnt long enough for a third to get in their way."""
+    """Two tasks learned long enough for a third to get in their way."""
     folder = tmp_path_factory.mktemp("old")
     learning = {"learning_rate": 0.01, "num_train_epochs": 20, **KEPT}
     teach(base, folder, OLD, plain_steps("gem", folder, **learning, optim="adamw_torch"))

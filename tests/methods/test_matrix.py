@@ -56,7 +56,7 @@ def test_every_setting_has_a_change_and_a_wrong_value(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def stream(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Streams of two tasks, each learnt once: their folder and logs."""
+    """Streams of two tasks, each learned once: their folder and logs."""
     done: dict[str, tuple[Path, list[Any]]] = {}
 
     def get(name: str, common: dict[str, Any], **settings: Any) -> tuple[Path, list[Any]]:

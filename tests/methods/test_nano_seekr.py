@@ -24,7 +24,7 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks learnt by the library: models ``m1`` and ``m2``, and ``memory``."""
+    """Two tasks learned by the library: models ``m1`` and ``m2``, and ``memory``."""
     folder = tmp_path_factory.mktemp("library")
     method = {
         "name": "seekr", "lambda1": 0.5, "lambda2": GIVEN["lambda2"], "layer_budget": GIVEN["layers"],

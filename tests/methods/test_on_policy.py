@@ -87,7 +87,7 @@ def test_an_adapter_that_is_off_is_the_frozen_one_of_the_first_task(base: Path, 
 
 
 def test_the_teacher_is_shown_the_answer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default as an earlier turn; the end of text that the answer was learnt with is part of it."""
+    """By default as an earlier turn; the end of text that the answer was learned with is part of it."""
     seen: list[tuple[str, str]] = []
     from seekr_cl.methods import sdft
 

@@ -27,7 +27,7 @@ LEARNING: dict[str, Any] = {"learning_rate": 0.02, "num_train_epochs": 10}
 
 @pytest.fixture(scope="module")
 def fluent(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt with LFPT5 that every answer is yes, and to write such samples."""
+    """A model that has learned with LFPT5 that every answer is yes, and to write such samples."""
     folder = tmp_path_factory.mktemp("fluent")
     task = constant_task("yes", "yes", count=24)
     teach(base, folder, [task], config_for("lfpt5", folder, replay={"every": 1}, **LEARNING))

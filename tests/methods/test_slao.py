@@ -39,7 +39,7 @@ def test_each_task_begins_and_ends_as_the_formulas_say(tmp_path: Path) -> None:
     source, merged, left = base, dict[str, Tensor](), dict[str, Tensor]()
     down: dict[str, Tensor] = {}
     for number, answer in enumerate(("yes", "no", "ah"), start=1):
-        # In the last task nothing is learnt, so that it ends where it has begun.
+        # In the last task nothing is learned, so that it ends where it has begun.
         rate = 0.03 if number < 3 else 0.0
         config = config_for({"name": "slao", "rank": 2, "dropout": 0.0}, tmp_path, learning_rate=rate)
         learn(source, constant_task(answer, answer, 8), memory, tmp_path / f"m{number}", config)

@@ -37,7 +37,7 @@ COMMON: dict[str, Any] = {"attention_signal": "dense", "head_budget": 5, "query_
 
 @pytest.fixture(scope="module")
 def kept(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One task learnt for each target."""
+    """One task learned for each target."""
     folders = {}
     for target in TARGETS:
         folders[target] = tmp_path_factory.mktemp(target)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from made_runs import change, make_run, task
 
-from seekr_cl.cli.output import size
 from seekr_cl.errors import DataError
 from seekr_cl.report.comparison import compare
 from seekr_cl.report.comparison_plot import plot_runs
 from seekr_cl.report.comparison_tables import COLUMNS, markdown, page, remarks, summary_rows
 from seekr_cl.system.files import write_json
+from seekr_cl.system.sizes import size
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_the_comparison_shows_means_over_the_tasks_learnt(figures, tmp_path):
     both = ScoreMatrix(["a", "b"], ["f1", "f1"], None, [[90.0, 70.0]], joint=True)
     plot_comparison({"seekr": one, "multitask": both}, tmp_path / "c.png")
     left, right = figures[0].axes
-    assert list(left.lines[0].get_ydata()) == [80.0, 50.0]  # 99 on a task not learnt yet does not count
+    assert list(left.lines[0].get_ydata()) == [80.0, 50.0]  # 99 on a task not learned yet does not count
     assert set(left.lines[1].get_ydata()) == {80.0}
     assert [bar.get_height() for bar in right.patches] == [60.0, 40.0, 90.0, 70.0]
     assert texts(figures[0].legends[0].get_texts()) == ["seekr", "multitask"]
@@ -109,7 +109,7 @@ def test_the_retention_shows_the_mean_over_probes(figures, tmp_path):
     plot_retention({"multitask": matrix(["a", "b"], joint=True), "seekr": one}, tmp_path / "r.png")
     (line,) = figures[0].axes[0].lines
     assert list(line.get_ydata()) == [90.0, 40.0, 10.0]
-    assert line.get_color() == plots.COLOURS[1]  # a method has one colour in all plots
+    assert line.get_color() == plots.COLOURS[1]  # a method has one color in all plots
 
 
 @pytest.mark.parametrize("kind", ["long", "many", "dollars", "plain"])

@@ -172,6 +172,31 @@ def test_names_are_shown_and_do_nothing(tmp_path):
     text = console.export_text()
     assert "\x1b" not in text
     assert "\u202e" not in text
-    assert "[red]\\x1b[31m\\u202e<b> x" in text
+    assert "[red]⟨U+001B⟩[31m⟨U+202E⟩<b> x" in text
     assert "-10" in text
     assert "[-12, -8]" in text
+
+
+def test_a_new_task_is_learned_only_where_its_score_rose(tmp_path):
+    for rows, outcome in (([90.0, 10.0], "not learned"), ([10.0, 90.0], "learned")):
+        run = make_run(tmp_path / outcome, "seekr", 0, 0.3, [task(name) for name in "ab"])
+        base = {"after": "base", "scores": [0.0, rows[0]]}
+        stages = json.loads((run / "scores.json").read_text())["matrix"][1:]
+        stages[-1]["scores"][1] = rows[1]
+        change(run / "scores.json", base=[0.0, rows[0]], matrix=[base, *stages])
+        verdict = of_run(run)
+        line = verdict.of_kind("new")[0]
+        assert (line.outcome, line.interval, line.change) == (outcome, None, rows[1] - rows[0])
+        assert any(note.startswith("no interval for b: ") for note in verdict.notes)
+
+
+def test_general_ability_that_was_computed_otherwise_or_says_nothing(evaluations):
+    benchmark = {"score": 60.0, "stderr": 0.3, "metric": "acc,none", "shots": 5, "examples": 1000}
+    for folder, dtype in zip(evaluations, ("float32", "bfloat16")):
+        write_json(folder / "general.json", {"harness": "1", "dtype": dtype, "tasks": {"mmlu": benchmark}})
+    said = "general ability was evaluated with another dtype: float32 before, bfloat16 after"
+    assert said in of_evaluations(*evaluations).notes
+    for key, value in (("examples", 0), ("examples", -3), ("score", None), ("stderr", "N/A"), ("shots", None)):
+        change(evaluations[1] / "general.json", tasks__mmlu=benchmark | {key: value})
+        with pytest.raises(DataError, match=f"mmlu has the {key} {value!r}"):
+            of_evaluations(*evaluations)

@@ -1,4 +1,4 @@
-"""Conversations: which turns are learnt, what is refused by name, and what a record or a setting tells the template."""
+"""Conversations: which turns are learned, what is refused by name, what a record or a setting tells the template."""
 
 import json
 import re

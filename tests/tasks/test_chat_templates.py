@@ -1,4 +1,4 @@
-"""The templates of 40 model families as the package trl ships them: what of a conversation is learnt, or why nothing.
+"""The templates of 40 model families as the package trl ships them: what of a conversation is learned, or why nothing.
 
 The right values are written down here by hand from the templates, and held against transformers' own rendering.
 """
@@ -151,7 +151,7 @@ def test_what_is_learnt_is_the_templates_own_text(name, kind, encoders):
 
 
 def assert_tokens(encoder, shown):
-    """The labels are the learnt text, and all ids together the whole text."""
+    """The labels are the learned text, and all ids together the whole text."""
     tokenizer, ids = encoder._tokenizer, shown.encoded.input_ids
     assert tokenizer.decode(ids) == shown.text
     spans = [tokenizer.decode(ids[begin:end]) for begin, end in shown.encoded.spans]

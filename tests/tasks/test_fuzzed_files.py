@@ -101,7 +101,7 @@ def read_task(name: str, content: bytes) -> None:
             task = Task.load(path, require_test=False)
             assert task.train
             assert all(isinstance(one, Example) for one in task.train)
-            # What was let in is text: it can be hashed, shown and tokenised.
+            # What was let in is text: it can be hashed, shown and tokenized.
             assert task.fingerprint()
 
 

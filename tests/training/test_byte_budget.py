@@ -1,4 +1,4 @@
-"""A byte budget while tasks are learnt: the memory stays below it, tasks stay balanced, training is never lost."""
+"""A byte budget while tasks are learned: the memory stays below it, tasks stay balanced, training is never lost."""
 
 import warnings
 from pathlib import Path

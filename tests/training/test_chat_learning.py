@@ -1,4 +1,4 @@
-"""Conversations are learnt, kept, replayed and tested with one rendering and one mask."""
+"""Conversations are learned, kept, replayed and tested with one rendering and one mask."""
 
 import json
 from pathlib import Path

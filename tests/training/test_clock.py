@@ -56,7 +56,7 @@ def expected_reviews(sizes: list[float], day_steps: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def first(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task learnt, whole or with LoRA."""
+    """A task learned, whole or with LoRA."""
     folder = tmp_path_factory.mktemp("first")
     for name, more in (("whole", {}), ("lora", {"peft": LORA})):
         (folder / name).mkdir()

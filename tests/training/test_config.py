@@ -72,7 +72,7 @@ def test_unknown_choices_name_the_nearest_or_all() -> None:
 
 WRONG: dict[str, Any] = {
     "preset": 3, "method": 5, "replay": "often", "memory": "large", "general": 4, "general_samples": "many",
-    "dtype": 32,
+    "dtype": 32, "average": 3, "evaluation": 3, "retention": 3, "task_loss": 3, "train": 3,
     "trust_remote_code": "yes", "peft": 3, "quantization": 4,
     "max_length": 12.5, "max_prompt_length": "long", "max_answer_length": [1],
     "long_completions": True, "prompt_boundary": 1, "padding_side": False, "pad_multiple": 1.5, "order": 3,

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from tinylm import config_for, constant_task, save_base
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from seekr_cl.cli.main import main
 from seekr_cl.errors import DataError
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.runs.drift import Reference, compare_text, drift, prompt_groups, read_text, text_losses
+from seekr_cl.runs.drift import Reference, compare_text, drift, noise, prompt_groups, read_text, text_losses
 from seekr_cl.training import learn
+from seekr_cl.training.probing import Probe, ProbeSet
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,28 @@ def test_the_command(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main(["drift", *map(str, words)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_model_of_no_numbers_has_not_stayed_where_it_was(learned: Path) -> None:
+    base, previous, model = models(learned)
+    groups = prompt_groups(ReplayMemory.open(learned / "memory"), 2)
+    for broken, name in ((model, "model"), (base, "base")):
+        weight = next(broken.parameters())
+        kept = weight.data.clone()
+        weight.data.fill_(float("nan"))
+        with pytest.raises(DataError, match=f"task 'yes': the KL is not finite, by the logits of {name};"):
+            drift(model, [Reference("previous", previous), Reference("base", base)], groups)
+        with pytest.raises(DataError, match="the loss on window 1 of the text is not finite"):
+            text_losses(broken, [groups[0].probes[0].ids_L])
+        weight.data.copy_(kept)
+
+
+def test_noise_keeps_to_learned_positions() -> None:
+    shape = GPT2Config(vocab_size=32, n_positions=12, n_embd=8, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(shape).eval()
+    # Room for half as much padding, for less, and for none.
+    found = [noise(model, Probe(torch.arange(length), [(length - 2, length)])) for length in (8, 10, 12)]
+    assert found[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert found[2] is None
+    whole = ProbeSet("a", "old", "memory", [Probe(torch.arange(12), [(10, 12)])])
+    assert [one["against"] for one in drift(model, [Reference("base", model)], [whole])] == ["base"]

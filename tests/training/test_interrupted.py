@@ -1,4 +1,4 @@
-"""What can go wrong while a task is learnt is named, replaces nothing, and can be gone on from."""
+"""What can go wrong while a task is learned is named, replaces nothing, and can be gone on from."""
 
 import dataclasses
 import errno

@@ -40,12 +40,12 @@ def test_it_says_what_the_model_is(base: Path, tmp_path: Path) -> None:
     assert "| 2 | no | 8 | 3 |" in body
     assert TASKS[1].fingerprint() in body
     assert "He et al., EMNLP 2024" in body
-    assert "does not state it" in body  # the base's licence
+    assert "does not state it" in body  # the base's license
     assert str(tmp_path) not in body, "paths of this machine are nobody's business"
 
 
 def test_the_licence_and_the_base_come_along(base: Path, tmp_path: Path) -> None:
-    """A folder's own card gives its licence; what was learned from it hands it on, with the name on the Hub."""
+    """A folder's own card gives its license; what was learned from it hands it on, with the name on the Hub."""
     text = card_text(ModelCard("---\nlicense: apache-2.0\nbase_model: owner/base\ntags: [seekr-cl]\n---\n").data, "x")
     former = load_model(base)
     folder = tmp_path / "licensed"

@@ -2,11 +2,14 @@
 
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import zygote
 from tinylm import config_for, constant_task, reverse_task
 
 from seekr_cl.errors import TrainingError
@@ -117,6 +120,27 @@ def test_a_learning_that_fails_leaves_no_record(base: Path, tmp_path: Path) -> N
     if left.exists():
         state = RunState.of(read_events(left)[0])
         assert (state.ended, "nothing was replaced" in state.message) == ("failed", True)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_waits_for_nobody(tmp_path: Path, failing: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pipes = {"stdin": zygote.PIPE, "stdout": zygote.PIPE}
+    both = [
+        zygote.start("alone:fail", str(tmp_path), failing, environment=shared | {"RANK": str(rank)}, **pipes)
+        for rank in range(2)
+    ]
+    try:
+        said = both[failing].stdout
+        assert said is not None
+        assert select.select([said], [], [], 30)[0], "it waits for the other"
+        assert said.readline() == "alone False\n"
+    finally:
+        for process in both:
+            process.close()
 
 
 def test_a_record_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class DistillOutputs(DistillRows):
 
 @dataclass(frozen=True, slots=True)
 class HeadMaps:
-    """One layer's linear maps from what heads give now to what they gave when a task had been learnt.
+    """One layer's linear maps from what heads give now to what they gave when a task had been learned.
 
     Attributes:
         matrix_KDD: the maps.

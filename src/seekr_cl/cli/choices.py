@@ -1,6 +1,8 @@
 """Settings that the user left open and that the machine decides, for every command that trains."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -8,23 +10,75 @@ from seekr_cl.distributed import collectives
 from seekr_cl.planning import adapter_size
 from seekr_cl.planning.fit import Choice, choose, known_shape
 from seekr_cl.planning.shape import ModelShape
+from seekr_cl.runs.stream_run import LEDGER
+from seekr_cl.system import reading
 from seekr_cl.system.machine import Machine, this_machine
+from seekr_cl.training.checkpoint import STATE, Checkpoints
+from seekr_cl.training.places import checkpoints_of
 from seekr_cl.training.progress import console
 
+_OPEN = ("bf16", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""What the machine decides where the user does not."""
 
-def open_choices(settings: Mapping[str, Any], config: SeekrConfig, model: str) -> list[Choice]:
-    """What fits this machine better than the defaults, of what the user left open; nothing on a CPU.
+
+def fitted(
+    settings: Mapping[str, Any],
+    make: Callable[[Mapping[str, Any]], SeekrConfig],
+    model: str,
+    begun: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+) -> tuple[SeekrConfig, list[Choice]]:
+    """A config with what the machine decides put in, and what that is: nothing on a CPU.
 
     Args:
         settings: what the user set.
-        config: made of them.
+        make: makes a config; what it warns of is said once.
         model: folder or Hub name.
+        begun: deciding settings of what is resumed, whose choices are kept, whatever this machine would choose.
+        machine: default this one.
     """
-    machine = this_machine(config.use_cpu)
-    if machine.kind != "cuda" or collectives.launched_world_size() > 1:
-        return []
-    shape = known_shape(model)
-    return choose(settings, config, machine, shape, trained_adapter(model, config, shape))
+    machine = machine or this_machine(bool(settings.get("use_cpu")))
+    if begun is None and (machine.kind != "cuda" or collectives.launched_world_size() > 1):
+        return make(settings), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        draft = make(settings)
+    if begun is None:
+        shape = known_shape(model)
+        choices = choose(settings, draft, machine, shape, trained_adapter(model, draft, shape))
+    else:
+        choices = _as_begun(settings, draft, begun)
+    return make({**settings, **{one.key: one.value for one in choices}}), choices
+
+
+def _as_begun(settings: Mapping[str, Any], draft: SeekrConfig, begun: Mapping[str, Any]) -> list[Choice]:
+    keys = [key for key in _OPEN if settings.get(key) is None and key in begun and begun[key] != getattr(draft, key)]
+    if draft.fp16:
+        # Not both; that the precision is another one is refused by its name.
+        keys = [key for key in keys if key != "bf16"]
+    return [Choice(key, begun[key], "what is resumed was begun with it") for key in keys]
+
+
+def begun_run(output: str) -> Mapping[str, Any] | None:
+    """Deciding settings of the run in a folder; ``None`` if there is none, or a damaged one, which is refused later."""
+    return _training(Path(output) / LEDGER)
+
+
+def begun_learning(output: str) -> Mapping[str, Any] | None:
+    """The same of an interrupted learning into a folder, from its newest checkpoint that can be read."""
+    saves = Checkpoints(checkpoints_of(Path(output)))
+    found = (_training(saves.path(number) / STATE, "identity") for number in reversed(saves.numbers()))
+    return next((one for one in found if one is not None), None)
+
+
+def _training(path: Path, *keys: str) -> Mapping[str, Any] | None:
+    try:
+        content = reading.read_json(path, bounded=False)
+        for key in (*keys, "training"):
+            content = content[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def trained_adapter(model: str, config: SeekrConfig, shape: ModelShape | None) -> int | None:
@@ -39,4 +93,4 @@ def show_choices(choices: list[Choice], config: SeekrConfig) -> None:
             console().print(f"{one.key}={one.value}: {one.reason}", soft_wrap=True, markup=False)
 
 
-__all__ = ["Choice", "Machine", "open_choices", "show_choices", "trained_adapter"]
+__all__ = ["Choice", "Machine", "begun_learning", "begun_run", "fitted", "show_choices", "trained_adapter"]

@@ -2,15 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.cli.choices import open_choices, show_choices
+from seekr_cl.cli.choices import begun_learning, begun_run, fitted, show_choices
 from seekr_cl.cli.live import live
-from seekr_cl.cli.output import out, size
+from seekr_cl.cli.output import out
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.overrides import apply_overrides, benchmark_overrides, read_settings
 from seekr_cl.config.rates import told
@@ -32,6 +32,7 @@ from seekr_cl.system.mounts import refuse_mount
 from seekr_cl.system.paths import beside
 from seekr_cl.system.reading import read_json
 from seekr_cl.system.removal import remove_unfinished
+from seekr_cl.system.sizes import size
 from seekr_cl.tasks import StreamSpec, Task
 from seekr_cl.tasks.stream import task_spec
 from seekr_cl.tasks.task import check_limit, check_switch
@@ -56,7 +57,8 @@ def learn_command(given: Any) -> None:
     settings = apply_overrides(read_settings(given.config), given.overrides, given.method)
     columns = settings.pop("columns", None)
     allow_empty = check_switch(settings.pop("allow_empty", None), "allow_empty")
-    config = _fitted(settings, given.config or "settings", given.model)
+    begun = begun_learning(given.output) if given.resume else None
+    config = _fitted(settings, given.config or "settings", given.model, begun)
     task = Task.load(given.task, name=given.name, columns=columns, allow_empty=allow_empty)
     with live(given, collectives.is_main()):
         learnt = learn(given.model, task, given.memory, given.output, config, resume=given.resume)
@@ -101,7 +103,8 @@ def run_command(given: Any) -> None:
     probe_tasks = [load() for _, load in stream.probes]
     tasks = stream.spec.load_tasks(require_test=True, limit=stream.limit)
     named = stream.benchmark is not None
-    config = stream.config(stream.settings) if named else _fitted(stream.settings, given.stream, stream.model)
+    begun = begun_run(given.output) if given.resume else None
+    config = stream.config(stream.settings) if named else _fitted(stream.settings, given.stream, stream.model, begun)
     with live(given, collectives.is_main()):
         matrix = run(
             stream.model, tasks, given.output, config, probes=probe_tasks, resume=given.resume,
@@ -124,7 +127,7 @@ class _Stream:
     limit: Any
     benchmark: dict[str, Any] | None
 
-    def config(self, settings: dict[str, Any]) -> SeekrConfig:
+    def config(self, settings: Mapping[str, Any]) -> SeekrConfig:
         return _config(settings, str(self.spec.path))
 
 
@@ -335,17 +338,14 @@ COMMANDS: dict[str, Callable[[Any], int | None]] = {
 }
 
 
-def _fitted(settings: dict[str, Any], source: str, model: str) -> SeekrConfig:
+def _fitted(settings: dict[str, Any], source: str, model: str, begun: Mapping[str, Any] | None) -> SeekrConfig:
     """A config with what the machine decides put in, which is said."""
-    config = _config(settings, source)
-    choices = open_choices(settings, config, model)
-    if not choices:
-        return config
+    config, choices = fitted(settings, lambda some: _config(some, source), model, begun)
     show_choices(choices, config)
-    return _config(settings | {one.key: one.value for one in choices}, source)
+    return config
 
 
-def _config(settings: dict[str, Any], source: str) -> SeekrConfig:
+def _config(settings: Mapping[str, Any], source: str) -> SeekrConfig:
     # The Trainer wants a folder of its own although nothing is saved through it; another user's would not do.
     return config_from(settings, str(Path(tempfile.gettempdir()) / f"seekr-trainer-{os.getuid()}"), source)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.cli.output import out, size
+from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.loading import require_free
 from seekr_cl.report.comparison import compare
@@ -21,6 +21,7 @@ from seekr_cl.report.comparison_tables import (
 )
 from seekr_cl.report.drawing import draw
 from seekr_cl.system.files import write_bytes, write_json
+from seekr_cl.system.sizes import size
 
 
 def compare_command(given: Any) -> None:

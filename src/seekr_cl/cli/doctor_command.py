@@ -5,10 +5,11 @@ from typing import Any
 
 from rich.text import Text
 
-from seekr_cl.cli.output import out, plain
+from seekr_cl.cli.output import out
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError
 from seekr_cl.planning.doctor import Diagnosis, diagnose
+from seekr_cl.system.visible import visible
 
 _STYLES = {"ok": "green", "missing": "dim", "no": "yellow", "problem": "bold red"}
 
@@ -35,4 +36,4 @@ def _show(made: Diagnosis) -> None:
             console.print(Text(one.group, style="bold"))
             group = one.group
         line = Text(f"  {one.state:<8}", style=_STYLES[one.state])
-        console.print(line.append(f"{plain(one.name)}: {plain(one.detail)}", style="default"), soft_wrap=True)
+        console.print(line.append(f"{visible(one.name)}: {visible(one.detail)}", style="default"), soft_wrap=True)

@@ -14,11 +14,12 @@ from seekr_cl.memory import ReplayMemory, accepted_hashes
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model
 from seekr_cl.models.whole import token_rows
-from seekr_cl.report.verdict import KINDS, shown
+from seekr_cl.report.verdict import KINDS
 from seekr_cl.runs.drift import DRIFT, Reference, compare_text, drift, prompt_groups, read_text, text_losses
 from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
 from seekr_cl.system.paths import in_order
+from seekr_cl.system.visible import one_line
 from seekr_cl.training.probing import ProbeSet
 
 _OPTIONS = ("model", "base", "previous", "memory")
@@ -48,7 +49,7 @@ def drift_command(given: Any) -> None:
     if given.text:
         contexts = [length for one in every.values() if (length := context_length(one)) is not None]
         windows = read_text(Path(given.text), tokenizer, min(contexts, default=None), given.limit)
-        content["text"] = compare_text({name: text_losses(one, windows) for name, one in every.items()})
+        content["text"] = compare_text({name: _losses(name, one, windows) for name, one in every.items()})
     if given.output:
         write_json(Path(given.output) / DRIFT, content)
     if given.json:
@@ -94,6 +95,13 @@ def _load(source: str, dtype: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def _losses(name: str, model: Any, windows: Any) -> Any:
+    try:
+        return text_losses(model, windows)
+    except DataError as error:
+        raise DataError(f"drift: {name}: {error}") from error
+
+
 def _require_alike(models: dict[str, Any], groups: list[ProbeSet]) -> None:
     """Distributions over other vocabularies cannot be compared, nor tokens be asked that a model does not know."""
     sizes = {name: token_rows(one) for name, one in models.items()}
@@ -116,8 +124,8 @@ def _show(content: dict[str, Any]) -> None:
             low, high = one["interval"]
             source = "base to itself (noise)" if one["against"] == "itself" else f"{one['against']} to model"
             table.add_row(
-                source, Text(shown(one["task"])), KINDS[one["kind"]], f"{one['kl']:.4g}", f"{low:.4g} to {high:.4g}",
-                str(one["samples"]),
+                source, Text(one_line(one["task"], None)), KINDS[one["kind"]], f"{one['kl']:.4g}",
+                f"{low:.4g} to {high:.4g}", str(one["samples"]),
             )  # fmt: skip
         out().print(table)
     if content["text"]:

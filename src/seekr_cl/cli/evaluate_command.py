@@ -25,7 +25,15 @@ from seekr_cl.evaluation import (
 )
 from seekr_cl.evaluation.answer_engines import VllmEngine
 from seekr_cl.evaluation.evaluation_config import EvaluationConfig
-from seekr_cl.evaluation.general import BENCHMARKS, SEED, evaluate_general, listed, require_alike, with_drift
+from seekr_cl.evaluation.general import (
+    BENCHMARKS,
+    SEED,
+    computed_otherwise,
+    evaluate_general,
+    listed,
+    require_alike,
+    with_drift,
+)
 from seekr_cl.evaluation.speed import line
 from seekr_cl.evaluation.task_scoring import GENERAL, SCORES, read_scores, require_apart, score_into, scoring_hash
 from seekr_cl.memory import model_hash
@@ -33,13 +41,14 @@ from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
 from seekr_cl.models.peft_adapters import is_adapter
 from seekr_cl.models.precision import computing_in
-from seekr_cl.report.evaluation_verdict import check_before, check_tests, of_evaluations
-from seekr_cl.report.verdict import VERDICT, Verdict, shown
+from seekr_cl.report.evaluation_verdict import check_before, check_tests, of_evaluations, require_two_folders
+from seekr_cl.report.verdict import VERDICT, Verdict
 from seekr_cl.settings import as_mapping, build
 from seekr_cl.system.files import file_hash, write_json
 from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished_inside
 from seekr_cl.system.stop_requests import raise_here_if_stop_requested
+from seekr_cl.system.visible import one_line
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.fitting import NoEffectWarning
 
@@ -76,6 +85,7 @@ def evaluate_command(given: Any) -> None:
     if given.engine == "vllm" and collectives.launched_world_size() > 1:
         raise ConfigError("--engine vllm: spreads itself over GPUs; leave out --launch and every other launcher")
     if given.before:
+        require_two_folders(Path(given.before), output)
         check_before(Path(given.before))
     device = collectives.init_process_group()
     if not given.resume:
@@ -184,10 +194,12 @@ def _score_general(given: Any, output: Path, asked: _Settings, device: torch.dev
     if former is not None:
         require_alike(former, data=None if data is None else str(data), limit=given.limit, seed=SEED)
     result = _general_of(given.model, given, data, asked, device)
+    for said in computed_otherwise(former or {}, result):
+        out().print(f"note: --base: {said}", soft_wrap=True)
     base = former or (_general_of(given.base, given, data, asked, device) if given.base else None)
     if base is not None:
         result = with_drift(result, base)
-    content = {"model": given.model, "base_model": given.base, "dtype": given.dtype} | result
+    content = {"model": given.model, "base_model": given.base} | result
     collectives.on_main(partial(write_json, output / GENERAL, content))
     table = Table(
         "general ability", "shots", "examples", *(["base", "score", "drift"] if base else ["score"]), "± s.e."
@@ -196,7 +208,7 @@ def _score_general(given: Any, output: Path, asked: _Settings, device: torch.dev
         numbers = [task["base"], task["score"], task["drift"]] if base else [task["score"]]
         error = "-" if task["stderr"] is None else f"{task['stderr']:.1f}"
         table.add_row(
-            Text(shown(name)), str(task["shots"]), str(task["examples"]), *[f"{n:.1f}" for n in numbers], error
+            Text(one_line(name, None)), str(task["shots"]), str(task["examples"]), *[f"{n:.1f}" for n in numbers], error
         )
     means = [result["base_mean"], result["mean"], result["drift"]] if base else [result["mean"]]
     table.add_row("mean", "", "", *[f"{number:.1f}" for number in means], "")
@@ -209,7 +221,10 @@ def _general_of(source: str, given: Any, data: Path | None, asked: _Settings, de
     listing = given.general_tasks or ["default"]
     names = dict.fromkeys(name for word in listing for name in (BENCHMARKS if word == "default" else [word]))
     with computing_in(model, asked.precision):
-        return evaluate_general(model, tokenizer, given.batch_size or _ROWS, data, given.limit, list(names))
+        # Of the weights as they compute now, which may be another than they were loaded in.
+        computed = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": given.quantization}
+        scored = evaluate_general(model, tokenizer, given.batch_size or _ROWS, data, given.limit, list(names))
+    return computed | scored
 
 
 def _engine(given: Any, asked: _Settings, device: torch.device) -> tuple[Any, str, int | None]:

@@ -56,7 +56,7 @@ def _verdict(given: Any) -> Verdict:
         raise ConfigError("gate: name the folder of a run, or --before and --after two folders of seekr evaluate")
     if given.since:
         raise ConfigError("--since: is about a run; leave it out with --before and --after")
-    return of_evaluations(Path(given.before), Path(given.after), general_drop=given.general, **common)
+    return of_evaluations(Path(given.before), Path(given.after), general_drop=given.general, complete=True, **common)
 
 
 def _drop(word: str) -> tuple[str, float]:

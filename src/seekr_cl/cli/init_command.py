@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.cli.output import out, plain
+from seekr_cl.cli.output import out
 from seekr_cl.config.seekr_config import SeekrConfig, config_from
 from seekr_cl.errors import ConfigError, OutputError
 from seekr_cl.models.loading import load_tokenizer
@@ -13,6 +13,7 @@ from seekr_cl.planning.first_settings import Answers, DataSet, Proposal, propose
 from seekr_cl.planning.fit import known_shape
 from seekr_cl.system.files import write_bytes
 from seekr_cl.system.machine import this_machine
+from seekr_cl.system.visible import visible
 from seekr_cl.system.yaml_file import parse_yaml
 from seekr_cl.tasks import Task
 from seekr_cl.tasks.stream import task_spec
@@ -41,7 +42,7 @@ def init_command(given: Any) -> None:
     write_bytes(file, made.text.encode("utf-8"))
     console, name = out(), shlex.quote(str(file))
     for setting, reason in made.said:
-        console.print(f"{plain(setting)}  # {plain(reason)}", soft_wrap=True)
+        console.print(f"{visible(setting)}  # {visible(reason)}", soft_wrap=True)
     console.print(f"written: {file}", soft_wrap=True)
     if made.is_stream:
         check, go = f"seekr validate {name}", f"seekr run {name} --output run"
@@ -50,7 +51,7 @@ def init_command(given: Any) -> None:
         words = f"{names} --memory memory --output model-1"
         check, go = f"seekr validate {name} {words}", f"seekr learn --config {name} {words}"
         console.print("there is no test data, so it is for seekr learn; with --test it would be for seekr run")
-    console.print(f"next: {plain(check)}\nthen: {plain(go)}", soft_wrap=True)
+    console.print(f"next: {visible(check)}\nthen: {visible(go)}", soft_wrap=True)
 
 
 def _check(made: Proposal, answers: Answers, file: str) -> None:

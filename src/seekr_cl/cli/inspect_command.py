@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.text import Text
 from transformers import AutoConfig
 
-from seekr_cl.cli.output import plain as _plain
 from seekr_cl.config.chat import set_template
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError, ModelError, first_line
 from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_tokenizer
+from seekr_cl.system.visible import visible
 from seekr_cl.tasks import Encoder, Example, Task
 from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
 from seekr_cl.training.fitting import encoder_within
@@ -85,7 +85,7 @@ def _show(one: dict[str, Any], console: Console) -> None:
     cut = f", {one['tokens_cut']} truncated on the left" if one["tokens_cut"] else ""
     console.print(
         Text(
-            f"{_plain(one['source'])}: read as {one['read_as']}; {one['tokens']} tokens, "
+            f"{visible(one['source'])}: read as {one['read_as']}; {one['tokens']} tokens, "
             f"{one['tokens_learnt']} learned{cut}",
             style="bold",
         ),
@@ -107,9 +107,9 @@ def _marked(pieces: Iterable[tuple[str, bool]], between: str, console: Console) 
         if number:
             text.append(between)
         if learnt and not console.is_terminal:
-            text.append(f"[{_plain(piece)}]")
+            text.append(f"[{visible(piece)}]")
         else:
-            text.append(_plain(piece), style=_LEARNT if learnt else None)
+            text.append(visible(piece), style=_LEARNT if learnt else None)
     return text
 
 

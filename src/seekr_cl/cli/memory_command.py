@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from seekr_cl.cli.output import out, size
+from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError, MemoryFormatError
 from seekr_cl.memory import ReplayMemory, archive
 from seekr_cl.memory import maintenance as upkeep
@@ -20,6 +20,7 @@ from seekr_cl.memory.store import last_task
 from seekr_cl.runs import traces
 from seekr_cl.system.locks import hold
 from seekr_cl.system.removal import remove_unfinished
+from seekr_cl.system.sizes import size
 
 
 def show(given: Any) -> None:

@@ -1,27 +1,8 @@
 """How commands print."""
 
-import re
 from typing import Any
 
 from rich.console import Console
-
-# What would move the cursor, change colors or turn the text around; line breaks and tabs stay.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str) -> str:
-    """Text from data for a terminal: characters that would act there, as escapes."""
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
-
-
-def size(num_bytes: int) -> str:
-    """Bytes in a unit that people read."""
-    value = float(num_bytes)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 def out(quiet: bool = False) -> Console:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.cli.output import out, plain, size
+from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.card import CARD
 from seekr_cl.models.hub import check_name, parcel_of, push
+from seekr_cl.system.sizes import size
+from seekr_cl.system.visible import visible
 
 
 def push_command(given: Any) -> None:
@@ -26,10 +28,10 @@ def push_command(given: Any) -> None:
     if not given.json:
         for name in parcel.files:
             console.print(
-                f"{'would send' if given.dry_run else 'send'} {plain(name)}, {size(sizes[name])}", soft_wrap=True
+                f"{'would send' if given.dry_run else 'send'} {visible(name)}, {size(sizes[name])}", soft_wrap=True
             )
         for name, reason in parcel.left_out:
-            console.print(f"leave out {plain(name)}: {reason}", soft_wrap=True)
+            console.print(f"leave out {visible(name)}: {reason}", soft_wrap=True)
         if CARD not in parcel.files:
             console.print("there is no README.md: nobody will know what this is, or under which licence")
     url = None if given.dry_run else push(parcel, given.repo, given.private, given.message or "Upload with seekr push")

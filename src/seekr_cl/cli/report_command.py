@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from seekr_cl.cli.output import out, size
+from seekr_cl.cli.output import out
 from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.report.html.page import write_report
 from seekr_cl.system.run_record import read_events, record_of
 from seekr_cl.system.run_state import RunState
+from seekr_cl.system.sizes import size
 
 _EVERY = 10
 """Seconds between two pages of a run that goes on."""

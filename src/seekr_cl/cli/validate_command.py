@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from seekr_cl.cli.choices import open_choices, trained_adapter
-from seekr_cl.cli.output import out, plain
+from seekr_cl.cli.choices import fitted, trained_adapter
+from seekr_cl.cli.output import out
 from seekr_cl.config.rates import told, whole_rate_of
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.config.tried import try_settings
@@ -22,6 +22,7 @@ from seekr_cl.planning.fit import ROOM, Choice, advice, disk_need, known_shape, 
 from seekr_cl.planning.show import size
 from seekr_cl.runs.validation import Check, Validation, Wanted, validate
 from seekr_cl.system.machine import disk_free, this_machine
+from seekr_cl.system.visible import visible
 
 FEW = 8
 """Samples of a task below which more are advised: a batch has as many."""
@@ -82,19 +83,19 @@ def _show(made: Validation, asked: Asked) -> None:
     }
     for check in made.checks:
         word, style = signs[check.state]
-        detail = f": {plain(check.detail)}" if check.detail else ""
-        line = Text(f"{word:<5}", style=style).append(plain(check.name) + detail, style="default")
+        detail = f": {visible(check.detail)}" if check.detail else ""
+        line = Text(f"{word:<5}", style=style).append(visible(check.name) + detail, style="default")
         console.print(line, soft_wrap=True)
     if made.lengths:
         table = Table("task", "examples", "tokens on average", "longest", "learned on average", "truncated", "limit")
         for name, one in made.lengths.items():
             numbers = (one.examples, round(one.mean), one.longest, round(one.learned), one.cut, one.limit)
-            table.add_row(Text(plain(name)), *map(str, numbers))
+            table.add_row(Text(visible(name)), *map(str, numbers))
         console.print(table)
     for key, said in _settings(made, asked).items():
         console.print(f"{key}: {said}", soft_wrap=True)
     if not made.failed:
-        console.print(f"this would run: {plain(asked.command)}", soft_wrap=True)
+        console.print(f"this would run: {visible(asked.command)}", soft_wrap=True)
 
 
 def _settings(made: Validation, asked: Asked) -> dict[str, str]:
@@ -116,7 +117,7 @@ def _settings(made: Validation, asked: Asked) -> dict[str, str]:
     if config.method.kind.keeps:
         kept = {name: config.replay.count(one.examples) for name, one in made.lengths.items()}
         few = any(count < FEW for count in kept.values()) and config.replay.samples is None and config.replay.ratio
-        found["kept"] = ", ".join(f"{count} of {plain(name)}" for name, count in kept.items()) or "-"
+        found["kept"] = ", ".join(f"{count} of {visible(name)}" for name, count in kept.items()) or "-"
         found["kept"] += f" (few: replay.samples={FEW} keeps more)" if few else ""
     return found
 
@@ -150,7 +151,7 @@ def _check_room(made: Validation, asked: Asked) -> None:
 
 
 def asked_for(
-    given: Any, settings: dict[str, Any], config_of: Callable[[dict[str, Any]], SeekrConfig], **wanted: Any
+    given: Any, settings: dict[str, Any], config_of: Callable[[Mapping[str, Any]], SeekrConfig], **wanted: Any
 ) -> Asked:
     """What a command line asks to have validated: its settings, with those that the machine decides.
 
@@ -160,8 +161,7 @@ def asked_for(
         config_of: makes a config of them.
         wanted: fields of ``Wanted``, without the config.
     """
-    choices = open_choices(settings, config_of(settings), wanted["model"])
-    config = config_of(settings | {one.key: one.value for one in choices})
+    config, choices = fitted(settings, config_of, wanted["model"])
     return Asked(
         Wanted(config=config, **wanted), settings, given.stream_file or "settings", _command(given, wanted), choices
     )

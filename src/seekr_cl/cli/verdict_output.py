@@ -1,8 +1,9 @@
 """How commands end: the verdict as a table and a sentence."""
 
 from seekr_cl.cli.output import out
-from seekr_cl.report.verdict import Verdict, shown
+from seekr_cl.report.verdict import Verdict
 from seekr_cl.report.verdict_table import verdict_table
+from seekr_cl.system.visible import one_line
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -11,5 +12,5 @@ def print_verdict(verdict: Verdict) -> None:
     if verdict.lines:
         console.print(verdict_table(verdict))
     for note in verdict.notes:
-        console.print(f"note: {shown(note)}", soft_wrap=True)
+        console.print(f"note: {one_line(note, None)}", soft_wrap=True)
     console.print(verdict.sentence, soft_wrap=True)

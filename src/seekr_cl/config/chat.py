@@ -12,7 +12,7 @@ from seekr_cl.tasks.chat_template import DATE, ChatSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Settings):
-    """Settings of conversations that hold where nothing is learnt; those of ``SeekrConfig``."""
+    """Settings of conversations that hold where nothing is learned; those of ``SeekrConfig``."""
 
     section: ClassVar[str] = "evaluate"
     chat_template: str | None = None
@@ -24,7 +24,7 @@ class Asked(Settings):
         """How conversations are rendered.
 
         Raises:
-            ConfigError: for a value that cannot be honoured.
+            ConfigError: for a value that cannot be honored.
         """
         return ChatSettings(
             train_on=train_on,
@@ -36,14 +36,14 @@ class Asked(Settings):
 
 
 def chat_settings(config: Any, method: Any) -> ChatSettings:
-    """How conversations are rendered and which turns are learnt.
+    """How conversations are rendered and which turns are learned.
 
     Args:
         config: with ``train_on``, ``prompt_boundary`` and the fields of ``Asked``.
         method: the method's class.
 
     Raises:
-        ConfigError: for a value that cannot be honoured.
+        ConfigError: for a value that cannot be honored.
     """
     one_answer = method.last_turn_only or config.prompt_boundary == "merged"
     if one_answer and config.train_on == "all":

@@ -96,7 +96,7 @@ def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
     Args:
         config: a ``SeekrConfig``, which imports this.
         network: the model; an adapter that it came with is known only now.
-        later: whether the method has learnt a task before this one.
+        later: whether the method has learned a task before this one.
     """
     rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
     if rate != config.settled["learning_rate"]:

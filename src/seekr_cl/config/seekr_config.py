@@ -104,7 +104,7 @@ class SeekrConfig(TrainingArguments):
         long_completions: ``refuse`` a task with a completion that does not fit, or ``skip`` such examples.
         prompt_boundary: ``separate`` tokenizes prompt and completion separately; ``merged`` as one text, as the
             official code does. ``boundary: exact`` and ``joint`` are the old names, removed in the next release.
-        train_on: which assistant turns of a conversation are learnt: ``all`` or only the ``last``; default all, but the
+        train_on: assistant turns of a conversation that are learned: ``all`` or only the ``last``; default all, but the
             last where the method or ``prompt_boundary: merged`` knows one answer per example.
         chat_template: a file with a chat template that takes the place of the tokenizer's own.
         chat_template_kwargs: what the chat template is told, such as ``enable_thinking: false``; a record's own

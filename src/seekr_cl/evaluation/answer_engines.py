@@ -17,7 +17,7 @@ Answers = Callable[[Sequence[int], Sequence[str]], None]
 
 
 class Engine(Protocol):
-    """Greedy answers to tokenised prompts.
+    """Greedy answers to tokenized prompts.
 
     Attributes:
         speed: what was generated so far, and in which time.

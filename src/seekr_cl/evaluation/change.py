@@ -8,7 +8,6 @@ gained than there were.
 Shapes: N examples.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -18,9 +17,9 @@ import numpy as np
 
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.evaluation.prediction_files import read_rows, tally_of
 from seekr_cl.evaluation.statistics import LEVEL, RESAMPLES, Array, Interval, Tally, paired_interval
 from seekr_cl.evaluation.transitions import Transitions, choices_of, transitions
-from seekr_cl.system import reading
 
 FEW = 10
 """Changed examples below which the bootstrap alone is not trusted."""
@@ -189,23 +188,11 @@ def read_predictions(path: Path, metric_name: str) -> Predictions:
         ConfigError: for an unknown metric.
     """
     metric = get_metric(metric_name)
-    try:
-        rows = [json.loads(line) for line in reading.read_bytes(path, limit=None).split(b"\n")[:-1]]
-        texts = [str(row.get("scored", row["prediction"])) for row in rows]
-        references = [[str(one) for one in row["references"]] for row in rows]
-        scores = [float(row["score"]) for row in rows]
-        if not rows:
-            raise ValueError("it is empty")
-        if not np.isfinite(scores).all():
-            raise ValueError("a score is not a finite number")
-        asked = [
-            None if row.get("forgotten") else (str(row["prompt"]), tuple(accepted))
-            for row, accepted in zip(rows, references)
-        ]
-        valid = np.array([100.0 * (not row.get("faults")) for row in rows])
-        return Predictions(path, metric.tally(texts, references, scores), np.array(scores), asked, valid)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"{path}: no predictions of this library ({error}); evaluate again") from error
+    rows = read_rows(path)
+    scores_N = np.array([float(row["score"]) for row in rows])
+    asked = [None if row.get("forgotten") else (row["prompt"], tuple(row["references"])) for row in rows]
+    valid = np.array([100.0 * (not row.get("faults")) for row in rows])
+    return Predictions(path, tally_of(path, rows, metric), scores_N, asked, valid)
 
 
 def describe(change: Change) -> dict[str, Any]:

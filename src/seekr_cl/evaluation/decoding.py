@@ -181,7 +181,7 @@ class _HalfEnded(StoppingCriteria):
 
 
 def has_prompt(model: Any) -> bool:
-    """Whether the same virtual tokens, learnt by PEFT, stand before every sequence."""
+    """Whether the same virtual tokens, learned by PEFT, stand before every sequence."""
     kinds = [config.peft_type for config in getattr(model, "peft_config", {}).values()]
     return "PROMPT_TUNING" in kinds and not getattr(model, "query_conditioned", False)
 

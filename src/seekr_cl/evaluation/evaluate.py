@@ -15,8 +15,8 @@ from seekr_cl.evaluation import answer_form
 from seekr_cl.evaluation.answer_engines import Engine, TransformersEngine
 from seekr_cl.evaluation.journal import Journal, answering, discard, merged, shard
 from seekr_cl.evaluation.metrics import get_metric
+from seekr_cl.evaluation.prediction_files import read_rows, tally_of
 from seekr_cl.evaluation.statistics import Interval, Tally, bootstrap
-from seekr_cl.system import reading
 from seekr_cl.system.files import write_bytes
 from seekr_cl.system.stop_requests import Stopped, raise_if_stop_requested
 from seekr_cl.tasks import Encoder, Task
@@ -177,7 +177,7 @@ def score_answers(task: Task, encoder: Encoder, answers: Sequence[str]) -> TaskS
         list(example.references) or [encoder.reference(example) if example.messages and not completion else completion]
         for example, (_, completion) in zip(task.test, rendered, strict=True)
     ]
-    # What a tokenizer normalises can never be written as the reference has it.
+    # What a tokenizer normalizes can never be written as the reference has it.
     given, references = references, [[encoder.texts.as_read(one) for one in accepted] for accepted in references]
     texts = [prompt for prompt, _ in rendered]
     extract = get_extraction(task.extract)
@@ -261,16 +261,7 @@ def read_tally(path: Path, metric_name: str) -> Tally:
         ConfigError: for an unknown metric.
     """
     metric = get_metric(metric_name)
-    try:
-        rows = [json.loads(line) for line in reading.read_bytes(path, limit=None).split(b"\n")[:-1]]
-        texts = [str(row.get("scored", row["prediction"])) for row in rows]
-        references = [[str(one) for one in row["references"]] for row in rows]
-        scores = [float(row["score"]) for row in rows]
-        if not rows:
-            raise ValueError("it is empty")
-        return metric.tally(texts, references, scores)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: no predictions of this library ({error}); evaluate again") from error
+    return tally_of(path, read_rows(path), metric)
 
 
 def settings_of(engine: Engine, encoder: Encoder) -> dict[str, Any]:

@@ -5,7 +5,7 @@ none here. Nothing of the harness is done again: its tasks are named, or its tas
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +208,15 @@ def require_alike(base: dict[str, Any], **now: Any) -> None:
             raise ConfigError(
                 f"--base: evaluated with another '{key}' ({base.get(key)!r}, now {value!r}); name the base model itself"
             )
+
+
+def computed_otherwise(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What may have changed scores although the model did not, a sentence each, where two evaluations record it."""
+    return [
+        f"general ability was evaluated with another {key}: {before[key]} before, {after[key]} after"
+        for key in ("dtype", "quantization")
+        if key in before and key in after and before[key] != after[key]
+    ]
 
 
 def with_drift(result: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

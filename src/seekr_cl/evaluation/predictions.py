@@ -18,7 +18,7 @@ def read_answered(run: Path, matrix: ScoreMatrix) -> Answered | None:
         matrix: its scores so far; at least one row.
 
     Returns:
-        Of the tasks learnt so far; None if predictions are missing or do not give the scores that the matrix has.
+        Of the tasks learned so far; None if predictions are missing or do not give the scores that the matrix has.
     """
     slugs = [safe_name(task) for task in matrix.tasks]
     stages = ["all"] if matrix.joint else slugs

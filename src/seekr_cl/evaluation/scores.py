@@ -47,7 +47,7 @@ class ScoreMatrix:
 
     @property
     def op(self) -> float | None:
-        """Overall performance over the tasks learnt so far."""
+        """Overall performance over the tasks learned so far."""
         return _mean(self.rows[-1][: self.learnt]) if self.rows else None
 
     def _changes(self) -> list[float]:

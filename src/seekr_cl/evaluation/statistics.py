@@ -93,7 +93,7 @@ class Answered:
 
     Attributes:
         last: of each task after the last stage.
-        learnt: of each task right after it was learnt; empty where there is no such stage (multi-task training).
+        learnt: of each task right after it was learned; empty where there is no such stage (multi-task training).
     """
 
     last: Sequence[Tally]

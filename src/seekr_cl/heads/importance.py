@@ -14,11 +14,11 @@ RULES = ("product_of_sums", "sum_of_products")
 
 @dataclass(frozen=True, slots=True)
 class HeadImportance:
-    """Sums over the tasks learnt so far.
+    """Sums over the tasks learned so far.
 
     Attributes:
         layers: the model's layer index of each row.
-        sensitivity_NH: sum over tasks of S~, each task's sensitivity normalised within its layer (eq. 7 and 8).
+        sensitivity_NH: sum over tasks of S~, each task's sensitivity normalized within its layer (eq. 7 and 8).
         forgettability_NH: sum over tasks of F (eq. 9).
         product_NH: sum over tasks of S~ F, what the official code accumulates.
     """

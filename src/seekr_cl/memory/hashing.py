@@ -45,7 +45,7 @@ def model_hash(model: nn.Module, whole: Callable[[Tensor], Tensor] = lambda para
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over what decides the token ids of a text: vocabulary, special tokens, chat template and pipeline.
 
-    Of normaliser, pre-tokenizer, merges and post-processor it holds what they do to probing texts, with and without
+    Of normalizer, pre-tokenizer, merges and post-processor it holds what they do to probing texts, with and without
     special tokens, and the literals that they look for. Their settings as a file spells them change with the version
     of the library ``tokenizers`` and would refuse a memory for nothing.
     """

@@ -63,7 +63,7 @@ class Generation:
 
     @property
     def learnt(self) -> list[str]:
-        """Names of the tasks learnt in it."""
+        """Names of the tasks learned in it."""
         return [task["name"] for task in self.content["learnt"]]
 
     @property

@@ -164,8 +164,8 @@ def rollback(path: str | os.PathLike[str], to: str) -> Generation:
 def forget(path: str | os.PathLike[str], *, task: str | None = None, sample: str | None = None) -> Forgotten:
     """Removes a task's or one sample's texts and signals from every generation that is kept, and from the disk.
 
-    A task stays in the list with no samples, so that what was learnt when remains known. Head importance, sums over
-    tasks that cannot be taken apart, stays; so does what the models have learnt.
+    A task stays in the list with no samples, so that what was learned when remains known. Head importance, sums over
+    tasks that cannot be taken apart, stays; so does what the models have learned.
 
     Args:
         path: the memory.
@@ -280,7 +280,7 @@ def _without(folder: Path, record: dict[str, Any], source: Path, sample: str | N
 def _forgotten(record: dict[str, Any], task: str | None) -> dict[str, Any]:
     if task is None:
         return record
-    # The hash of the data would still tell whether somebody's list of texts is the one that was learnt.
+    # The hash of the data would still tell whether somebody's list of texts is the one that was learned.
     return {**record, "heads": {}, "info": {key: value for key, value in record["info"].items() if key == "general"}}
 
 

@@ -42,7 +42,7 @@ class Field(NamedTuple):
 
     Attributes:
         name: ``ids``; one of ``SIGNALS``, a slash, and what that calls it; ``learnt`` of samples in which other tokens
-            are learnt than all from the completion's first.
+            are learned than all from the completion's first.
         type: a key of ``TYPES``.
         axes: how many.
     """

@@ -46,7 +46,7 @@ class Paper:
 
 @dataclass(slots=True)
 class LossTerm:
-    """One named part of a loss: ``weight * value`` is what is minimised.
+    """One named part of a loss: ``weight * value`` is what is minimized.
 
     Attributes:
         value: a scalar.
@@ -106,7 +106,7 @@ class Layout:
 
 @dataclass(slots=True)
 class Context:
-    """What a method may work with while one task is learnt.
+    """What a method may work with while one task is learned.
 
     Attributes:
         model: the model being trained; a method that trains adapters of its own puts the model with them in its place.
@@ -156,7 +156,7 @@ class Method(ABC):
             loss terms alone; they must be ``whole``; ``sharded`` ones (FSDP2) will do.
         adapters: whether it trains adapters of its own (PEFT) and not the model's weights; then none can be asked for.
         frozen_copy: whether the model as it was before the task is held beside the one that is trained.
-        last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learnt.
+        last_turn_only: whether it knows one answer per example, so that of a conversation only the last is learned.
         multi_task: whether it needs all tasks at once (the upper bound).
         generates: whether the model writes what is replayed, so that no sample need be kept.
         replay_defaults: its paper's replay settings where they differ from the library's; the user's own still win.
@@ -209,7 +209,7 @@ class Method(ABC):
 
     @classmethod
     def virtual_tokens(cls, settings: Any, model: PreTrainedModel, tasks: int) -> int:
-        """Virtual tokens of prompts before every example while a task is learnt, beside those the model comes with.
+        """Virtual tokens of prompts before every example while a task is learned, beside those the model comes with.
 
         Args:
             settings: the method's.
@@ -231,7 +231,7 @@ class Method(ABC):
         return examples
 
     def replay_source(self, tasks: Sequence[MemoryTask]) -> Sequence[MemoryTask]:
-        """What is replayed while this task is learnt, given what the memory holds; called before ``before_task``.
+        """What is replayed while this task is learned, given what the memory holds; called before ``before_task``.
 
         What lacks a signal is refused now, not hours in; there may be a hundred thousand samples on a disk, and
         ``task.totals`` counts their signals without reading any. A method may put samples of its own in their place,

@@ -61,13 +61,13 @@ class DERppMSESettings(Settings):
 class DERppMSE(Method):
     """L = L_task + alpha |z - h(x)|^2 + beta CE(y', f(x')), (x, z) and (x', y') two draws from the memory (eq. 6).
 
-    z are the logits that the model gave at the answer's positions *while it learnt* the sample's task, in a step drawn
+    z are the logits that the model gave at the answer's positions *while it learned* the sample's task, in a step drawn
     at random from those that saw it: what a reservoir over the stream of batches holds of it. ``derpp`` is the other
     form, in the papers of SEEKR and others: KL from the model after the task, one draw for both terms.
 
     Deviations from the official code: a task's samples come back from the next task on, and ``replay.ratio`` of every
     task is kept, not one reservoir of a fixed size over all; the second draw is a random partner for each sample of the
-    first, drawn anew for every task; general data, which is not learnt, has the logits of the base model.
+    first, drawn anew for every task; general data, which is not learned, has the logits of the base model.
     """
 
     name = "derpp_mse"

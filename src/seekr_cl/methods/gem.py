@@ -20,7 +20,7 @@ class GEMSettings(Settings):
     """Settings of GEM.
 
     Attributes:
-        margin: gamma, which favours steps that improve old tasks; 0.5 in the official code and its scripts.
+        margin: gamma, which favors steps that improve old tasks; 0.5 in the official code and its scripts.
         margin_form: ``added`` to the solution v, as the paper's text has it; ``bound``: v >= gamma is what the
             quadratic program is solved under, as the official code does.
         reference_samples: samples of each old task whose mean gradient is its constraint, drawn anew each step; all of

@@ -34,7 +34,7 @@ class ICaRL(Method):
     L_task are the new examples' labels, L_new and L_old the earlier model's outputs on new examples and on exemplars.
     What an exemplar is taught is what the earlier model says of it: the official code overwrites all targets of old
     classes with that model's outputs, so the exemplars' labels are no targets (``exemplar_labels`` adds L_replay).
-    Exemplars are herded by the model that has learnt the task (algorithm 2 trains first, algorithm 4 then chooses).
+    Exemplars are herded by the model that has learned the task (algorithm 2 trains first, algorithm 4 then chooses).
 
     The paper's classes with a sigmoid each are here the tokens of one softmax, so that the binary cross entropy with
     the old outputs is the divergence KL(earlier model, model) of next-token distributions. The earlier model is the

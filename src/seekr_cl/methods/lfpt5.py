@@ -138,7 +138,7 @@ class LFPT5(Method):
     # Texts ----------------------------------------------------------------------------------------------------
 
     def _text(self, task: str, prompt_N: Tensor, answer_N: Tensor) -> Encoded:
-        """Prefix, prompt, separator and answer; all after the prefix is learnt."""
+        """Prefix, prompt, separator and answer; all after the prefix is learned."""
         prefix, end = self._prefix(task), self._ids(self.settings.separator) + answer_N.tolist()
         prompt, context = prompt_N.tolist(), context_length(self.context.model)
         # What the text is longer by than the sample may not fit any more; a prompt loses its left, as in training.

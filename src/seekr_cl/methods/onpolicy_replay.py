@@ -105,7 +105,7 @@ class OnPolicyReplay(Replay):
         answered = []
         for sample, new in zip(asked, written):
             if len(new) > 1 and new[-1] in ends:
-                # Earlier answers of a conversation stay what they were and are not learnt again.
+                # Earlier answers of a conversation stay what they were and are not learned again.
                 ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
                 text = self._read(new[:-1])
                 own = replace(sample, completion=text, ids_L=ids_L, signals={}, learnt=None)

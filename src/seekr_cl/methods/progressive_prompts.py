@@ -31,7 +31,7 @@ class ProgressivePromptsSettings(Settings):
 
 
 class TrainedPrompt(nn.Module):
-    """What stands in the place of PEFT's embedding of virtual tokens while a task is learnt: [P_k; P_k-1; ...; P_1].
+    """What stands in the place of PEFT's embedding of virtual tokens while a task is learned: [P_k; P_k-1; ...; P_1].
 
     Args:
         new_ND: where the new task's prompt begins.

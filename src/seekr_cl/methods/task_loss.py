@@ -120,7 +120,7 @@ class STMSettings(TaskLossSettings):
     Of the tokens that are left, w is one over their share of the task, so that L_task is a mean over them.
 
     Attributes:
-        threshold: a token's perplexity under the model before the task above which it is not learnt.
+        threshold: a token's perplexity under the model before the task above which it is not learned.
     """
 
     name = "stm"

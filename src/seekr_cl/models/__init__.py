@@ -1,1 +1,1 @@
-"""Models: loading and writing them, adapters, quantisation, and the models that pick weights by query."""
+"""Models: loading and writing them, adapters, quantization, and the models that pick weights by query."""

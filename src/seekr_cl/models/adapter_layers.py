@@ -42,7 +42,7 @@ def special_layers(model: nn.Module) -> list[str]:
 
 
 def _is_special(layer: nn.Linear) -> bool:
-    """Whether a model's own code says what the layer does; torch's and the quantising libraries' are plain ones."""
+    """Whether a model's own code says what the layer does; torch's and the quantizing libraries' are plain ones."""
     return type(layer).forward is not nn.Linear.forward and type(layer).__module__.startswith("transformers")
 
 

@@ -12,7 +12,7 @@ FORMS = ("4bit",)
 
 
 def loading_options(quantization: str | None, dtype: str) -> dict[str, Any]:
-    """What ``from_pretrained`` is told: NF4 with quantised constants, as QLoRA.
+    """What ``from_pretrained`` is told: NF4 with quantized constants, as QLoRA.
 
     Args:
         quantization: one of ``FORMS``, or ``None``.
@@ -44,7 +44,7 @@ def require(quantization: str | None) -> None:
 
 
 def keep_as_loaded(model: nn.Module, quantization: str | None) -> None:
-    """Keeps quantised weights from being laid out anew by the first evaluation on a CPU.
+    """Keeps quantized weights from being laid out anew by the first evaluation on a CPU.
 
     Their bytes are what the memory knows the model by.
     """

@@ -5,6 +5,7 @@ whatever else lies in the folder stay. Weights are sent before the commit that m
 those that it has: a push that was broken off goes on when it is made again.
 """
 
+import ast
 import fnmatch
 import json
 import os
@@ -25,7 +26,7 @@ from seekr_cl.models.whole import check_folder
 from seekr_cl.system import reading
 
 _MODEL = (
-    *("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "config.json", "generation_config.json", "*.py"),
+    *("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken", "tekken.json"),
@@ -36,6 +37,11 @@ _ADAPTER = (
     *("adapter_config.json", "adapter_model.safetensors"),
     *("seekr_adapters.json", "seekr_method.json", "seekr_method.safetensors"),
 )
+_NAME_CODE = (
+    *("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
+    "video_preprocessor_config.json",
+)
+"""Files whose ``auto_map`` names the modules of a model that brings its own code; no other script is sent."""
 _TEMPLATES = ("additional_chat_templates", "chat_templates")
 
 
@@ -77,6 +83,7 @@ def parcel_of(folder: Path, base: str | None = None) -> Parcel:
     if not adapter:
         check_folder(folder)
     files, left_out = list[str](), list[tuple[str, str]]()
+    modules = set[str]() if adapter else _modules(folder)
     for path in sorted(folder.iterdir()):
         name = path.name
         if path.is_symlink():
@@ -86,8 +93,10 @@ def parcel_of(folder: Path, base: str | None = None) -> Parcel:
             files += [f"{name}/{one}" for one in inner]
             if not inner:
                 left_out.append((f"{name}/", "is not part of a model"))
-        elif _matches(name, (*_MODEL, *_ADAPTER)):
+        elif _matches(name, (*_MODEL, *_ADAPTER)) or name in modules:
             files.append(name)
+        elif name.endswith(".py"):
+            left_out.append((name, "is a script that no auto_map names"))
         else:
             left_out.append((name, "is not part of a model"))
     weights = [name for name in files if name.endswith(".safetensors")]
@@ -114,6 +123,52 @@ def _inner(folder: Path) -> list[str]:
     if folder.name in _TEMPLATES:
         return [name for name in names if name.endswith(".jinja")]
     return [name for name in names if _matches(name, _ADAPTER)] if CONFIG in names else []
+
+
+def _modules(folder: Path) -> set[str]:
+    """Names of the Python files that a model's configs name in their ``auto_map``, and of those that these import.
+
+    Raises:
+        ModelError: if a config or one of these files cannot be read.
+    """
+    found, wanted = set[str](), list[str]()
+    for name in _NAME_CODE:
+        path = folder / name
+        if path.is_file() and not path.is_symlink():
+            wanted += _named_code(path)
+    while wanted:
+        name = wanted.pop()
+        path = folder / name
+        if name not in found and path.is_file() and not path.is_symlink():
+            found.add(name)
+            wanted += _imported(path)
+    return found
+
+
+def _named_code(path: Path) -> list[str]:
+    try:
+        content = reading.read_json(path, bounded=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({first_line(error)}); save the model again") from error
+    named = content.get("auto_map") if isinstance(content, dict) else None
+    values = list(named.values()) if isinstance(named, dict) else []
+    classes = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    # "OWNER/NAME--module.Class" is code of another repository, "module.Class" of this one.
+    return [f"{one.split('.')[0]}.py" for one in classes if isinstance(one, str) and "--" not in one and "/" not in one]
+
+
+def _imported(path: Path) -> list[str]:
+    """Files beside a module that it imports: those that transformers fetches along with it."""
+    try:
+        tree = ast.parse(reading.read_bytes(path))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ModelError(f"{path}: auto_map needs it, and it cannot be parsed ({first_line(error)}); fix it") from error
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return [
+        f"{name.split('.')[0]}.py"
+        for node in imports
+        for name in ([node.module] if node.module else [one.name for one in node.names])
+    ]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

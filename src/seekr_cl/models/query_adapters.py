@@ -99,7 +99,7 @@ def query_tokens(input_ids: Tensor, attention_mask: Tensor | None, query_mask: T
 
 
 def query_mask_of(batch: dict[str, Any]) -> Tensor:
-    """The query's tokens [B, L] in a batch with ``labels``: those before the first that is to be learnt.
+    """The query's tokens [B, L] in a batch with ``labels``: those before the first that is to be learned.
 
     After it there may be padding and, in a conversation, what follows the end of the turn.
     """

@@ -73,7 +73,7 @@ def require_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> 
         ModelError: naming the weights, and the prefix that keeps them from being found if that is it.
     """
     parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
-    # Other buffers are made anew from the config; a router's correction is learnt.
+    # Other buffers are made anew from the config; a router's correction is learned.
     missing = sorted(
         key for key in info["missing_keys"] if key in parameters or key.endswith(("weight", "correction_bias"))
     )

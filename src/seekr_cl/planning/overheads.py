@@ -179,7 +179,7 @@ def _seekr(settings: SeekrSettings, scale: Scale) -> Overhead:
 
 
 def _derpp_mse(settings: DERppMSESettings, scale: Scale) -> Overhead:
-    """The second draw goes through the model too, and the new task's logits are held while it is learnt."""
+    """The second draw goes through the model too, and the new task's logits are held while it is learned."""
     vocabulary = scale.build().get_output_embeddings().weight.shape[0]
     held = FLOAT * vocabulary * scale.answer * scale.kept[-1]
     return Overhead(ram=held, passes=scale.replayed if settings.alpha and settings.beta else 0)

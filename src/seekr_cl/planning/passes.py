@@ -105,7 +105,7 @@ def looking_passes(
     Args:
         shape: the model.
         config: all settings.
-        work: what is learnt.
+        work: what is learned.
         kept: samples kept of each task.
         replayed: passes over replay samples.
         frozen: whether the model's own weights are.

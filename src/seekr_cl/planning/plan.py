@@ -59,7 +59,7 @@ class Plan:
     Attributes:
         shape: the model.
         method: its name.
-        work: what is learnt.
+        work: what is learned.
         kept: samples kept of each task.
         limit: ``memory.max_bytes``.
         fit: samples a task that the limit leaves after the last task, if it is reached.

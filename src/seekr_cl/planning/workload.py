@@ -1,4 +1,4 @@
-"""What is to be learnt: tasks, examples, lengths; and how replay is interleaved with it."""
+"""What is to be learned: tasks, examples, lengths; and how replay is interleaved with it."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ COUNTED = 16
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is to be learnt.
+    """What is to be learned.
 
     Attributes:
         examples: training examples of each task, in order.
@@ -77,7 +77,7 @@ def count_steps(work: Workload, config: SeekrConfig, kept: list[int]) -> Steps:
     """The schedule of every task, as training makes it, counted.
 
     Args:
-        work: what is learnt.
+        work: what is learned.
         config: batch sizes and cadence.
         kept: samples kept of each task.
     """

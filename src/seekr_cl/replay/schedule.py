@@ -17,7 +17,7 @@ from seekr_cl.replay.length_groups import group_by_length
 from seekr_cl.replay.replay_config import ReplayConfig
 
 REVIEWS = (1, 2, 4, 7, 15, 30)
-"""Days on which what was learnt is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv
+"""Days on which what was learned is looked at again by the forgetting curve: FOREVER, Feng et al., ACL 2026, arXiv
 2601.03938."""
 DAYS = (*REVIEWS, 60, 90, 120)
 """The same going on, for a clock that does not end on a certain day."""

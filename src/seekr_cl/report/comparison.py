@@ -50,7 +50,7 @@ def read_run(folder: Path) -> RunRecord:
     """Reads what ``seekr run`` left in a folder.
 
     Raises:
-        DataError: naming the file, if it is missing, damaged or has no scores of a learnt task yet.
+        DataError: naming the file, if it is missing, damaged or has no scores of a learned task yet.
     """
     scores, ledger = _read(folder / "scores.json"), _read(folder / "run.json")
     matrix = ScoreMatrix.from_json(scores, str(folder / "scores.json"))

@@ -1,11 +1,12 @@
 """The verdict on two evaluations: the model in use, and the one that is to replace it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.change import paired_change, read_predictions, unpaired_change
+from seekr_cl.evaluation.general import computed_otherwise
 from seekr_cl.evaluation.statistics import RESAMPLES
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Line, Verdict
@@ -29,6 +30,7 @@ def of_evaluations(
     general_drop: float | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
+    complete: bool = False,
 ) -> Verdict:
     """Compares what ``seekr evaluate`` left of two models.
 
@@ -40,13 +42,23 @@ def of_evaluations(
         general_drop: points that a benchmark of general ability may lose; default ``max_drop``.
         confidence: of the intervals.
         resamples: of the bootstrap.
+        complete: refuse a task or benchmark of ``before`` that ``after`` does not have alike, as what was left out may
+            be what was lost; else a note says so.
 
     Raises:
-        DataError: if a folder holds no evaluation, or the two are about other tests.
+        DataError: if a folder holds no evaluation, both are one or of other tests, or something is left out.
         ConfigError: if ``drops`` name a task that is not compared.
     """
+    require_two_folders(before, after)
     earlier, later = _tasks(before), _tasks(after)
     drops = drops or {}
+    missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
+    if missing and complete:
+        raise DataError(
+            f"{after}: has no task {', '.join(missing)}, which {before} has; evaluate all of its tasks there too"
+        )
+    allowed = max_drop if general_drop is None else general_drop
+    general, said = _general(before, after, allowed, drops, confidence, complete)
     lines: list[Line] = []
     compared: list[Compared] = []
     notes = _settings(before, after)
@@ -62,10 +74,8 @@ def of_evaluations(
         more = more_of(both[0], both[1], confidence)
         lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop), **more))
         compared.append((both[0].tally, both[1].tally, change))
-    missing = [task for task in earlier["tasks"] if task not in later["tasks"]]
     if missing:
         notes.append(f"not evaluated after: {', '.join(missing)}")
-    general, said = _general(before, after, max_drop if general_drop is None else general_drop, drops, confidence)
     lines += general
     notes += said
     if not lines:
@@ -75,6 +85,16 @@ def of_evaluations(
     lines.sort(key=lambda line: order.index(line.kind))
     mean = mean_change(compared, confidence, resamples)
     return Verdict(tuple(lines), "tests", max_drop, confidence, mean, notes=tuple(notes))
+
+
+def require_two_folders(before: Path, after: Path) -> None:
+    """Refuses one folder as both evaluations, in which nothing can have been lost.
+
+    Raises:
+        DataError: naming it.
+    """
+    if before.resolve() == after.resolve():
+        raise DataError(f"{before}: is both evaluations; name another folder for the one that is compared with it")
 
 
 def check_before(before: Path) -> None:
@@ -143,33 +163,78 @@ def _settings(before: Path, after: Path) -> list[str]:
 
 
 def _general(
-    before: Path, after: Path, max_drop: float, drops: Mapping[str, float], level: float
+    before: Path, after: Path, max_drop: float, drops: Mapping[str, float], level: float, complete: bool
 ) -> tuple[list[Line], list[str]]:
     """General ability, where both folders have it."""
+    if complete and (before / GENERAL).is_file() and not (after / GENERAL).is_file():
+        raise DataError(f"{after}: has no {GENERAL}, which {before} has; evaluate with --general there too")
     if not all((folder / GENERAL).is_file() for folder in (before, after)):
         return [], []
     earlier, later = _read(before / GENERAL), _read(after / GENERAL)
     other = [key for key in _ALIKE if earlier.get(key) != later.get(key)]
     if other:
         raise DataError(f"{after / GENERAL}: general ability was evaluated with another '{other[0]}'; evaluate alike")
-    lines, notes = [], []
-    try:
-        for name, task in later["tasks"].items():
-            former = earlier["tasks"].get(name)
-            if former is None or any(former[key] != task[key] for key in ("metric", "shots", "examples")):
-                notes.append(f"general benchmark {name} was evaluated otherwise before, or not at all")
-                continue
-            errors = former["stderr"], task["stderr"]
-            if None in errors:
-                notes.append(f"general benchmark {name} has no standard error; not judged")
-                continue
-            change = unpaired_change(former["score"], task["score"], errors, task["examples"], level=level)
-            lines.append(Line.of(name, "general", task["metric"], change, drops.get(name, max_drop)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{after / GENERAL}: not the general ability of this library ({error!r})") from error
+    lines, notes = list[Line](), computed_otherwise(earlier, later)
+    formerly, now = _benchmarks(before / GENERAL, earlier), _benchmarks(after / GENERAL, later)
+    unlike = [name for name in now if not _alike(formerly.get(name), now[name])]
+    lost = [name for name in formerly if name not in now or name in unlike]
+    if lost and complete:
+        raise DataError(
+            f"{after / GENERAL}: general benchmark {', '.join(lost)} is missing, or has another metric, shots or "
+            f"number of examples than in {before / GENERAL}; evaluate both models on the same benchmarks"
+        )
+    notes += [f"general benchmark {name} was evaluated otherwise before, or not at all" for name in unlike]
+    notes += [f"general benchmark {name} was not evaluated after" for name in lost if name not in now]
+    for name, task in now.items():
+        if name in unlike:
+            continue
+        former, allowed = formerly[name], drops.get(name, max_drop)
+        first, second = former["stderr"], task["stderr"]
+        if first is None or second is None:
+            notes.append(f"no interval for general benchmark {name}: it has no standard error")
+            scores = task["score"], former["score"], task["score"] - former["score"]
+            count = task["examples"]
+            lines.append(
+                Line(name, "general", task["metric"], *scores, examples=count, outcome="unsure", max_drop=allowed)
+            )
+            continue
+        change = unpaired_change(former["score"], task["score"], (first, second), task["examples"], level=level)
+        lines.append(Line.of(name, "general", task["metric"], change, allowed))
     if lines:
         notes.append("general benchmarks: unpaired intervals from the harness's standard errors, which are wider")
     return lines, notes
+
+
+def _alike(former: Mapping[str, Any] | None, task: Mapping[str, Any]) -> bool:
+    return former is not None and all(former[key] == task[key] for key in ("metric", "shots", "examples"))
+
+
+def _benchmarks(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each benchmark of a ``general.json``, checked: such a file may be anybody's."""
+    tasks = content.get("tasks")
+    if not isinstance(tasks, dict):
+        raise DataError(f"{path}: not the general ability of this library (it has no tasks); evaluate again")
+    for name, task in tasks.items():
+        task = task if isinstance(task, dict) else {}
+        wrong = [key for key, fits in _FITS.items() if not fits(task.get(key))]
+        if wrong:
+            told = repr(task.get(wrong[0]))
+            raise DataError(f"{path}: benchmark {name} has the {wrong[0]} {told}; evaluate general ability again")
+    return tasks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "metric": lambda value: isinstance(value, str),
+    "score": _is_number,
+    "stderr": lambda value: value is None or (_is_number(value) and value >= 0),
+    "shots": lambda value: isinstance(value, int) and value >= 0,
+    "examples": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+}
+"""What a benchmark must say of itself."""
 
 
 def _read(path: Path) -> dict[str, Any]:

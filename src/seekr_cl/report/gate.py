@@ -8,8 +8,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from seekr_cl.errors import DataError
-from seekr_cl.report.verdict import KINDS, Line, Verdict, moved, points, shown
+from seekr_cl.report.verdict import KINDS, Line, Verdict, moved, points
 from seekr_cl.report.verdict_table import outcome_of
+from seekr_cl.system.visible import one_line
 
 PASSED, FELL, UNSURE = 0, 1, 3
 """Exit codes; 2 is for bad input, as everywhere."""
@@ -40,10 +41,12 @@ def decision(verdict: Verdict) -> str:
     lost = [line for line in lines if line.outcome == "lost"]
     unsure = [line for line in lines if line.outcome == "unsure"]
     if code == FELL:
-        told = ", ".join(f"{shown(line.task)} {moved(line)}, allowed -{points(line.max_drop)}" for line in lost)
+        told = ", ".join(
+            f"{one_line(line.task, None)} {moved(line)}, allowed -{points(line.max_drop)}" for line in lost
+        )
         return f"gate: FAILED: {told}"
     if code == UNSURE:
-        told = ", ".join(f"{shown(line.task)} {moved(line)} on {line.examples} examples" for line in unsure)
+        told = ", ".join(f"{one_line(line.task, None)} {moved(line)} on {line.examples} examples" for line in unsure)
         needed = [line.needed for line in unsure]
         counts = [count for count in needed if count is not None]
         more = f"; about {max(counts):,} examples a task would tell" if len(counts) == len(needed) else ""

@@ -17,7 +17,7 @@ from matplotlib import font_manager
 from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.system.files import write_bytes
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, which color-blind readers can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _DPI = 120
 _LONGEST = 24
@@ -93,7 +93,7 @@ def plot_matrix(matrix: ScoreMatrix, path: Path) -> None:
 
 
 def plot_comparison(runs: dict[str, ScoreMatrix], path: Path) -> None:
-    """Left: mean score on the tasks learnt so far; right: each task's final score; a colour a method."""
+    """Left: mean score on the tasks learned so far; right: each task's final score; a color a method."""
     tasks = _labels(next(iter(runs.values())).tasks)
     room = max(13.0, 7.0 + 0.9 * len(tasks))
     with _style():

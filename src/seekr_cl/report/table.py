@@ -20,7 +20,7 @@ _SHORT = 12
 
 
 def score_table(matrix: ScoreMatrix) -> Table:
-    """A row for the base model and for each task learnt, a column for each task; the summary above."""
+    """A row for the base model and for each task learned, a column for each task; the summary above."""
     count = len(matrix.tasks)
     named, roomy = count <= _NAMED, count <= _ROOMY
     table = Table(box=box.HEAVY_HEAD if roomy else box.SIMPLE_HEAD, padding=(0, 1) if roomy else 0)

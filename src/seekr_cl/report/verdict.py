@@ -12,6 +12,8 @@ from typing import Any, Self
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.change import Change, describe
 from seekr_cl.system import reading
+from seekr_cl.system.sizes import size
+from seekr_cl.system.visible import one_line
 
 VERDICT = "verdict.json"
 FORMAT = 1
@@ -236,15 +238,8 @@ def _needed(line: Line) -> str:
     return "" if line.needed is None else f" (about {line.needed:,} examples would tell)"
 
 
-def shown(text: str) -> str:
-    """A text from data on one line, with signs that would act on a terminal as escapes."""
-    plain = " ".join(text.split())
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in plain)
-
-
 def _short(name: str) -> str:
-    plain = shown(name)
-    return plain if len(plain) <= 40 else plain[:39] + "…"
+    return one_line(name, 40)
 
 
 def _list(head: str, parts: Iterable[str]) -> str:
@@ -262,16 +257,8 @@ def _cost(cost: Cost) -> str:
     elif cost.steps is not None:
         parts.append(f"{cost.steps:,} steps")
     if cost.memory_bytes is not None:
-        parts.append(_size(cost.memory_bytes))
+        parts.append(size(cost.memory_bytes))
     return f"cost: {', '.join(parts)}" if parts else ""
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} bytes" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
 
 
 def _line(content: Mapping[str, Any]) -> Line:

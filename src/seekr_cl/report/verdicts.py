@@ -63,10 +63,11 @@ def of_run(
                 raise DataError(f"{task}: the predictions do not give the scores of scores.json")
             change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
         except DataError as error:
-            if kind != "new":
-                notes.append(f"no interval for {task}: {error}")
-            outcome = "learned" if kind == "new" else "unsure"
+            notes.append(f"no interval for {task}: {error}")
             moved = None if before is None else after - before
+            outcome = "unsure"
+            if kind == "new":
+                outcome = "learned" if moved is not None and moved > 0 else "not learned"
             lines.append(Line(task, kind, metric, after, before, moved, outcome=outcome, max_drop=allowed))
             return
         if kind == "old":

@@ -1,1 +1,1 @@
-"""Runs: a stream of tasks, learnt and evaluated in order."""
+"""Runs: a stream of tasks, learned and evaluated in order."""

@@ -7,6 +7,7 @@ forgetting goes with how far a model has moved, and on the new task's prompts it
 Shapes: A answer tokens, L tokens of a window, V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.statistics import Array, Tally, bootstrap, paired_interval
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.models.context import context_length
 from seekr_cl.system import reading
 from seekr_cl.training.probing import Probe, ProbeSet, answer_distributions, probe_sets
 
@@ -58,24 +60,40 @@ def prompt_groups(memory: ReplayMemory, count: int) -> list[ProbeSet]:
 
 @torch.no_grad()
 def divergence(reference: Any, model: Any, probe: Probe) -> float:
-    """Mean over a stored answer's tokens of KL(reference || model), over the whole vocabulary, in nats."""
-    first_AV, second_AV = (answer_distributions(one, probe)[0].log_softmax(-1) for one in (reference, model))
-    second_AV = second_AV.to(first_AV.device)
-    return max(0.0, float((first_AV.exp() * (first_AV - second_AV)).sum(-1).mean()))
+    """Mean over a stored answer's tokens of KL(reference || model), over the whole vocabulary, in nats.
+
+    Not finite where a model's logits are not.
+    """
+    first_AV, second_AV = (answer_distributions(one, probe)[0] for one in (reference, model))
+    return _divergence(first_AV, second_AV)
 
 
 @torch.no_grad()
-def noise(model: Any, probe: Probe) -> float:
-    """``divergence`` of a model from itself, once alone and once with padding behind it in a batch of two."""
+def noise(model: Any, probe: Probe) -> float | None:
+    """``divergence`` of a model from itself, once alone and once with padding behind it in a batch of two.
+
+    None where its context has no room for padding.
+    """
     alone_AV, _, _ = answer_distributions(model, probe)
     length, device = len(probe.ids_L), model.device
-    ids_2L = probe.ids_L.repeat(2, 2)[:, : length + max(1, length // 2)].to(device)
+    padded = min(length + max(1, length // 2), context_length(model) or 2 * length)
+    if padded <= length:
+        return None
+    ids_2L = probe.ids_L.repeat(2, 2)[:, :padded].to(device)
     mask_2L = torch.ones_like(ids_2L)
     mask_2L[0, length:] = 0
     logits_LV = model(input_ids=ids_2L, attention_mask=mask_2L, use_cache=False).logits[0, -ids_2L.shape[1] :]
     place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(device)
-    first_AV, second_AV = alone_AV.log_softmax(-1), logits_LV[place_A - 1].float().log_softmax(-1)
-    return max(0.0, float((first_AV.exp() * (first_AV - second_AV)).sum(-1).mean()))
+    return _divergence(alone_AV, logits_LV[place_A - 1].float())
+
+
+def _divergence(first_AV: Tensor, second_AV: Tensor) -> float:
+    """Of logits; rounding may leave a little less than nothing, which is none, and what is no number stays none."""
+    first_AV, second_AV = first_AV.log_softmax(-1), second_AV.to(first_AV.device).log_softmax(-1)
+    # Of a token that the first rules out nothing is counted, whatever the second says of it.
+    gap_AV = (first_AV - second_AV).masked_fill(first_AV == -math.inf, 0.0)
+    value = float((first_AV.exp() * gap_AV).sum(-1).mean())
+    return max(0.0, value) if math.isfinite(value) else value
 
 
 def drift(model: Any, references: Sequence[Reference], groups: Sequence[ProbeSet]) -> list[dict[str, Any]]:
@@ -83,17 +101,39 @@ def drift(model: Any, references: Sequence[Reference], groups: Sequence[ProbeSet
 
     Returns:
         a record each: ``against``, ``kind``, ``task``, ``kl`` and its 95% ``interval``, ``samples``; and for the base
-        against itself (``against: itself``) one record a group, the noise below which nothing is told.
+        against itself (``against: itself``) one record a group, the noise below which nothing is told; none where the
+        context has no room to measure it in.
+
+    Raises:
+        DataError: naming the models and the task, if a model's logits are not finite.
     """
     found = []
     for reference in references:
         for group in groups:
             values = [divergence(reference.model, model, probe) for probe in group.probes]
+            if not all(map(math.isfinite, values)):
+                raise _not_finite([(reference.name, reference.model), ("model", model)], group)
             found.append(_record(reference.name, group, values))
     if references and not getattr(references[0].model, "query_conditioned", False):
         base = references[0].model
-        found += [_record("itself", group, [noise(base, probe) for probe in group.probes]) for group in groups]
+        for group in groups:
+            values = [value for probe in group.probes if (value := noise(base, probe)) is not None]
+            if not all(map(math.isfinite, values)):
+                raise _not_finite([(references[0].name, base)], group)
+            if values:
+                found.append(_record("itself", group, values))
     return found
+
+
+def _not_finite(models: Sequence[tuple[str, Any]], group: ProbeSet) -> DataError:
+    """The error that names those models whose logits are at fault; all, if none alone is."""
+    bad = [
+        name
+        for name, one in models
+        if not all(answer_distributions(one, probe)[0].isfinite().all() for probe in group.probes)
+    ]
+    named = " and ".join(bad or [name for name, _ in models])
+    return DataError(f"drift: task '{group.task}': the KL is not finite, by the logits of {named}; try --dtype float32")
 
 
 def _record(against: str, group: ProbeSet, values: list[float]) -> dict[str, Any]:
@@ -140,13 +180,22 @@ def read_text(path: Path, tokenizer: Any, context: int | None, limit: int | None
 
 @torch.no_grad()
 def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
-    """Of each window its tokens' summed loss in nats, and their number."""
-    rows = []
+    """Of each window its tokens' summed loss in nats, and their number.
+
+    Raises:
+        DataError: if a loss is not finite.
+    """
+    rows: list[list[float]] = []
     for window_L in windows:
         ids_1L = window_L[None].to(model.device)
         logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float()
         chances = logits_LV[:-1].log_softmax(-1).gather(-1, ids_1L[0, 1:, None])
-        rows.append([-float(chances.sum()), len(window_L) - 1])
+        loss = -float(chances.sum())
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the loss on window {len(rows) + 1} of the text is not finite; try --dtype float32, or another model"
+            )
+        rows.append([loss, len(window_L) - 1])
     return np.array(rows)
 
 

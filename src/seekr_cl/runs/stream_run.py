@@ -54,7 +54,7 @@ from seekr_cl.training.following import facts, following
 from seekr_cl.training.learn import learn
 from seekr_cl.training.learning import LearnResult, name_of
 from seekr_cl.training.progress import console
-from seekr_cl.training.run_identity import decisive, describe_method
+from seekr_cl.training.run_identity import decisive, describe_method, difference
 from seekr_cl.training.task_progress import open_memory
 from seekr_cl.training.tracker import Tracker
 
@@ -83,7 +83,7 @@ class Run:
         models/01-<task>/                the model after each task (or only the last: keep_models)
         memory/                          the replay memory
         evaluations/00-base/             scores and predictions of each stage
-        checkpoints/                     the task that is being learnt, until it is committed
+        checkpoints/                     the task that is being learned, until it is committed
         scores.json, scores.png          the score matrix
         record.jsonl                     when what happened, for `seekr watch` and the report
         verdict.json                     what was learned, and what was lost of it since
@@ -140,8 +140,9 @@ class Run:
             ) from error
         for key, value in wanted.items():
             if former.get(key) != value:
+                which = f": {difference(key, former.get(key), value)}" if key in ("method", "training") else ""
                 raise ConfigError(
-                    f"{ledger}: the run there has another '{key}'; resume with what it was started with, "
+                    f"{ledger}: the run there has another '{key}'{which}; resume with what it was started with, "
                     "or choose another --output"
                 )
         if not (self.output / "memory").exists():

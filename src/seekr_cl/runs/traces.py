@@ -2,10 +2,10 @@
 
     evaluations/<stage>/<task>.jsonl   predictions: prompts, accepted answers, the model's answers
     <task>.answers-*.jsonl             journals of an interrupted evaluation: the model's answers
-    checkpoints/, <output>.checkpoints the task that is being learnt: its samples, and those of general data
+    checkpoints/, <output>.checkpoints the task that is being learned: its samples, and those of general data
     memory/                            a run's own memory
 
-The Trainer's own folder holds no texts, and neither do models, but for what they have learnt.
+The Trainer's own folder holds no texts, and neither do models, but for what they have learned.
 """
 
 import json

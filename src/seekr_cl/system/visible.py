@@ -8,8 +8,9 @@ _TAIL = 400
 # C0 and C1 controls but for tab and newline, marks of direction, joiners and other characters without a width, lone
 # surrogates, noncharacters: a reader would not see them, a parser or a terminal would obey some of them.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffc\ufffe\uffff\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
 )
 
 
@@ -18,10 +19,17 @@ def visible(text: object) -> str:
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", str(text))
 
 
-def one_line(text: object, longest: int = 80) -> str:
-    """A name on one line, cut in the middle where it is long: names of a family differ at their ends."""
+def one_line(text: object, longest: int | None = 80) -> str:
+    """A name on one line, cut in the middle where it is long: names of a family differ at their ends.
+
+    Args:
+        text: any text.
+        longest: characters at the most; None cuts nothing.
+    """
     line = " ".join(visible(text).split())
-    return line if len(line) <= longest else f"{line[: longest - longest // 3 - 1]}…{line[-(longest // 3) :]}"
+    if longest is None or len(line) <= longest:
+        return line
+    return f"{line[: longest - longest // 3 - 1]}…{line[-(longest // 3) :]}"
 
 
 def excerpt(text: object, longest: int = LONGEST) -> tuple[str, int]:

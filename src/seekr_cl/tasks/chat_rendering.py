@@ -1,4 +1,4 @@
-"""What of a conversation is learnt: the template's own text of it, and where its answers begin and end.
+"""What of a conversation is learned: the template's own text of it, and where its answers begin and end.
 
 The whole conversation is rendered once. An answer begins where the prompt ends as it will stand when the model is asked
 (``add_generation_prompt=True``) and runs to the end of the turn, with the template's own end-of-turn token. Marks of
@@ -29,7 +29,7 @@ class Rendered:
 
     Attributes:
         text: all of it, as the template writes it.
-        learnt: begin and end, in characters, of what is learnt, in order.
+        learnt: begin and end, in characters, of what is learned, in order.
     """
 
     text: str
@@ -98,7 +98,7 @@ class Renderer:
         kwargs: Mapping[str, Any] | None,
         where: str,
     ) -> Rendered:
-        """The whole conversation and what of it is learnt.
+        """The whole conversation and what of it is learned.
 
         Raises:
             DataError: The template refuses or passes over messages, or writes prompts that are no beginning of its

@@ -47,7 +47,7 @@ Turns = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatSettings:
-    """How conversations are rendered and which of their turns are learnt.
+    """How conversations are rendered and which of their turns are learned.
 
     Attributes:
         train_on: ``all`` assistant turns of a conversation or only the ``last``.
@@ -248,7 +248,7 @@ class Template:
                     )
 
     def _warn_of_unwritten(self, one: Conversation, text: str) -> None:
-        """Says once of which keys that only some templates write nothing is shown or learnt."""
+        """Says once of which keys that only some templates write nothing is shown or learned."""
         for key in (*REASONING, "name"):
             # A tool's result is often written without the tool's name, which the call before it has.
             holding = [n for n, turn in enumerate(one.turns, 1) if turn.get(key) and turn["role"] != "tool"]
@@ -392,7 +392,7 @@ def _other_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _clock(day: str) -> Iterator[None]:
-    """Stops the clock that ``strftime_now`` reads: what is learnt must not depend on the day it is resumed."""
+    """Stops the clock that ``strftime_now`` reads: what is learned must not depend on the day it is resumed."""
     module: Any = chat_template_utils
     former = module.datetime
 

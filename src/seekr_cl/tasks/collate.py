@@ -38,7 +38,7 @@ class Encoded:
 
     @property
     def learnable(self) -> int:
-        """How many tokens are learnt: those that have one before them to be predicted from."""
+        """How many tokens are learned: those that have one before them to be predicted from."""
         return sum(end - max(1, begin) for begin, end in self.spans)
 
 
@@ -61,7 +61,7 @@ def collate(
     """Pad examples on the ``"right"`` or ``"left"`` to one length, a multiple of ``multiple``.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` [B, L], these ``label_ignore`` where nothing is to be learnt;
+        ``input_ids``, ``attention_mask`` and ``labels`` [B, L], these ``label_ignore`` where nothing is to be learned;
         ConfigError for an empty batch, an unknown side, or a multiple below 1.
     """
     import torch

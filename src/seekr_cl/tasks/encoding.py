@@ -1,4 +1,4 @@
-"""Examples become tokens, with an exact border between what is shown and what is learnt."""
+"""Examples become tokens, with an exact border between what is shown and what is learned."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Shown:
 
     Attributes:
         text: All of it, before anything is cut.
-        learnt: Begin and end of what is learnt, in characters of ``text``.
+        learnt: Begin and end of what is learned, in characters of ``text``.
         encoded: Its tokens.
     """
 
@@ -65,7 +65,7 @@ class Encoder:
             max_prompt_length: The most tokens of the prompt; by default whatever ``max_length`` leaves.
             max_answer_length: The most tokens of the completion without EOS. ``"merged"`` only adds it to
                 ``max_prompt_length``: together they are the most tokens of one example.
-            chat: How conversations are rendered and which of their turns are learnt.
+            chat: How conversations are rendered and which of their turns are learned.
 
         Raises:
             ConfigError: An unknown boundary, or lengths that are not whole numbers above zero or contradict each other.
@@ -159,7 +159,7 @@ class Encoder:
             return Shown(text, ((begin, len(text)),), encoded)
         if example.messages is not None:
             rendered = self._taught(example)
-            # Of answers that were cut on the left nothing is learnt.
+            # Of answers that were cut on the left nothing is learned.
             return Shown(rendered.text, rendered.learnt[-len(encoded.spans) :], encoded)
         prompt, completion = self.render(example)
         body = self._ids(prompt)
@@ -259,7 +259,7 @@ class Encoder:
         return Encoded(ids + answer, len(ids), cut)
 
     def _encode_turns(self, example: Example, rendered: Rendered) -> Encoded:
-        """A whole conversation; what is too long loses its left, and what nothing is learnt of on the right."""
+        """A whole conversation; what is too long loses its left, and what nothing is learned of on the right."""
         ids, spans = tokenised(self._tokenizer, rendered.text, rendered.learnt)
         where = _where(example)
         self._refuse_ends_within(example)
@@ -287,7 +287,7 @@ class Encoder:
         if not cut:
             learnt, start = tuple(spans), begin
         else:
-            # What is left of an answer that was cut has lost its question: it is shown and not learnt.
+            # What is left of an answer that was cut has lost its question: it is shown and not learned.
             whole = [(a - cut, b - cut) for a, b in spans if a >= len(front) + cut]
             ids, start, learnt = front + ids[len(front) + cut :], begin - cut, tuple(whole)
         if learnt == ((start, len(ids)),):

@@ -62,7 +62,7 @@ def example_from(row: Any, where: str, allow_empty: bool = False) -> Example:
 
 
 def example_of(reading: Reading, where: str, allow_empty: bool = False) -> Example:
-    """Check a record that has been recognised; see :func:`example_from`.
+    """Check a record that has been recognized; see :func:`example_from`.
 
     Args:
         reading: What it was read as.

@@ -1,4 +1,4 @@
-"""The shapes in which people keep their data, recognised by a record's keys and turned into one of two.
+"""The shapes in which people keep their data, recognized by a record's keys and turned into one of two.
 
 Whatever the format, what comes out is ``{prompt, completion}`` or ``{messages}``, with ``references``, ``tools`` and
 ``chat_template_kwargs`` beside them where the record has them.
@@ -106,7 +106,7 @@ def _conversational_pair(name: str, row: dict[str, Any], where: str, unused: tup
                 f"{where}: {key!r} must be a list of {{role, content}} too, not {kind_of(row[key])}: prompt and "
                 "completion are both messages or both strings"
             )
-    # What the prompt holds of the assistant is shown and not learnt.
+    # What the prompt holds of the assistant is shown and not learned.
     shown = [{**turn, WEIGHT: 0} if _is_assistant(turn) else turn for turn in row["prompt"]]
     return _with_system(Reading(name, {"messages": [*shown, *row[answer]], **_of(row, *_CHAT)}, unused), where)
 

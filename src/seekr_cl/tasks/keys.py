@@ -45,7 +45,7 @@ _INSTEAD = {
     ),
     **dict.fromkeys(("function_call", "tool_calls"), "write it as 'tool_calls' of the assistant's message"),
 }
-"""Keys that say what is shown or learnt, and what to do where a format has no use for them."""
+"""Keys that say what is shown or learned, and what to do where a format has no use for them."""
 
 _CHAT_INSTEAD = {
     "functions": "write them as 'tools'",
@@ -74,7 +74,7 @@ def check_keys(row: Mapping[Any, Any], known: tuple[str, ...], where: str, name:
         name: The format's name.
 
     Raises:
-        DataError: One of them would change what is shown or learnt, or is one letter away from a key that has a use.
+        DataError: One of them would change what is shown or learned, or is one letter away from a key that has a use.
     """
     unused = []
     for key in row:
@@ -99,7 +99,7 @@ def _refuse_meaning(row: Mapping[Any, Any], key: str, known: tuple[str, ...], wh
 
 
 def check_turn(turn: Mapping[Any, Any], where: str) -> None:
-    """Refuses keys of a message that say what is shown or learnt and that nothing would come of.
+    """Refuses keys of a message that say what is shown or learned and that nothing would come of.
 
     Any other key is the chat template's to read.
 
@@ -123,7 +123,7 @@ def _is_neutral(key: str, value: Any) -> bool:
 
 
 def _slip(key: str, known: tuple[str, ...], present: Mapping[Any, Any]) -> str | None:
-    """The absent key that this one is a slip of the hand from: short words have too many neighbours."""
+    """The absent key that this one is a slip of the hand from: short words have too many neighbors."""
     least = min(
         ((OSA.distance(key.lower(), one), one) for one in known if len(one) > 4 and one not in present),
         default=(9, ""),

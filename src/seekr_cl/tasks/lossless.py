@@ -25,7 +25,7 @@ class TextGuard:
         self._warned = False
 
     def check_answer(self, text: str, ids: list[int], where: str) -> None:
-        """Refuses an answer of which something would not be learnt, or that ends before its end.
+        """Refuses an answer of which something would not be learned, or that ends before its end.
 
         Args:
             text: The answer.
@@ -48,7 +48,7 @@ class TextGuard:
             )
 
     def check_learnt(self, text: str, ids: list[int], where: str) -> None:
-        """Refuses a text to be learnt of which some characters have no tokens.
+        """Refuses a text to be learned of which some characters have no tokens.
 
         Raises:
             DataError: naming them.
@@ -71,7 +71,7 @@ class TextGuard:
             )
 
     def as_read(self, text: str) -> str:
-        """A reference as the tokenizer writes it, normalised or in lower case: no model can write it otherwise."""
+        """A reference as the tokenizer writes it, normalized or in lower case: no model can write it otherwise."""
         ids = self._ids(text)
         if self._unknown in ids:
             return text
@@ -106,11 +106,11 @@ class TextGuard:
         return "".join(dict.fromkeys(parts)).strip()
 
     def _vanishes(self, char: str) -> bool:
-        # Between letters, for what stands alone may be tokenised by other rules.
+        # Between letters, for what stands alone may be tokenized by other rules.
         covered = self._backend.encode(f"a{char}a", add_special_tokens=False).offsets
         return not any(begin <= 1 < end for begin, end in covered) and not self._ids(char)
 
 
 def _counts(char: str) -> bool:
-    """Whether a text is another without the character: spaces, accents on letters and controls may be normalised."""
+    """Whether a text is another without the character: spaces, accents on letters and controls may be normalized."""
     return unicodedata.category(char)[0] not in "ZMC"

@@ -30,7 +30,7 @@ def messages_from(value: Any, where: str, allow_empty: bool = False) -> tuple[di
 
     Raises:
         DataError: No list of messages, one without role or content, a part that is not text, a last message that is
-            not the assistant's, or nothing that may be learnt.
+            not the assistant's, or nothing that may be learned.
     """
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: 'messages' must be a list of {{role, content}}, not {kind_of(value)}")

@@ -10,7 +10,7 @@ from seekr_cl.tasks.collate import Spans
 def tokenised(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], Spans]:
     """Tokens of a text without special tokens around it, and begin and end of some runs of characters in tokens.
 
-    Where a token would reach over the beginning or the end of a run, the text is tokenised in two parts there, as it is
+    Where a token would reach over the beginning or the end of a run, the text is tokenized in two parts there, as it is
     when the model is asked: the prompt ends where the answer begins. A token that takes white space behind a run's end
     with it belongs to the run, since some end-of-turn tokens do.
 
@@ -51,7 +51,7 @@ def _around(offsets: list[tuple[int, int]], border: int) -> list[tuple[int, int]
 
 
 def _in_parts(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], Spans]:
-    """Without offsets every run is tokenised by itself."""
+    """Without offsets every run is tokenized by itself."""
     ids: list[int] = []
     found = []
     former = 0

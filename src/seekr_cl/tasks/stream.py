@@ -1,4 +1,4 @@
-"""Tasks in the order in which they are learnt, from a YAML file or from code."""
+"""Tasks in the order in which they are learned, from a YAML file or from code."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

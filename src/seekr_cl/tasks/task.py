@@ -1,4 +1,4 @@
-"""A task: what is learnt in one go, what it is tested on, and how it is scored."""
+"""A task: what is learned in one go, what it is tested on, and how it is scored."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints of one task that is being learnt: directories of JSON and safetensors, valid as a whole or not at all.
+"""Checkpoints of one task that is being learned: directories of JSON and safetensors, valid as a whole or not at all.
 
     <place>/
       000007/                 the one before, as long as the newest is all there is beside it
@@ -107,7 +107,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """All checkpoints of one task that is being learnt.
+    """All checkpoints of one task that is being learned.
 
     Args:
         place: their folder; made by the first ``save``, removed by ``clear``.

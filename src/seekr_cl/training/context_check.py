@@ -95,7 +95,7 @@ def tests_encoder(
         tokenizer: its tokenizer.
         config: all settings.
         encoder: for this model as it is.
-        last: how many tasks are to be learnt; ``check_task`` has found room for each.
+        last: how many tasks are to be learned; ``check_task`` has found room for each.
     """
     context, virtual = context_length(model), _virtual(model, config, last)
     if not virtual or context is None:

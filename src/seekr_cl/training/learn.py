@@ -31,7 +31,7 @@ from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.following import followed
 from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
-from seekr_cl.training.places import check_places, places_of, refuse_overlap
+from seekr_cl.training.places import check_places, checkpoints_of, places_of, refuse_overlap
 from seekr_cl.training.probing import RETENTION
 from seekr_cl.training.run_identity import check_same_learning, task_identity
 from seekr_cl.training.task_progress import before_lost_model, open_memory, tidy_up
@@ -86,7 +86,7 @@ def learn(
     output = Path(output)
     if output.name in ("", ".."):  # what is beside a folder is found by its name
         output = Path(os.path.abspath(output))
-    saves = checkpoints or Checkpoints(output.parent / f"{output.name}.checkpoints")
+    saves = checkpoints or Checkpoints(checkpoints_of(output))
     place = memory.path if isinstance(memory, ReplayMemory) else Path(memory)
     require_open_files()
     collectives.on_main(lambda: refuse_overlap(place, output, saves.place))
@@ -176,7 +176,7 @@ def _finished(
     begun: Checkpoint | None,
     where: str,
 ) -> LearnResult | None:
-    """What was learnt, if the process was killed after everything had been written."""
+    """What was learned, if the process was killed after everything had been written."""
     if begun is not None and begun.state["identity"]["generation"] == store.generation:
         return None
     if not store.tasks or not (output / LOG).is_file():

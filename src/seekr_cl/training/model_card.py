@@ -1,4 +1,4 @@
-"""The model card of a model that was learned: data, lineage, method, settings, citation, the base's licence."""
+"""The model card of a model that was learned: data, lineage, method, settings, citation, the base's license."""
 
 import os
 from collections.abc import Mapping, Sequence

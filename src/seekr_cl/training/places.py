@@ -7,6 +7,13 @@ from typing import Any
 from seekr_cl.errors import ConfigError
 
 
+def checkpoints_of(output: Path) -> Path:
+    """Where a learning into ``output`` saves its state meanwhile."""
+    if output.name in ("", ".."):  # what is beside a folder is found by its name
+        output = Path(os.path.abspath(output))
+    return output.parent / f"{output.name}.checkpoints"
+
+
 def refuse_overlap(memory: Path, output: Path, checkpoints: Path) -> None:
     """Refuses folders of which one is, or lies in, another: what one of them replaces would be the other's.
 
@@ -60,7 +67,7 @@ def check_places(saved: dict[str, Any] | None, now: dict[str, Any], checkpoints:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one folder, however it is spelt; they need not exist."""
+    """Whether two paths are one folder, however it is spelled; they need not exist."""
     if one.resolve() == other.resolve():
         return True
     try:

@@ -10,7 +10,7 @@ from seekr_cl.config.rates import whole_rate
 from seekr_cl.tasks.keys import DataWarning
 
 _HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""Half the distance between two neighbouring numbers of a type, relative to the power of two below them."""
+"""Half the distance between two neighboring numbers of a type, relative to the power of two below them."""
 
 _SAMPLED = 1 << 16
 _COMPENSATED = ("anyprecision", "stable_adamw", "stochastic")

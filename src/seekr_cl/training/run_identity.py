@@ -105,17 +105,17 @@ def check_same_learning(saved: dict[str, Any], now: dict[str, Any], source: str)
                 "begun with; resume with the same data, or remove that folder to begin again"
             )
         raise ConfigError(
-            f"{source}: this was begun with another {_difference(key, before, value)}; resume with what it was begun "
+            f"{source}: this was begun with another {difference(key, before, value)}; resume with what it was begun "
             "with, or remove that folder to begin again"
         )
 
 
-def _difference(key: str, before: Any, now: Any) -> str:
-    """The innermost setting that differs, with both values where they are short."""
+def difference(key: str, before: Any, now: Any) -> str:
+    """The innermost setting that differs, by name, with both values where they are short."""
     if isinstance(before, dict) and isinstance(now, dict):
         for inner in now.keys() | before.keys():
             if before.get(inner) != now.get(inner):
-                return _difference(f"{key}.{inner}", before.get(inner), now.get(inner))
+                return difference(f"{key}.{inner}", before.get(inner), now.get(inner))
     name = {
         "model": "model",
         "tokenizer": "tokenizer",

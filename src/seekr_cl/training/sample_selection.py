@@ -50,7 +50,7 @@ def general_samples(
 
 
 def chooses_after_training(config: SeekrConfig) -> bool:
-    """Whether what is kept is chosen by the model that has learnt the task; what a method looks at before cannot be."""
+    """Whether what is kept is chosen by the model that has learned the task: what it looks at before cannot be."""
     looks_before = config.method.kind.before_task is not Method.before_task
     return config.replay.choice in AFTER_TRAINING and not looks_before
 

@@ -57,8 +57,8 @@ class TaskProgress:
 
     Args:
         saves: where checkpoints go.
-        identity: what is being learnt, for the check when it is resumed.
-        places: the folders it is learnt into, for the same check.
+        identity: what is being learned, for the check when it is resumed.
+        places: the folders it is learned into, for the same check.
         method: its state is saved and loaded here.
         begun: the checkpoint to go on from.
 
@@ -235,7 +235,7 @@ def before_lost_model(
     """The memory to learn with once more where it has gone on, its model is gone, and what both came from is there.
 
     Args:
-        task: name of the task that is to be learnt.
+        task: name of the task that is to be learned.
         fingerprint: of its data.
         store: the memory as it is.
         output: where the model would be.

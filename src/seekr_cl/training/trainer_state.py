@@ -25,7 +25,7 @@ def take_weights(model: nn.Module) -> Tensors:
     named = dict(model.named_parameters())
     everything = dict(model.named_parameters(remove_duplicate=False))
     weights: Tensors = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    # What a quantised layer adds to its state is neither a weight nor a buffer, and does not change.
+    # What a quantized layer adds to its state is neither a weight nor a buffer, and does not change.
     own = dict(model.named_buffers())
     buffers = {name: own[name] for name in model.state_dict() if name in own and name not in everything}
     return weights | buffers

@@ -78,16 +78,16 @@ def forward_rows(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Writes each row's log-normaliser, divergence, sum of pulls and, by teacher, what the backward needs of it.
+    """Writes each row's log-normalizer, divergence, sum of pulls and, by teacher, what the backward needs of it.
 
-    The divergence is summed relative to the running maxima, never as a difference of two log-normalisers: its rounding
+    The divergence is summed relative to the running maxima, never as a difference of two log-normalizers: its rounding
     is that of its own terms.
 
     A top-k row's rest, the student's mass on keys that the teacher did not keep, is 1 - kept. Its error reaches value
     and gradient times tail / rest, so where that ratio is large (the student is sure of keys the teacher was less sure
     of) a second pass sums the rest itself. Such rows are marked by a negative ``aux``.
 
-    Rows without weight get normalisers so high that they have no probabilities, and no gradient, later on.
+    Rows without weight get normalizers so high that they have no probabilities, and no gradient, later on.
     """
     pair = tl.program_id(1).to(tl.int64)
     # The last rows see the most keys; started first, they do not finish last.
@@ -175,7 +175,7 @@ def forward_rows(
             teacher_top = new_teacher_top
 
     total = tl.where(total > 0, total, 1.0)
-    # The log-normaliser relative to the keys' maximum, which the sum of cross terms refers to.
+    # The log-normalizer relative to the keys' maximum, which the sum of cross terms refers to.
     over = tl.log2(total)
     p_sink = tl.zeros([BM], tl.float32)
     if SINK:

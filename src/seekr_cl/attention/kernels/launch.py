@@ -37,9 +37,9 @@ class RowState:
     """What the forward pass leaves for the backward pass, in float32; scores are in units of log 2.
 
     Attributes:
-        lse_PR: log-normaliser.
+        lse_PR: log-normalizer.
         pull_PR: what the gradient multiplies the student's probabilities with.
-        aux_PR: the teacher's log-normaliser (factors), or tail over rest, negative where summed (top-k).
+        aux_PR: the teacher's log-normalizer (factors), or tail over rest, negative where summed (top-k).
         sink_PR: gradient of the sink's score before weights, if the model has sinks.
     """
 
@@ -268,7 +268,7 @@ def _teacher(target: RowTarget) -> dict[str, Any]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The same with neighbouring numbers in its last axis, as the kernels read them."""
+    """The same with neighboring numbers in its last axis, as the kernels read them."""
     tensor = tensor.detach()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 

@@ -2,7 +2,7 @@
 
 Such a task keeps the trained weights of its adapter in place of its samples' signals (``teacher: adapter``). They are
 asked in one more forward pass without gradient through the model that is being trained, with the old weights in the
-adapter's place; nothing of the answer is rounded or left out. How a task is kept was decided when it was learnt, so a
+adapter's place; nothing of the answer is rounded or left out. How a task is kept was decided when it was learned, so a
 batch may hold both kinds, and several adapters.
 
 Shapes: B batch, G samples of one task in it, L padded length, A answer positions, V vocabulary, P (sample, head) pairs,

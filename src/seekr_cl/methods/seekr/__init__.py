@@ -1,1 +1,1 @@
-"""SEEKR: the method, the scoring of heads and samples, learnt projections."""
+"""SEEKR: the method, the scoring of heads and samples, learned projections."""

@@ -155,7 +155,7 @@ class Seekr(Method):
         return extras
 
     def after_step(self, model: nn.Module) -> None:
-        """A step of the matrices that are learnt beside the model."""
+        """A step of the matrices that are learned beside the model."""
         if self._projections is not None:
             self._projections.step()
 

@@ -1,4 +1,4 @@
-"""Maps from what heads give now to what they gave, learnt beside the model while a task is trained (BFP).
+"""Maps from what heads give now to what they gave, learned beside the model while a task is trained (BFP).
 
 Gu et al., "Preserving Linear Separability in Continual Learning by Backward Feature Projection", CVPR 2023, arXiv
 2303.14595; what the paper leaves open is as in github.com/rvl-lab-utoronto/BFP: maps begin anew with each task, at

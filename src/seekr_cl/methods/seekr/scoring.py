@@ -42,7 +42,7 @@ class Scored:
 
     Attributes:
         rows: ``{layer: rows of all heads}`` as ``encode`` made them.
-        sensitivity_NH: S of this sample alone, not normalised (eq. 7).
+        sensitivity_NH: S of this sample alone, not normalized (eq. 7).
         forgettability_NH: F of this sample alone (eq. 9).
     """
 
@@ -245,7 +245,7 @@ def measures_of_all(scored: Mapping[int, Scored], length: int) -> list[tuple[Ten
 
 
 def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """S~ [N, H], normalised within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9).
+    """S~ [N, H], normalized within each layer, and F [N, H], both averaged over the samples (eq. 7 and 9).
 
     Args:
         measures: S and F of each sample.
@@ -255,7 +255,7 @@ def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _loss(logits_NV: Tensor, sample: ReplaySample, first: int) -> Tensor:
-    """The mean cross entropy of a sample's learnt tokens, from its logits from ``first`` on."""
+    """The mean cross entropy of a sample's learned tokens, from its logits from ``first`` on."""
     labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
     return causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device))
 

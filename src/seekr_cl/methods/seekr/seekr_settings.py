@@ -29,7 +29,7 @@ class SeekrSettings(LogitSettings):
             relations (MiniLMv2), the heads' outputs as ``hidden`` states (AFC), or the ``relations`` between a sample's
             outputs by their distances (RKD). The choice of heads looks at attention whatever the target.
         projection: under ``target: hidden``, outputs are held up to a matrix for each old task and head that is
-            learnt meanwhile (BFP) and begins as the ``identity`` or ``random`` (official code); ``none`` holds them as
+            learned meanwhile (BFP) and begins as the ``identity`` or ``random`` (official code); ``none`` holds them as
             they were.
         projection_rate: learning rate of these matrices.
         layer_budget: B_L.

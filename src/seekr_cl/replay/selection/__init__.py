@@ -30,7 +30,7 @@ BY_MODEL = ("herding", "loss")
 """Choices that run the model over every example."""
 
 AFTER_TRAINING = ("herding",)
-"""Choices that ask the model that has learnt the task, unless the method looks at the kept samples before that."""
+"""Choices that ask the model that has learned the task, unless the method looks at the kept samples before that."""
 
 __all__ = [
     "AFTER_TRAINING",

@@ -1,4 +1,4 @@
-"""Choices that ask the model: its features once it has learnt the task, its loss before.
+"""Choices that ask the model: its features once it has learned the task, its loss before.
 
 Shapes: N examples, D hidden size.
 """
@@ -13,7 +13,7 @@ def by_herding(candidates: Candidates) -> list[int]:
     """Examples whose mean feature stays closest to the mean of all of them, one after the other.
 
     Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017, arXiv 1611.07725,
-    algorithm 4, which comes after the task's training: the features are those of the model that has learnt it (under
+    algorithm 4, which comes after the task's training: the features are those of the model that has learned it (under
     ``seekr``, which has to look at the kept samples before training, of the model before the task). A feature is the
     last hidden state, averaged over the example's tokens and scaled to length one.
     """
@@ -46,7 +46,7 @@ def herd(features_ND: Tensor, count: int) -> list[int]:
 
 
 def by_loss(candidates: Candidates) -> list[int]:
-    """Examples that surprise the model most: the highest mean loss on the completion, before the task is learnt.
+    """Examples that surprise the model most: the highest mean loss on the completion, before the task is learned.
 
     Surprise as a criterion: Sun et al., "Information-theoretic Online Memory Selection for Continual Learning", ICLR
     2022, arXiv 2204.04763. The highest losses are often wrong labels, which this choice then replays.

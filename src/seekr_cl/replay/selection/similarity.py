@@ -1,4 +1,4 @@
-"""How much of each old task is replayed while a new one is learnt.
+"""How much of each old task is replayed while a new one is learned.
 
 Shapes: N and M samples of two tasks, D hidden size.
 """

@@ -1,6 +1,6 @@
 """Charts as inline SVG: lines, stacked areas and bars, points with intervals.
 
-Colours are CSS classes (``c0`` ...), so that one stylesheet serves light, dark and print; what a colour says is also
+Colours are CSS classes (``c0`` ...), so that one stylesheet serves light, dark and print; what a color says is also
 said by a dash, a marker or a label beside it. Every chart has a title and a description for who does not see it.
 """
 
@@ -171,7 +171,7 @@ def path(points: Sequence[tuple[float, float | None]], x: Axis, y: Axis) -> str:
 
 
 def curve(series: Series, number: int, x: Axis, y: Axis, markers: bool) -> list[Markup]:
-    """One line in its colour, its band behind it."""
+    """One line in its color, its band behind it."""
     parts = []
     known = [(at, band) for (at, _), band in zip(series.points, series.band) if band is not None]
     if len(known) > 1:
@@ -198,7 +198,7 @@ def curve(series: Series, number: int, x: Axis, y: Axis, markers: bool) -> list[
 
 
 def legend(names: Sequence[str], kind: str = "line") -> Markup:
-    """What the colours mean, as a list beside the chart."""
+    """What the colors mean, as a list beside the chart."""
     items = Markup("").join(
         Markup('<li><svg viewBox="0 0 26 10" width="26" height="10" aria-hidden="true">{}</svg>{}</li>').format(
             Markup('<path d="M1 5H25" class="line c{}" stroke-dasharray="{}"/>').format(

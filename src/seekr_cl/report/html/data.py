@@ -50,7 +50,7 @@ class Stage:
     """One evaluation of a run.
 
     Attributes:
-        name: of the task learnt before it; "base" for the first.
+        name: of the task learned before it; "base" for the first.
         scores: by task and probe.
         intervals: 95% intervals by task and probe, where known.
         seconds: of training before it.
@@ -108,7 +108,7 @@ class Memory:
         tasks: ``{task: {kind: bytes}}``.
         shared: bytes that are no task's: importance, a method's state, manifests.
         samples: by task, how many.
-        lineage: generations in order: label, learnt, written, samples, bytes, model, method.
+        lineage: generations in order: label, learned, written, samples, bytes, model, method.
         total: bytes of the current generation.
     """
 

@@ -1,43 +1,18 @@
 """Which answers were gained and lost between two stages, from their predictions."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError
+from seekr_cl.evaluation.prediction_files import read_rows
 from seekr_cl.report.html.data import Change, Changes
-from seekr_cl.system import reading
 from seekr_cl.system.visible import excerpt
 from seekr_cl.tasks.task import safe_name
 
 MOST = 240
 """Answers on one page; each task gets its share, and what it leaves free goes to the others."""
 _EQUAL = 1e-9
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """A predictions file.
-
-    Raises:
-        DataError: naming the file and line, if it is missing or damaged.
-    """
-    try:
-        content = reading.read_text(path, limit=None)
-        rows = [reading.parse_json(row) for row in content.split("\n")[:-1]]
-        for number, row in enumerate(rows, 1):
-            texts = row["prompt"], row["prediction"], *row["references"]
-            if not all(isinstance(one, str) for one in texts) or not isinstance(row["score"], int | float):
-                raise ValueError(f"line {number} holds no prediction")
-        return rows
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path.name}: no predictions of this library ({_said(error)})") from error
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or "not readable"
-    return f"invalid JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def changes_between(pairs: Sequence[tuple[str, Path, Path]], notes: list[str], about: str, most: int = MOST) -> Changes:
@@ -54,7 +29,7 @@ def changes_between(pairs: Sequence[tuple[str, Path, Path]], notes: list[str], a
     for task, before, after in pairs:
         name = f"{safe_name(task)}.jsonl"
         try:
-            first, last = read_predictions(before / name), read_predictions(after / name)
+            first, last = read_rows(before / name), read_rows(after / name)
         except DataError as error:
             notes.append(f"examples of task '{task}': {error}")
             continue

@@ -188,7 +188,7 @@ def _matrix(
 
 
 def _changes(folder: Path, matrix: ScoreMatrix, probes: list[str], notes: list[str]) -> Changes:
-    """Old tasks: right after learning against now; what was learnt and the probes: the base model against now."""
+    """Old tasks: right after learning against now; what was learned and the probes: the base model against now."""
     slugs = [safe_name(task) for task in matrix.tasks]
     names = ["all"] if matrix.joint else slugs
     places = [folder / "evaluations" / "00-base"]

@@ -22,6 +22,7 @@ from seekr_cl.report.html.heads import MEASURES
 from seekr_cl.report.verdict import KINDS, signed, span
 from seekr_cl.report.verdict_table import outcome_of
 from seekr_cl.system.files import write_bytes
+from seekr_cl.system.sizes import size
 from seekr_cl.system.visible import one_line, visible
 from seekr_cl.version import __version__
 
@@ -210,16 +211,6 @@ def _curves(run: RunData) -> list[Markup]:
         for number, (task, metric) in enumerate(named, 1)
         if any(task in stage.scores for stage in run.stages)
     ]
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in a unit that people read."""
-    value = float(num_bytes)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 @cache
