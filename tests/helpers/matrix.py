@@ -138,7 +138,8 @@ ROWS: dict[str, Row] = {
             "max_new_tokens": 0,
             "demonstration": "{prompt}",
         },
-        learns=0.95,
+        # A model of a few thousand weights says the same with and without a demonstration: there is nothing to learn.
+        learns=2.0,
         begins=0.01,
         first_task=True,
         # Draws from distributions that differ by rounding may differ.
