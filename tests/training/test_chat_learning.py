@@ -201,7 +201,7 @@ def test_inspect_shows_what_is_taught(base: Path, tmp_path: Path, capsys: pytest
     assert "[0+=]" not in said
     assert "truncated on the left" in said
     assert "\x1b" not in said
-    assert r"ab\x1b[31m?[c</s>]" in said
+    assert "ab⟨U+001B⟩[31m?[c</s>]" in said
 
 
 def test_inspect_refuses_in_one_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def followed(
     config: SeekrConfig,
     saves: Checkpoints,
 ) -> Iterator[Tracker]:
-    """The tracker of a learning: a run's, or one of its own, whose record ends up in the output.
+    """The tracker of a learning: a run's, or one of its own, whose record ends up in the output (``take_in``).
 
     Until then it lies beside the output, and stays there only with checkpoints to go on from.
 
@@ -92,10 +92,9 @@ def followed(
         if collectives.is_main() and not saves.any():
             _drop(output)
         raise
-    collectives.on_main(lambda: _take_in(output))
 
 
-def _take_in(output: Path) -> None:
+def take_in(output: Path) -> None:
     """The record goes to where the model is; where that fails, it stays and is still found."""
     if is_record(beside(output)):
         with suppress(OSError):

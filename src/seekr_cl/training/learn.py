@@ -28,7 +28,7 @@ from seekr_cl.tasks import Task
 from seekr_cl.training import phases
 from seekr_cl.training.adapting import load_configured, require_base
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
-from seekr_cl.training.following import followed
+from seekr_cl.training.following import followed, take_in
 from seekr_cl.training.given import as_tasks, require_config
 from seekr_cl.training.learning import LOG, Learning, LearnResult, name_of
 from seekr_cl.training.places import check_places, checkpoints_of, places_of, refuse_overlap
@@ -128,6 +128,7 @@ def _complete(output: Path, saves: Checkpoints, config: SeekrConfig, alone: bool
     """Model and memory are there: the model is its owner's now, unless a run will remove it when the next is there."""
     if alone or config.keep_models != "last":
         give_away(output)
+    take_in(output)
     tidy_up(saves)
 
 
