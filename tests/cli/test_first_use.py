@@ -176,7 +176,7 @@ def test_a_resumed_command_takes_the_batch_it_was_begun_with(world, seekr, tmp_p
     assert main([str(word) for word in again]) == 0
     other = seekr(*again, "learning_rate=0.5")
     assert other.code == 2
-    assert "another 'training': learning_rate (" in other.err
+    assert "another 'training': default_learning_rate (" in other.err
 
     words = world.learn(tmp_path)
     assert run_seekr(words, tmp_path, environment={"SEEKR_FAULT": "learn.model_saved:1"}).code == -9
