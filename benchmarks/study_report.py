@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,6 +13,7 @@ from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.evaluation.statistics import Answered, Tally
 from seekr_cl.report.comparison import RunRecord, compare, read_run
 from seekr_cl.report.comparison_plot import plot_runs
+from seekr_cl.system.sizes import size
 
 RESAMPLES = 4000
 
@@ -117,7 +117,7 @@ def _table(stage: Stage, done: dict[str, dict[int, RunRecord]]) -> list[str]:
             against,
             f"{mean(steps):.0f}",
             f"{mean(record.scores['seconds'] for record in records):.0f}",
-            _bytes(mean(record.scores["memory_bytes"] for record in records)),
+            size(mean(record.scores["memory_bytes"] for record in records)),
             *(f"{mean(final[task] for final in finals):.1f}" for task in tasks),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -133,14 +133,6 @@ def _spread(values: list[Any]) -> str:
     if not known:
         return "-"
     return f"{mean(known):.1f} ({min(known):.1f} to {max(known):.1f})" if len(known) > 1 else f"{known[0]:.1f}"
-
-
-def _bytes(count: float) -> str:
-    for unit, more in pairwise(("B", "kB", "MB", "GB")):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count, _ = count / 1000, more
-    return f"{count:.1f} GB"
 
 
 def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:

@@ -142,6 +142,27 @@ def build(
     return made
 
 
+def build_kind(kinds: Mapping[str, type[Kind]], value: Any, where: str, key: str, example: str) -> Kind:
+    """One of several groups, from its name or from a mapping with the name and settings.
+
+    Args:
+        kinds: the groups by name.
+        value: what the user set.
+        where: how messages call the setting.
+        key: under which a mapping has the name.
+        example: a mapping, for the message.
+
+    Raises:
+        ConfigError: for an unknown name or key, naming the nearest, or a value that cannot be.
+    """
+    given = dict(value) if isinstance(value, Mapping) else {key: value}
+    name = given.pop(key, None)
+    if not isinstance(name, str) or name not in kinds:
+        known = f"known: {', '.join(kinds)}; with settings: {example}"
+        raise ConfigError(f"{where}: {name!r} is unknown{nearest(str(name), kinds)} ({known})")
+    return build(kinds[name], given, where)
+
+
 def as_mapping(value: Any, kind: type[Settings], where: str) -> dict[str, Any]:
     """What a user set, given as a mapping, an object of the group, or nothing.
 

@@ -1,11 +1,9 @@
 """``average``: the weights that a task ends with are an average, under every method."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
-from seekr_cl.errors import ConfigError, nearest
-from seekr_cl.settings import Ge, Gt, Hint, Le, Lt, Settings, build
+from seekr_cl.settings import Ge, Gt, Hint, Le, Lt, Settings, build_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +73,7 @@ def read_average(value: Any) -> AverageSettings | None:
     """
     if value is None or isinstance(value, AverageSettings):
         return value
-    given = dict(value) if isinstance(value, Mapping) else {"kind": value}
-    kind = given.pop("kind", None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(
-            f"average: {kind!r} is unknown{nearest(str(kind), KINDS)} (known: {', '.join(KINDS)}; with settings: "
-            "{kind: sfa, beta: 0.5})"
-        )
-    return build(KINDS[kind], given, "average")
+    return build_kind(KINDS, value, "average", "kind", "{kind: sfa, beta: 0.5}")
 
 
 def as_json(settings: AverageSettings | None) -> dict[str, Any] | None:

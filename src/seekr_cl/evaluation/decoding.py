@@ -8,6 +8,7 @@ Shapes: B batch, L padded length.
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +31,12 @@ _FEWEST = 4
 """Of fewer rows none is let go: choosing the others' keys costs as much as it saves."""
 
 
-class Watch(LogitsProcessor):
+class Watch(LogitsProcessor, ABC):
     """Looks at each step's scores (B, V) and says which rows it has marked; the scores stay as they are."""
 
+    @abstractmethod
     def rows(self) -> list[int]:
         """Numbers of the rows in the batch."""
-        raise NotImplementedError
 
 
 class Decoder:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Context, Method, Paper, TaskResult
-from seekr_cl.methods.common.lora import AdapterSettings, attach, check_same_adapter, lora_layers, name_base, one_lora
+from seekr_cl.methods.common.lora import AdapterSettings, lora_layers, one_lora, own_adapter
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 
@@ -41,16 +41,8 @@ class SLAO(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        model: Any = context.model
-        later = self.goes_on_from(model)
-        if later:
-            check_same_adapter(settings, model.peft_config[ADAPTER])
-            model.enable_input_require_grads()
-        else:
-            config = settings.lora()
-            model = attach(model, config, context.seed)
-            name_base(config, model)
-        context.model = model
+        later = self.goes_on_from(context.model)
+        model = context.model = own_adapter(settings, context.model, later, context.seed)
         self._tasks = 0
         self._down = {name: cast(nn.Parameter, layer.lora_A[ADAPTER].weight) for name, layer in lora_layers(model)}
         self._up = {name: cast(nn.Parameter, layer.lora_B[ADAPTER].weight) for name, layer in lora_layers(model)}

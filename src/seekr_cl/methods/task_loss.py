@@ -8,15 +8,15 @@ Shapes: B batch, V vocabulary, N answer tokens of a batch, A answer tokens of an
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from seekr_cl.errors import ConfigError, nearest
-from seekr_cl.settings import Ge, Gt, Hint, Settings, build
+from seekr_cl.errors import ConfigError
+from seekr_cl.settings import Ge, Gt, Hint, Settings, build_kind
 
 EAFT_SCALE = 3.0
 """Nats by which EAFT divides an entropy: about that of 20 equally likely tokens, ln 20."""
@@ -171,14 +171,7 @@ def read_task_loss(value: Any) -> TaskLossSettings | None:
     """
     if value is None or isinstance(value, TaskLossSettings):
         return value
-    given = dict(value) if isinstance(value, Mapping) else {"name": value}
-    name = given.pop("name", None)
-    if not isinstance(name, str) or name not in KINDS:
-        raise ConfigError(
-            f"task_loss: {name!r} is unknown{nearest(str(name), KINDS)} (known: {', '.join(KINDS)}; with settings: "
-            "{name: stm, threshold: 2.5})"
-        )
-    return build(KINDS[name], given, "task_loss")
+    return build_kind(KINDS, value, "task_loss", "name", "{name: stm, threshold: 2.5}")
 
 
 def as_json(settings: TaskLossSettings | None) -> dict[str, Any] | None:

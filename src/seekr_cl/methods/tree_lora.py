@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from seekr_cl.errors import MemoryFormatError
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult
-from seekr_cl.methods.common.lora import AdapterSettings, attach, check_same_adapter, lora_layers, name_base, one_lora
+from seekr_cl.methods.common.lora import AdapterSettings, lora_layers, one_lora, own_adapter
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 from seekr_cl.settings import Ge, Hint
@@ -102,14 +102,7 @@ class TreeLora(Method):
 
     def __init__(self, settings: Any, context: Context) -> None:
         super().__init__(settings, context)
-        model: Any = context.model
-        if self.goes_on_from(model):
-            check_same_adapter(settings, model.peft_config[ADAPTER])
-            model.enable_input_require_grads()
-        else:
-            config = settings.lora()
-            model = attach(model, config, context.seed)
-            name_base(config, model)
+        model = own_adapter(settings, context.model, self.goes_on_from(context.model), context.seed)
         context.model = model
         self._down = {name: cast(nn.Parameter, layer.lora_A[ADAPTER].weight) for name, layer in lora_layers(model)}
         tensors, content = context.previous_state or ({}, {"tasks": 0})

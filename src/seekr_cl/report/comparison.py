@@ -22,7 +22,7 @@ from seekr_cl.evaluation.statistics import (
 from seekr_cl.renamed import as_named_now
 from seekr_cl.report.comparable import differences
 from seekr_cl.report.measures import measures_of
-from seekr_cl.system import reading
+from seekr_cl.report.own_files import read_own
 
 AGGREGATES = ("op", "bwt", "bwt_over_n", "forgetting", "fwt", "plasticity")
 
@@ -258,10 +258,4 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = reading.read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
-    return as_named_now(content)
+    return as_named_now(read_own(path))

@@ -9,9 +9,9 @@ from seekr_cl.evaluation.change import paired_change, read_predictions, unpaired
 from seekr_cl.evaluation.general import computed_otherwise
 from seekr_cl.evaluation.statistics import RESAMPLES
 from seekr_cl.renamed import as_named_now
+from seekr_cl.report.own_files import read_own
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Line, Verdict
 from seekr_cl.report.verdicts import Compared, mean_change, more_of, require_known
-from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
 SCORES = "scores.json"
@@ -129,7 +129,7 @@ def _tasks(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file() and (folder / GENERAL).is_file():
         return {"tasks": {}, "evaluation": {}}
-    content = _read(path)
+    content = read_own(path, "evaluate")
     tasks = content.get("tasks")
     if not isinstance(tasks, dict):
         if "matrix" in content:
@@ -170,7 +170,7 @@ def _general(
         raise DataError(f"{after}: has no {GENERAL}, which {before} has; evaluate with --general there too")
     if not all((folder / GENERAL).is_file() for folder in (before, after)):
         return [], []
-    earlier, later = _read(before / GENERAL), _read(after / GENERAL)
+    earlier, later = read_own(before / GENERAL, "evaluate"), read_own(after / GENERAL, "evaluate")
     other = [key for key in _ALIKE if earlier.get(key) != later.get(key)]
     if other:
         raise DataError(f"{after / GENERAL}: general ability was evaluated with another '{other[0]}'; evaluate alike")
@@ -235,13 +235,3 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "examples": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
 }
 """What a benchmark must say of itself."""
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = reading.read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr evaluate") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr evaluate")
-    return content

@@ -8,8 +8,8 @@ from seekr_cl.errors import ConfigError, DataError, nearest
 from seekr_cl.evaluation.change import FEW, Change, Predictions, format_change, paired_change, read_predictions
 from seekr_cl.evaluation.scores import ScoreMatrix
 from seekr_cl.evaluation.statistics import RESAMPLES, Interval, Tally, paired_interval
+from seekr_cl.report.own_files import read_own
 from seekr_cl.report.verdict import CONFIDENCE, MAX_DROP, Cost, Line, Verdict
-from seekr_cl.system import reading
 from seekr_cl.tasks.task import safe_name
 
 Compared = tuple[Tally, Tally, Change]
@@ -160,12 +160,7 @@ def _sum(tasks: list[dict[str, Any]], key: str) -> int | None:
 
 
 def _read_scores(path: Path) -> dict[str, Any]:
-    try:
-        content = reading.read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); name the --output folder of a seekr run") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a file of this library; name the --output folder of a seekr run")
+    content = read_own(path)
     if "matrix" not in content and isinstance(content.get("tasks"), dict):
         raise DataError(f"{path.parent}: is an evaluation, not a run; give two of them with --before and --after")
     return content

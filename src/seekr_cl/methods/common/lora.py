@@ -94,6 +94,28 @@ def name_base(config: PeftConfig, model: Any) -> None:
     config.base_model_name_or_path = os.path.abspath(place) if Path(place).exists() else place
 
 
+def own_adapter(settings: AdapterSettings, model: Any, goes_on: bool, seed: int) -> Any:
+    """The model with a method's one adapter: the one that it comes with, or a fresh one.
+
+    Args:
+        settings: of the adapter.
+        model: that is learned on.
+        goes_on: whether it comes with the method's adapter.
+        seed: of a fresh one.
+
+    Raises:
+        ConfigError: if it comes with another adapter than the settings say.
+    """
+    if goes_on:
+        check_same_adapter(settings, model.peft_config[ADAPTER])
+        model.enable_input_require_grads()
+        return model
+    config = settings.lora()
+    wrapped = attach(model, config, seed)
+    name_base(config, wrapped)
+    return wrapped
+
+
 def merged(wrapped: Any) -> PreTrainedModel:
     """The plain model with the adapters added into its weights; all of these can be trained again."""
     wrapped.disable_input_require_grads()
