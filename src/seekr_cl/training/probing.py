@@ -22,7 +22,7 @@ from seekr_cl.memory import LogitSignal, ReplayMemory
 from seekr_cl.methods.answers import label_losses, predicting
 from seekr_cl.methods.base import Batch, ask
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_sum
-from seekr_cl.methods.common.sample_passes import padded, similar_batches
+from seekr_cl.methods.common.sample_passes import run_unmasked, sample_batch, similar_batches
 from seekr_cl.tasks import Encoded, Encoder, Task
 from seekr_cl.tasks.collate import IGNORE, Spans
 
@@ -160,43 +160,33 @@ def answer_distributions(model: Any, probe: Probe) -> tuple[Tensor, Tensor, Tens
 @torch.no_grad()
 def _ask(model: Any, probes: Sequence[Probe], with_signals: bool) -> Tensor:
     """For each probe [B, 3]: mean log-likelihood, whether greedy decoding gives the answer, KL from its teacher."""
-    ids_BL = padded([one.ids_L for one in probes]).to(model.device)
-    length, labels_BL = ids_BL.shape[1], torch.full_like(ids_BL, IGNORE)
+    batch = sample_batch(model, [one.ids_L for one in probes], [one.spans for one in probes])
+    labels_BL = batch["labels"]
     signals: dict[int, Batch] = {}
     for row, one in enumerate(probes):
-        for begin, end in one.spans:
-            labels_BL[row, begin:end] = ids_BL[row, begin:end]
         if with_signals and one.logits is not None and len(one.logits.position_A):
-            found = LogitSignal.collate([one.logits], [row * length])
-            signals[row] = {name: part if part is None else part.to(ids_BL.device) for name, part in found.items()}
+            found = LogitSignal.collate([one.logits], [row * labels_BL.shape[1]])
+            signals[row] = {name: part if part is None else part.to(labels_BL.device) for name, part in found.items()}
     # The first token of all is predicted from nothing.
     keep_BL = predicting(labels_BL)
-    for one in signals.values():
-        keep_BL.view(-1)[one["position"][one["real"]]] = True
+    for signal in signals.values():
+        keep_BL.view(-1)[signal["position"][signal["real"]]] = True
     moved_B = torch.full((len(probes),), math.nan, dtype=torch.float64)
     for row in signals:
         moved_B[row] = 0.0
 
     def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
-        for row, one in signals.items():
-            moved_B[row] += float(distil_sum(logits_CV, place_C, one, LogitSettings())) / int(one["real"].sum())
+        for row, signal in signals.items():
+            moved_B[row] += float(distil_sum(logits_CV, place_C, signal, LogitSettings())) / int(signal["real"].sum())
         next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
         same_C = (logits_CV.argmax(-1) == next_C) | (next_C == IGNORE)
         return [label_losses(logits_CV, place_C, labels_BL), same_C.float()]
 
-    batch: Batch = {"input_ids": ids_BL}
-    if getattr(model, "query_conditioned", False):
-        batch["query_mask"] = torch.arange(length, device=ids_BL.device)[None] < probes[0].spans[0][0]
-    loss_N, same_N = (value_N.double().cpu() for value_N in ask(model, batch, keep_BL, values, _run))
+    loss_N, same_N = (value_N.double().cpu() for value_N in ask(model, batch, keep_BL, values, run_unmasked))
     row_N = keep_BL.nonzero()[:, 0].cpu()
     loss_B = torch.zeros_like(moved_B).index_add_(0, row_N, loss_N)
     wrong_B = torch.zeros_like(moved_B).index_add_(0, row_N, 1 - same_N)
     return torch.stack([-loss_B / predicting(labels_BL).sum(1).cpu(), wrong_B == 0, moved_B], dim=1)
-
-
-def _run(model: Any, batch: Batch) -> Any:
-    """Padding stands on the right, where no token before it sees it, so that there is no mask."""
-    return model(use_cache=False, **batch)
 
 
 def _fitting(examples: Sequence[Any], encoder: Encoder, count: int) -> list[Encoded]:

@@ -44,7 +44,9 @@ def label_and_divergence_terms(
     return weighted_term(loss, batch, label), LossTerm(mean, weight, count)
 
 
-def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor], Tensor]:
+def later_logits(
+    model: Any, batch: Batch, keep_BL: Tensor, call: Callable[[Any, Batch], Any] = run
+) -> Callable[[Tensor], Tensor]:
     """Runs a model that no engine has wrapped; what comes back gives the logits [C, V] of some kept places.
 
     Many are made when they are asked for, so that they never exist at once.
@@ -52,7 +54,7 @@ def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor]
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
     head.asked, head.held = (place_N, keep_BL.shape[1], None), None
     try:
-        said, held = run(model, batch).logits, head.held
+        said, held = call(model, batch).logits, head.held
     finally:
         head.asked = head.held = None
     if said.dim() == 3:
