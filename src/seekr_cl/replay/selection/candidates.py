@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.methods.common.sample_passes import PASS_TOKENS, logits_from, losses_of, padded, similar_batches
+from seekr_cl.methods.common.sample_passes import PASS_TOKENS, SamplePass, losses_of, padded, similar_batches
 from seekr_cl.tasks import Encoded
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -68,7 +68,7 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
             if hasattr(model, "ask"):
                 # Adapters that are weighted by the query have to be told which tokens it is.
                 model.ask(padded(batch).to(model.device), None, None)  # type: ignore[operator]
-            logits_from(bare, batch, [max(map(len, batch)) - 1] * len(batch))
+            SamplePass(bare, batch, [len(one) - 1 for one in batch])
             for place, row_LD in zip(places, hidden.pop()):
                 # Virtual tokens of a prompt, if there are any, count as the example's own.
                 own = len(row_LD) - max(map(len, batch)) + len(ids[place])
