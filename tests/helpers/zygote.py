@@ -229,6 +229,8 @@ def _child(request: dict[str, Any], handles: list[int]) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         tempfile.tempdir = None
+        # What a shell starts in the background ignores it, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # An interpreter's own is drawn when it is imported; processes with the same would agree too easily.
         import_module("numpy").random.seed()
         paths = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), *request.get("path", ())]
