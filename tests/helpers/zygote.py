@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -242,6 +243,12 @@ def command(words: list[str]) -> int:
 
     sys.argv = ["seekr", *words]
     return main(words)
+
+
+def impatient_command(words: list[str]) -> int:
+    """The same of one of several processes, which does not wait long for what the others may have to say."""
+    import_module("seekr_cl.distributed.collectives")._PATIENCE = timedelta(seconds=1)
+    return command(words)
 
 
 def command_without_rights(words: list[str]) -> int:
