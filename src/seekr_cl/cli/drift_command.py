@@ -50,7 +50,12 @@ def drift_command(given: Any) -> None:
     for told in left_out:
         warnings.warn(f"drift: {told}; they are left out", DataWarning, stacklevel=2)
     content: dict[str, Any] = {"model": given.model, "base": given.base, "previous": given.previous}
-    content |= {"memory": given.memory, "dtype": given.dtype, "kl": drift(model, references, groups), "left_out": left_out}
+    content |= {
+        "memory": given.memory,
+        "dtype": given.dtype,
+        "kl": drift(model, references, groups),
+        "left_out": left_out,
+    }
     content["text"] = None
     if given.text:
         contexts = [length for one in every.values() if (length := context_length(one)) is not None]

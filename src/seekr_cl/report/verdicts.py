@@ -87,7 +87,7 @@ def of_run(
             continue
         # Left out, what was lost of it would pass unseen.
         notes.append(
-            f"probe '{probe}': {len(values)} scores where the run has {len(stages)}, so nothing says whether it was kept; "
+            f"probe '{probe}': {len(values)} scores for {len(stages)} models, so nothing says whether it was kept; "
             "run the stream again"
         )
         first, allowed = values[0] if values else None, drops.get(probe, max_drop)
