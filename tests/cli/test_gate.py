@@ -62,6 +62,15 @@ def test_json_and_junit_say_the_same(gate, tmp_path):
     assert suite[1].get("name") == "new�line <&>"
 
 
+def test_predictions_that_are_gone_are_not_left_out(tmp_path, capsys):
+    for name in "ab":
+        path = make_evaluation(tmp_path / name, {"a": KEPT[0]}) / "a.jsonl"
+        path.write_bytes(path.read_bytes()[:-9])
+    assert main(["gate", "--before", str(tmp_path / "a"), "--after", str(tmp_path / "b")]) == 2
+    assert "a.jsonl: 399 predictions, where" in (said := capsys.readouterr().err)
+    assert "400 examples" in said
+
+
 def test_a_run_is_judged_by_its_last_model(tmp_path, capsys):
     kept = make_run(tmp_path / "kept", "seekr", 0, 0.9, [task(name, 100) for name in "ab"])
     fell = make_run(tmp_path / "fell", "seqft", 0, 0.1, [task(name, 100) for name in "ab"])

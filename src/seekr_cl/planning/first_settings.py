@@ -15,8 +15,8 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.models.peft_adapters import LORA
 from seekr_cl.planning.fit import ROOM, choose, need
 from seekr_cl.planning.shape import ModelShape, adapter_size
-from seekr_cl.planning.show import size
 from seekr_cl.system.machine import Machine
+from seekr_cl.system.sizes import size
 from seekr_cl.tasks import Task
 
 LARGE = 3e9
