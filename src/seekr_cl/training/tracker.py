@@ -35,6 +35,7 @@ class Tracker:
         state: what the events so far add up to.
         number: which stage of a run is going on, from 1.
         logs: folder for the files of TensorBoard, where it is asked for.
+        settings: what was last said of learning rate, precision and batch.
     """
 
     def __init__(self, mode: str = "none") -> None:
@@ -42,6 +43,7 @@ class Tracker:
         self.state = RunState()
         self.number = 0
         self.logs: Path | None = None
+        self.settings = ""
         self._path: Path | None = None
         self._at_training: Path | None = None
         self._waiting: list[dict[str, Any]] | None = []
