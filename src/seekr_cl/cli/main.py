@@ -345,6 +345,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
+            parser.prog = f"{parser.prog} {given.command}"  # whose help has what can be written
             parser.error(f"unrecognized argument: {word}{_as_setting(word, given)}")
     if rest:
         given.overrides = rest

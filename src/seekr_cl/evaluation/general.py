@@ -137,7 +137,11 @@ def evaluate_general(
                     )
             except ModelError:
                 raise
-            except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
+            except ModuleNotFoundError as error:
+                raise DataError(
+                    f"--general: {name} needs the package {error.name}; pip install 'seekr-cl[general]'"
+                ) from error
+            except (OSError, ValueError, LookupError, AssertionError, ImportError) as error:
                 raise DataError(
                     f"--general: {name} cannot be evaluated ({first_line(error)}); without a network, name a folder "
                     "of local data after --general"
