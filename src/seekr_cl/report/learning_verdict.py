@@ -87,7 +87,7 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
             "view; tests say more: seekr evaluate --before"
         )
     else:
-        notes.append("old tasks: the memory has no samples of any, so nothing says what was lost of them")
+        notes.append("old tasks: the memory has samples of none, as before a first task, so nothing is said of any")
     new = {line.more["source"] for line in lines if line.kind == "new"}
     notes += [f"new task: probed on its {_SOURCES[source]}" for source in sorted(new)]
     return lines, compared, notes
