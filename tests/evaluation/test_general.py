@@ -299,34 +299,14 @@ def test_benchmarks_by_name():
             listed(wrong)
 
 
-def test_ifeval_on_rows_at_hand(tmp_path, monkeypatch):
-    """The harness's own IFEval, data set and all, from a folder that stands where the Hub's would be."""
-    rows = [
-        {"key": 1, "prompt": "Write ab.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
-        {"key": 2, "prompt": "Say it.", "instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["zz9"]}]},
-    ]
-    (tmp_path / "google" / "IFEval").mkdir(parents=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "google" / "IFEval" / "train.jsonl").write_text(lines)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    # Where there is no network the harness only says so; the rows above need no sentences.
-    monkeypatch.setattr("nltk.download", lambda *_: False)
-    model, tokenizer = random_model("llama")
-    model.config.max_position_embeddings = 2048  # the harness wants room for 1280 new tokens,
-    torch.nn.init.zeros_(model.model.norm.weight)  # and this model ends at the first, which follows no instruction
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
-    found = evaluate_general(model, tokenizer, 2, names=["ifeval"])["tasks"]["ifeval"]
-    assert (found["metric"], found["shots"], found["examples"]) == ("prompt_level_strict_acc,none", 0, 2)
-    assert found["score"] == 0
-
-
-def test_a_package_of_one_benchmark_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "langdetect", None)
-    for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(DataError, match="ifeval needs the package langdetect; pip install") as caught:
-        evaluate_general(*random_model("llama"), 2, names=["ifeval"])
+def test_a_package_of_one_benchmark_is_named(tmp_path, monkeypatch):
+    """As IFEval's langdetect is, which the harness itself does not need; that is no matter of the network."""
+    write(tmp_path, "tydiqa", [{"prompt": "a =", "answer": "b"}])
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks.tydiqa.utils", None)
+    with pytest.raises(
+        DataError, match=r"tydiqa needs the package lm_eval\.tasks\.tydiqa\.utils; pip install"
+    ) as caught:
+        evaluate_general(*random_model("llama"), 2, tmp_path, names=["tydiqa"])
     assert "network" not in str(caught.value)
 
 
