@@ -135,7 +135,7 @@ def test_what_could_not_be_done_is_refused(tmp_path: Path, method: str, retentio
 
 
 def test_a_run_scores_tests_and_probes_only_if_asked(tmp_path: Path) -> None:
-    config = config_for("derpp", tmp_path)
+    config = config_for("derpp", tmp_path, retention={})
     assert (config.retention.count(evaluated=False), config.retention.count(evaluated=True)) == (32, 0)
     asked = config_for("derpp", tmp_path, retention={"probe_every": 5})
     assert asked.retention.count(evaluated=True) == 32
