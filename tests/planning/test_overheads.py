@@ -45,6 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sapt": ({"rank": 2, "query_size": 6}, {"replay": {"samples": 3, "every": 1}}),
     "tree_lora": ({"rank": 2}, {}),
     "slao": ({"rank": 2}, {}),
+    "inflora": ({"rank": 2, "input_samples": 3}, {}),
 }
 IN_RAM = ("_attention", "_distance_KN", "_count_KN", "_drawn")
 """What SAPT, TreeLoRA and DER++ keep off the device."""
@@ -121,6 +122,10 @@ def test_what_a_method_takes_is_what_a_real_run_takes(base, tmp_path, monkeypatc
     seen["written"] = written(tmp_path / f"m{len(EXAMPLES)}") if kind.adapters else 0
     seen["virtual"] = positions.widths[-1] - TOKENS
     plan = planned(base, config)
+    if kind.name == "inflora":
+        # How many directions the inputs have is known once they are there; the plan says the most.
+        assert 0 < seen["ram"] <= seen["carried"] < plan.overhead.carried == plan.overhead.ram
+        seen |= {"carried": plan.overhead.carried, "ram": plan.overhead.ram}
     assert seen == {key: value for key, value in asdict(plan.overhead).items() if key in seen}
     assert (seen["device"] == 0) == (name in ("seqft", "replay", "derpp", "derpp_mse"))
     steps = plan.steps

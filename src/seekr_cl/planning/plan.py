@@ -240,9 +240,9 @@ def _option(
         chosen = choose_heads(shape, settings)
         form = "outputs" if keeps_outputs(settings) else settings.attention_signal
         layers, heads = chosen.layers, chosen.heads
-        queries = num_queries(settings, work.tokens)
+        queries = num_queries(settings, work.tokens, work.answer)
     replays = config.method.kind.replays
-    vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens) if replays else 0
+    vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens, work.answer) if replays else 0
     times = (official.logits + official.attention) / sample.stored
     total, held = sample.stored * sum(kept), sample.held * max(kept, default=0)
     return Option(form, dtype, layers, heads, queries, sample, total, held, vram, times)

@@ -76,12 +76,18 @@ def first_position(sample: ReplaySample) -> int:
     return max(0, sample.spans[0][0] - 1)
 
 
-def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
-    """The positions [A] of a sample whose output is distilled."""
-    labelled_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
-    position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
+def predicting_positions(sample: ReplaySample) -> Tensor:
+    """The positions [A] of a sample that predict the tokens it teaches."""
+    position_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans]) - 1
     # An answer without a prompt has no position before its first token.
     return position_A[position_A >= 0]
+
+
+def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
+    """The positions [A] of a sample whose output is distilled."""
+    if settings.logit_alignment == "label":
+        return torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
+    return predicting_positions(sample)
 
 
 def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
