@@ -8,6 +8,7 @@ from made_evaluations import fates, make_evaluation
 from made_runs import change, make_run, task
 
 from seekr_cl.cli.main import main
+from seekr_cl.report.verdict import Verdict
 from seekr_cl.system.files import write_json
 
 KEPT, LOST, FEW = fates(390, 2, 3, 5), fates(200, 60, 4, 136), fates(18, 0, 0, 2)
@@ -61,6 +62,15 @@ def test_json_and_junit_say_the_same(gate, tmp_path):
     assert suite[1].get("name") == "new�line <&>"
 
 
+def test_predictions_that_are_gone_are_not_left_out(tmp_path, capsys):
+    for name in "ab":
+        path = make_evaluation(tmp_path / name, {"a": KEPT[0]}) / "a.jsonl"
+        path.write_bytes(path.read_bytes()[:-9])
+    assert main(["gate", "--before", str(tmp_path / "a"), "--after", str(tmp_path / "b")]) == 2
+    assert "a.jsonl: 399 predictions, where" in (said := capsys.readouterr().err)
+    assert "400 examples" in said
+
+
 def test_a_run_is_judged_by_its_last_model(tmp_path, capsys):
     kept = make_run(tmp_path / "kept", "seekr", 0, 0.9, [task(name, 100) for name in "ab"])
     fell = make_run(tmp_path / "fell", "seqft", 0, 0.1, [task(name, 100) for name in "ab"])
@@ -70,6 +80,21 @@ def test_a_run_is_judged_by_its_last_model(tmp_path, capsys):
     one = make_run(tmp_path / "one", "seekr", 0, 0.9, [task(name, 100) for name in "ab"], stages=1)
     assert main(["gate", str(one)]) == 2
     assert "no old task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scores", [{"skill": [90.0, 80.0]}, {"skill": []}, {}, {"skill": [90.0] * 9}])
+def test_a_probe_without_all_its_scores_is_no_pass(tmp_path, capsys, scores):
+    run = make_run(tmp_path / "run", "seekr", 0, 0.9, [task(name, 100) for name in "ab"])
+    change(run / "scores.json", probes=scores, tests={name: {"metric": "exact_match"} for name in ("a", "b", "skill")})
+    assert main(["gate", str(run), "--max-drop", "30", "--json"]) == 3
+    content = json.loads(capsys.readouterr().out)
+    assert "skill" in content["decision"]
+    assert [line["outcome"] for line in content["lines"] if line["task"] == "skill"] == ["unsure"]
+    assert any("probe 'skill': " in note and "run the stream again" in note for note in content["notes"])
+    assert Verdict.from_json(content).sentence == content["sentence"]
+    assert main(["gate", str(run), "--max-drop", "30", "--junit", str(tmp_path / "x.xml")]) == 3
+    assert "gate: CANNOT SAY: skill (no answers to compare)" in capsys.readouterr().out
+    assert ElementTree.parse(tmp_path / "x.xml").getroot()[0].get("errors") == "1"
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,17 @@ def test_benchmarks_by_name():
             listed(wrong)
 
 
+def test_a_package_of_one_benchmark_is_named(tmp_path, monkeypatch):
+    """As IFEval's langdetect is, which the harness itself does not need; that is no matter of the network."""
+    write(tmp_path, "tydiqa", [{"prompt": "a =", "answer": "b"}])
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks.tydiqa.utils", None)
+    with pytest.raises(
+        DataError, match=r"tydiqa needs the package lm_eval\.tasks\.tydiqa\.utils; pip install"
+    ) as caught:
+        evaluate_general(*random_model("llama"), 2, tmp_path, names=["tydiqa"])
+    assert "network" not in str(caught.value)
+
+
 def test_a_list_that_cannot_be_evaluated_is_refused_before_a_model_is_loaded(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("group: x\n")
     (tmp_path / "local").mkdir()

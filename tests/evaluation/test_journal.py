@@ -7,9 +7,11 @@ import pytest
 from generating import random_model
 from zygote import run
 
-from seekr_cl.errors import ConfigError, DataError
+from seekr_cl.errors import ConfigError, DataError, OutputError
 from seekr_cl.evaluation import Place, TransformersEngine, answer_task, evaluate_task, score_task, write_predictions
 from seekr_cl.evaluation.journal import shard
+from seekr_cl.evaluation.prediction_files import read_rows
+from seekr_cl.runs.traces import _rows
 from seekr_cl.tasks import Encoder, Example, Task
 
 TASK = Task("t [x]*", [], test=[Example("ab" * (n % 7) + str(n), "c") for n in range(14)], max_new_tokens=5)
@@ -62,6 +64,37 @@ def test_it_goes_on_where_it_was(tmp_path, whole, cut):
     assert [row["prediction"] for row in score.predictions] == whole
     write_predictions(tmp_path, score)
     assert journals(tmp_path) == []
+
+
+def test_an_answer_that_lacks_its_newline_alone_counts(tmp_path, whole):
+    one, encoder = engine()
+    with pytest.raises(KeyboardInterrupt):
+        answer_task(one, TASK, encoder, stop(2), Place(tmp_path, "m"))
+    (path,) = journals(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(KeyboardInterrupt):
+        answer_task(one, TASK, encoder, stop(2), Place(tmp_path, "m"))  # what is there, and one batch more
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["index"] for row in rows[1:]}) == len(rows) - 1 == 6 + 3
+    assert answer_task(one, TASK, encoder, None, Place(tmp_path, "m")) == whole
+
+
+def test_predictions_are_read_to_their_last_line(tmp_path, whole):
+    """A line without its newline is one; of a torn one nothing is known, and then the rest is no evaluation."""
+    one, encoder = engine()
+    score = score_task(one, TASK, encoder, None, Place(tmp_path, "m"))
+    path = write_predictions(tmp_path, score)
+    content = path.read_bytes()
+    for cut, rows in ((0, 14), (1, 14), (2, 13), (9, 13)):
+        path.write_bytes(content[: len(content) - cut])
+        assert len(read_rows(path)) == rows
+        (tmp_path / "a.jsonl").write_bytes(path.read_bytes())
+        assert len(_rows(tmp_path / "a.jsonl")) == rows
+    path.write_bytes(content[:40] + content[60:])
+    with pytest.raises(DataError, match="no predictions"):
+        read_rows(path)
+    with pytest.raises(OutputError, match="line 1 is damaged"):
+        _rows(path)
 
 
 def test_answers_to_something_else_are_not_gone_on_with(tmp_path, whole):

@@ -36,6 +36,8 @@ def make_desk(folder: Path) -> Path:
         _write(folder / f"{name}_test.jsonl", rows[:3])
     turns = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": "here."}]
     _write(folder / "chats.jsonl", [{"messages": turns}] * 12)
+    for name in ("notes", "notes_test"):
+        _write(folder / f"{name}.jsonl", [{"messages": turns}] * 6)
     tasks = [
         {"name": name, "data": f"{name}.jsonl", "test": f"{name}_test.jsonl", "max_new_tokens": 4}
         for name in ("tickets", "invoices")

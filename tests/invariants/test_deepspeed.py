@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deep import needs_deepspeed, with_deepspeed
+from deep import SETTING, needs_deepspeed
 from killing import fingerprint
 from pair import Pair, learn_two, pair
 from test_processes import NEEDS_WHOLE, assert_same_outcome
@@ -35,8 +35,7 @@ def zero_pair(stage: int, folder: Path, first_seed: int = 1) -> AbstractContextM
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = folder / f"zero{stage}.json"
     config.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(auto, "auto")))
-    chosen = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "PYTHONPATH": with_deepspeed()}
-    return pair(setting=chosen, first_seed=first_seed, **chosen, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
+    return pair(setting=SETTING, first_seed=first_seed, **SETTING, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
 
 
 @pytest.fixture(scope="module")

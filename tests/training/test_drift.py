@@ -122,6 +122,26 @@ def test_a_model_of_no_numbers_has_not_stayed_where_it_was(learned: Path) -> Non
         weight.data.copy_(kept)
 
 
+def test_samples_longer_than_learned_positions(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What a model has no position for is left out by name; with nothing left there is nothing to compare."""
+    memory, tokens = learned / "memory", AutoTokenizer.from_pretrained(learned / "base")
+    lengths = [len(sample.ids_L) for task in ReplayMemory.open(memory).tasks for sample in task.samples]
+    for positions, code in ((max(lengths) + 4, 0), (max(lengths) - 1, 0), (min(lengths) - 1, 2)):
+        shape = GPT2Config(vocab_size=len(tokens), n_positions=positions, n_embd=8, n_layer=1, n_head=2)
+        folder = tmp_path / str(positions)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+        tokens.save_pretrained(folder)
+        words = ["--model", folder, "--base", folder, "--memory", memory, "--json", "--limit", 6]
+        assert main(["drift", *map(str, words)]) == code
+        printed = capsys.readouterr()
+        assert ("longer than the context of model" in printed.err) == (positions < max(lengths))
+        if code == 0:
+            found = json.loads(printed.out)
+            left = sum(length > positions for length in lengths)
+            assert sum(one["samples"] for one in found["kl"] if one["against"] == "base") == len(lengths) - left
+            assert len(found["left_out"]) == (left > 0)
+
+
 def test_noise_keeps_to_learned_positions() -> None:
     shape = GPT2Config(vocab_size=32, n_positions=12, n_embd=8, n_layer=1, n_head=2)
     model = GPT2LMHeadModel(shape).eval()

@@ -84,6 +84,35 @@ def test_an_interrupted_learning_is_not_begun_again_by_accident(
     same(tmp_path, whole)
 
 
+def test_what_a_machine_chose_is_taken_over_from_python(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``--resume`` does: a batch and a precision that are left open are those that it was begun with."""
+    chosen = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "bf16": True}
+    left_open = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "progress": "lines"}
+    with monkeypatch.context() as patch:
+        ask_after(patch, 4)
+        with pytest.raises(Stopped):
+            attempt(base, tmp_path, resume=False, **chosen)
+    with pytest.raises(ConfigError, match="another per_device_train_batch_size"):
+        attempt(base, tmp_path, **left_open | {"per_device_train_batch_size": 5})
+    capsys.readouterr()
+    learnt = attempt(base, tmp_path, **left_open)
+    said = capsys.readouterr().err
+    assert all(f"{key}={value}: what is resumed was begun with it" in said for key, value in chosen.items())
+    attempt(base, tmp_path / "whole", resume=False, **chosen)
+    same(tmp_path, tmp_path / "whole")
+    assert learnt.training["from"]["optim"] == "library"
+
+    task = reverse_task()
+    with monkeypatch.context() as patch:
+        ask_after(patch, 4)
+        with pytest.raises(Stopped):
+            run(str(base), [task], tmp_path / "run", config(tmp_path, **chosen))
+    run(str(base), [task], tmp_path / "run", config(tmp_path, **left_open), resume=True)
+    assert_same(weights(next((tmp_path / "run" / "models").iterdir())), weights(tmp_path / "whole" / "m1"))
+
+
 def test_skipped_batches_are_not_computed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(base, tmp_path, monkeypatch)
     seen: list[int] = []

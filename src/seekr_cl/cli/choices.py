@@ -11,14 +11,11 @@ from seekr_cl.planning import adapter_size
 from seekr_cl.planning.fit import Choice, choose, known_shape
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.runs.stream_run import LEDGER
-from seekr_cl.system import reading
 from seekr_cl.system.machine import Machine, this_machine
+from seekr_cl.training.as_begun import REASON, left_open, training_of
 from seekr_cl.training.checkpoint import STATE, Checkpoints
 from seekr_cl.training.places import checkpoints_of
 from seekr_cl.training.progress import console
-
-_OPEN = ("bf16", "per_device_train_batch_size", "gradient_accumulation_steps")
-"""What the machine decides where the user does not."""
 
 
 def fitted(
@@ -52,33 +49,20 @@ def fitted(
 
 
 def _as_begun(settings: Mapping[str, Any], draft: SeekrConfig, begun: Mapping[str, Any]) -> list[Choice]:
-    keys = [key for key in _OPEN if settings.get(key) is None and key in begun and begun[key] != getattr(draft, key)]
-    if draft.fp16:
-        # Not both; that the precision is another one is refused by its name.
-        keys = [key for key in keys if key != "bf16"]
-    return [Choice(key, begun[key], "what is resumed was begun with it") for key in keys]
+    values = left_open(draft, begun, lambda key: settings.get(key) is None)
+    return [Choice(key, value, REASON) for key, value in values.items()]
 
 
 def begun_run(output: str) -> Mapping[str, Any] | None:
     """Deciding settings of the run in a folder; ``None`` if there is none, or a damaged one, which is refused later."""
-    return _training(Path(output) / LEDGER)
+    return training_of(Path(output) / LEDGER)
 
 
 def begun_learning(output: str) -> Mapping[str, Any] | None:
     """The same of an interrupted learning into a folder, from its newest checkpoint that can be read."""
     saves = Checkpoints(checkpoints_of(Path(output)))
-    found = (_training(saves.path(number) / STATE, "identity") for number in reversed(saves.numbers()))
+    found = (training_of(saves.path(number) / STATE, "identity") for number in reversed(saves.numbers()))
     return next((one for one in found if one is not None), None)
-
-
-def _training(path: Path, *keys: str) -> Mapping[str, Any] | None:
-    try:
-        content = reading.read_json(path, bounded=False)
-        for key in (*keys, "training"):
-            content = content[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def trained_adapter(model: str, config: SeekrConfig, shape: ModelShape | None) -> int | None:

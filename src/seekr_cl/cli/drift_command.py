@@ -1,6 +1,7 @@
 """``seekr drift``: how far a model has moved from the base model and from the one before its last task."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from seekr_cl.models.context import context_length
 from seekr_cl.models.loading import load_model
 from seekr_cl.models.whole import token_rows
 from seekr_cl.report.verdict import KINDS
-from seekr_cl.runs.drift import DRIFT, Reference, compare_text, drift, prompt_groups, read_text, text_losses
+from seekr_cl.runs.drift import DRIFT, Reference, compare_text, drift, prompt_groups, read_text, text_losses, that_fit
 from seekr_cl.system import reading
 from seekr_cl.system.files import write_json
 from seekr_cl.system.paths import in_order
 from seekr_cl.system.visible import one_line
+from seekr_cl.tasks.keys import DataWarning
 from seekr_cl.training.probing import ProbeSet
 
 _OPTIONS = ("model", "base", "previous", "memory")
@@ -44,8 +46,17 @@ def drift_command(given: Any) -> None:
     ]
     every = {"model": model} | {one.name: one.model for one in references}
     _require_alike(every, groups)
+    groups, left_out = that_fit(groups, every)
+    for told in left_out:
+        warnings.warn(f"drift: {told}; they are left out", DataWarning, stacklevel=2)
     content: dict[str, Any] = {"model": given.model, "base": given.base, "previous": given.previous}
-    content |= {"memory": given.memory, "dtype": given.dtype, "kl": drift(model, references, groups), "text": None}
+    content |= {
+        "memory": given.memory,
+        "dtype": given.dtype,
+        "kl": drift(model, references, groups),
+        "left_out": left_out,
+    }
+    content["text"] = None
     if given.text:
         contexts = [length for one in every.values() if (length := context_length(one)) is not None]
         windows = read_text(Path(given.text), tokenizer, min(contexts, default=None), given.limit)

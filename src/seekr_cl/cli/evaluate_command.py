@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoTokenizer
 
+from seekr_cl.cli.evaluation_progress import Answered, shown
 from seekr_cl.cli.output import out
 from seekr_cl.cli.verdict_output import print_verdict
 from seekr_cl.config.chat import Asked, set_template
@@ -35,7 +36,15 @@ from seekr_cl.evaluation.general import (
     with_drift,
 )
 from seekr_cl.evaluation.speed import line
-from seekr_cl.evaluation.task_scoring import GENERAL, SCORES, read_scores, require_apart, score_into, scoring_hash
+from seekr_cl.evaluation.task_scoring import (
+    GENERAL,
+    SCORES,
+    Scored,
+    read_scores,
+    require_apart,
+    score_into,
+    scoring_hash,
+)
 from seekr_cl.memory import model_hash
 from seekr_cl.models.context import DEFAULT_LENGTH, context_length
 from seekr_cl.models.loading import load_model, require_free
@@ -51,6 +60,7 @@ from seekr_cl.system.stop_requests import raise_here_if_stop_requested
 from seekr_cl.system.visible import one_line
 from seekr_cl.tasks import Encoder, StreamSpec, Task
 from seekr_cl.training.fitting import NoEffectWarning
+from seekr_cl.training.tracker import Tracker
 
 _ROWS = 16
 """Prompts at a time where tokens do not decide: the harness's requests and vLLM's."""
@@ -101,7 +111,9 @@ def evaluate_command(given: Any) -> None:
         if given.resume:
             collectives.on_main(lambda: remove_unfinished_inside(output))
         if tasks:
-            _score_tasks(given, output, tasks, streams, asked, device)
+            with shown(tasks, given.quiet) as tracker:
+                scored = _score_tasks(given, output, tasks, streams, asked, device, tracker)
+            _print_scores(scored)
         if given.general is not None:
             _score_general(given, output, asked, device)
         told = collectives.on_main_broadcast(partial(_judge, given, output)) if given.before else None
@@ -138,8 +150,14 @@ class _Settings:
 
 
 def _score_tasks(
-    given: Any, output: Path, tasks: list[Task], streams: dict[str, StreamSpec], asked: _Settings, device: torch.device
-) -> None:
+    given: Any,
+    output: Path,
+    tasks: list[Task],
+    streams: dict[str, StreamSpec],
+    asked: _Settings,
+    device: torch.device,
+    tracker: Tracker,
+) -> Scored:
     engine, model_id, context = _engine(given, asked, device)
     encoder = Encoder(engine.tokenizer, _length(given.max_length, context), chat=asked.chat.chat())
     # Four bits give other answers, and are none of the engine's own settings.
@@ -152,11 +170,18 @@ def _score_tasks(
             if spec.benchmark is not None
         ],
     }
+    answered = Answered(tracker, tasks, engine)
+
+    def note(count: int) -> None:
+        answered(count)
+        raise_here_if_stop_requested()
+
     network = engine.model if given.engine == "transformers" else None
     with computing_in(network, asked.precision) if network is not None else nullcontext():
-        scored = score_into(
-            output, engine, tasks, encoder, model_id, described, settings, lambda _done: raise_here_if_stop_requested()
-        )
+        return score_into(output, engine, tasks, encoder, model_id, described, settings, note)
+
+
+def _print_scores(scored: Scored) -> None:
     scores = scored.tasks
     table = Table("task", "metric", "score", "examples", "95% interval", "valid format")
     for name, score in scores.items():

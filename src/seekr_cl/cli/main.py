@@ -16,12 +16,16 @@ from seekr_cl.errors import ConfigError, SeekrError
 from seekr_cl.os_errors import describe
 from seekr_cl.system.run_record import set_command
 from seekr_cl.system.stop_requests import Stopped, graceful
+from seekr_cl.system.visible import visible
 
 _PIPE_CLOSED = 141
 # What is not a number is refused in ``main``, in one line.
 _LAUNCHED = (whole_number(os.environ.get("WORLD_SIZE")) or 1) > 1
 _PROCESS = whole_number(os.environ.get("RANK")) or 0
-_SHOWN = ("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning", "RetentionWarning")
+_SHOWN = (
+    *("NoEffectWarning", "RenamedWarning", "CheckpointWarning", "OutputWarning", "DataWarning", "RetentionWarning"),
+    "SmallerBatchWarning",
+)
 _METHODS = f"one of {', '.join(METHOD_NAMES)} (see seekr methods)"
 _STOPPING = (
     "On SIGTERM or Ctrl-C the optimizer step is finished, the state saved and the exit code 143 or 130; continue with "
@@ -341,6 +345,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         rest = [word for word in rest if word not in files[:1]]
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(given, "overrides"):
+            parser.prog = f"{parser.prog} {given.command}"  # whose help has what can be written
             parser.error(f"unrecognized argument: {word}{_as_setting(word, given)}")
     if rest:
         given.overrides = rest
@@ -397,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped.code
     except SeekrError as error:
         if _may_speak(str(error)):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -407,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Whatever the system refuses, anywhere: a full disk, a folder without permission, too many open files.
         if _may_speak(describe(error)):
-            print(f"error: {describe(error)}", file=sys.stderr)
+            print(f"error: {visible(describe(error))}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # Whoever waits for a process that has given up finds the connection closed.
@@ -470,7 +475,7 @@ def _others_lost(error: RuntimeError) -> int | None:
 def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
     # Not by import: what is warned of may be that a library cannot be imported.
     if category.__name__ in _SHOWN:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {visible(message)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

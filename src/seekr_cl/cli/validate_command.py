@@ -19,9 +19,9 @@ from seekr_cl.errors import ConfigError
 from seekr_cl.models.context import DEFAULT_LENGTH
 from seekr_cl.planning import Workload, make_plan
 from seekr_cl.planning.fit import ROOM, Choice, advice, disk_need, known_shape, need
-from seekr_cl.planning.show import size
 from seekr_cl.runs.validation import Check, Validation, Wanted, validate
 from seekr_cl.system.machine import disk_free, this_machine
+from seekr_cl.system.sizes import size
 from seekr_cl.system.visible import visible
 
 FEW = 8

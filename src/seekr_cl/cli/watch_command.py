@@ -15,7 +15,7 @@ from rich.text import Text
 from seekr_cl.cli.output import out
 from seekr_cl.errors import DataError
 from seekr_cl.os_errors import reason_of
-from seekr_cl.system.reading import open_plain
+from seekr_cl.system.reading import json_lines, open_plain
 from seekr_cl.system.run_record import RECORD, is_event, moved, parse_event, record_of
 from seekr_cl.system.run_state import SILENT, RunState, fields, line, seen_at, time_text
 from seekr_cl.system.visible import one_line, visible
@@ -52,7 +52,9 @@ class Follower:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({reason_of(error)})") from error
         self._at += len(content)
-        *lines, self._rest = (self._rest + content).split(b"\n")
+        content = self._rest + content
+        lines = json_lines(content)
+        self._rest = content[sum(len(one) + 1 for one in lines) :]
         events = [event for one in lines if is_event(event := parse_event(one))]
         for event in events:
             self.state.apply(event)

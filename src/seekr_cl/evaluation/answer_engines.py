@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.errors import ConfigError, ModelError, first_line
 from seekr_cl.evaluation.batches import BATCH_TOKENS
-from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids
+from seekr_cl.evaluation.generate import answer_texts, decides_alone, generate_answers, stop_ids, warn_of_less
 from seekr_cl.evaluation.speed import Speed
 
 Answers = Callable[[Sequence[int], Sequence[str]], None]
@@ -45,7 +45,8 @@ class TransformersEngine:
         model: any causal language model.
         tokenizer: its tokenizer.
         batch_size: the most prompts at a time; ``None`` is as many as ``batch_tokens`` allow.
-        batch_tokens: the most tokens at a time, padded prompts and new ones together.
+        batch_tokens: the most tokens at a time, padded prompts and new ones together; fewer once that has not fitted
+            into memory.
         speed: what was generated so far, and in which time.
     """
 
@@ -54,9 +55,10 @@ class TransformersEngine:
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     speed: Speed = field(default_factory=Speed)
+    _fitting: int | None = field(default=None, init=False)
 
     def describe(self) -> dict[str, Any]:
-        """What the score file records."""
+        """What the score file records: what was asked for, since processes with other memory must say the same."""
         same = decides_alone(self.model) and self.model.device.type == "cpu"
         return {
             "engine": "transformers",
@@ -82,9 +84,16 @@ class TransformersEngine:
             self.batch_size,
             on_answers=on_answers,
             keep_markers=keep_markers,
-            batch_tokens=self.batch_tokens,
+            batch_tokens=self._fitting or self.batch_tokens,
             speed=self.speed,
+            on_less=self._go_on_with,
         )
+
+    def _go_on_with(self, batch_tokens: int) -> None:
+        """Fewer tokens at a time, for later prompts too, which is said once."""
+        if self._fitting is None:
+            warn_of_less(batch_tokens)
+        self._fitting = batch_tokens
 
 
 @dataclass(slots=True)

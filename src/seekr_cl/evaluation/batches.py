@@ -61,6 +61,15 @@ def shared_batches(
     return prefix, sorted(batches, key=lambda batch: -lengths[batch[0][0]])
 
 
+def cut_batches(
+    batches: Sequence[tuple[list[int], bool]], lengths: Sequence[int], room: int, batch_tokens: int
+) -> list[tuple[list[int], bool]]:
+    """Batches of ``shared_batches``, each cut into as many as fewer tokens at a time ask for."""
+    return [
+        (part, shared) for batch, shared in batches for part in token_batches(lengths, room, batch_tokens, places=batch)
+    ]
+
+
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], set[int]]:
     """The beginning that most prompts share, where computing it once pays, and the places of the prompts that have it.
 

@@ -5,7 +5,8 @@ none here. Nothing of the harness is done again: its tasks are named, or its tas
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seekr_cl.distributed import collectives
-from seekr_cl.errors import ConfigError, DataError, first_line
+from seekr_cl.errors import ConfigError, DataError, ModelError, first_line
 from seekr_cl.evaluation.decoding import has_prompt
 from seekr_cl.evaluation.general_tasks import LOCAL, local_config
 from seekr_cl.models.context import context_length
+from seekr_cl.system.out_of_memory import SmallerBatchWarning, is_out_of_memory, let_go
 from seekr_cl.system.yaml_file import read_yaml
 
 
@@ -119,8 +121,9 @@ def evaluate_general(
             shots = configs[name].shots
             try:
                 with _alone():
-                    results = lm_eval.simple_evaluate(
-                        model=wrapped,
+                    results = _in_room(
+                        lm_eval.simple_evaluate,
+                        wrapped,
                         tasks=asked[name],
                         num_fewshot=shots,
                         task_manager=manager,
@@ -132,7 +135,13 @@ def evaluate_general(
                         torch_random_seed=SEED,
                         fewshot_random_seed=SEED,
                     )
-            except (OSError, ValueError, KeyError, AssertionError, ImportError) as error:
+            except ModelError:
+                raise
+            except ModuleNotFoundError as error:
+                raise DataError(
+                    f"--general: {name} needs the package {error.name}; pip install 'seekr-cl[general]'"
+                ) from error
+            except (OSError, ValueError, LookupError, AssertionError, ImportError) as error:
                 raise DataError(
                     f"--general: {name} cannot be evaluated ({first_line(error)}); without a network, name a folder "
                     "of local data after --general"
@@ -151,6 +160,30 @@ def evaluate_general(
         "tasks": tasks,
         "mean": sum(task["score"] for task in tasks.values()) / len(tasks),
     }
+
+
+def _in_room(ask: Callable[..., Any], wrapped: Any, **asked: Any) -> Any:
+    """What the harness gives, in batches of half the size where they do not fit into memory, which is said once."""
+    first = wrapped.batch_size_per_gpu
+    while True:
+        try:
+            return ask(model=wrapped, **asked)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if wrapped.batch_size_per_gpu == 1:
+                raise ModelError(
+                    "--general: one question alone does not fit into memory; try --dtype bfloat16"
+                ) from error
+        let_go()
+        if wrapped.batch_size_per_gpu == first:
+            warnings.warn(
+                f"--general: batches of {first} did not fit into memory, going on with {first // 2}, less if need be; "
+                f"set --batch-size {first // 2}",
+                SmallerBatchWarning,
+                stacklevel=3,
+            )
+        wrapped.batch_size_per_gpu //= 2
 
 
 def listed(name: str) -> Benchmark:

@@ -6,15 +6,18 @@ with a step closer than ``NEAR`` is generated again by itself, as with batch siz
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seekr_cl.evaluation.batches import BATCH_TOKENS, shared_batches
+from seekr_cl.errors import ModelError
+from seekr_cl.evaluation.batches import BATCH_TOKENS, cut_batches, shared_batches
 from seekr_cl.evaluation.decoding import Decoder, Watch, caches_plainly
 from seekr_cl.evaluation.speed import Speed
+from seekr_cl.system.out_of_memory import SmallerBatchWarning, is_out_of_memory, let_go
 from seekr_cl.tasks.chat_reading import turn_ends
 
 NEAR = 1e-4
@@ -33,6 +36,7 @@ def generate_answers(
     keep_markers: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     speed: Speed | None = None,
+    on_less: Callable[[int], None] | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, in the prompts' order.
 
@@ -48,9 +52,14 @@ def generate_answers(
         keep_markers: leave special tokens in the texts, except the end.
         batch_tokens: the most tokens at a time, padded prompts and new ones together.
         speed: told what was generated.
+        on_less: called with the tokens at a time that are left, once a batch has not fitted into memory; default a
+            warning.
 
     Returns:
         Texts, by default without special tokens.
+
+    Raises:
+        ModelError: if memory is too small for a prompt by itself.
     """
     answers = [""] * len(prompts)
     training, own = model.training, model.generation_config
@@ -69,9 +78,28 @@ def generate_answers(
     model.generation_config = greedy
     try:
         decoder = Decoder(model, greedy, prefix)
-        for indices, shared in batches:
-            with speed.timing(), torch.inference_mode():
-                new = _answer(decoder, [asked[index] for index in indices], ends, shared)
+        while batches:
+            indices, shared = batches[0]
+            batch = [asked[index] for index in indices]
+            try:
+                with speed.timing(), torch.inference_mode():
+                    new = _answer(decoder, batch, ends, shared)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise ModelError(
+                        f"a prompt of {len(batch[0])} tokens and {max_new_tokens} new ones do not fit into memory; set "
+                        "a smaller max_length or max_new_tokens, or load the model in half precision"
+                    ) from error
+                new = None
+            if new is None:
+                let_go()
+                batch_tokens = len(batch) * (max(map(len, batch)) + max_new_tokens) // 2
+                batches = cut_batches(batches, list(map(len, asked)), max_new_tokens, batch_tokens)
+                (on_less or warn_of_less)(batch_tokens)
+                continue
+            batches = batches[1:]
             speed.new_tokens += sum(map(len, new))
             texts = answer_texts(tokenizer, new, ends, keep_markers)
             for index, text in zip(indices, texts):
@@ -84,6 +112,16 @@ def generate_answers(
         model.generation_config = own
         model.train(training)
     return answers
+
+
+def warn_of_less(batch_tokens: int) -> None:
+    """Says that a batch did not fit, and how many tokens at a time it goes on with."""
+    warnings.warn(
+        f"evaluation: a batch did not fit into memory, going on with {batch_tokens} tokens at a time, less if need be; "
+        f"set evaluation.batch_tokens={batch_tokens}",
+        SmallerBatchWarning,
+        stacklevel=3,
+    )
 
 
 def _answer(decoder: Decoder, batch: list[list[int]], ends: Sequence[int], shared: bool) -> list[list[int]]:

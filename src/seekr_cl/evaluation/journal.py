@@ -75,7 +75,9 @@ class Journal:
             if kept:
                 # A line that was cut off by the crash would swallow the next one.
                 os.truncate(self._path, kept)
-                self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+                if os.pread(self._file, 1, kept - 1) != b"\n":
+                    self._write(b"\n")
             else:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
                 self._write(json.dumps({"answering": identity}).encode() + b"\n")
@@ -170,7 +172,7 @@ def _read(path: Path, identity: str) -> tuple[dict[int, str], int]:
         return {}, 0
     answers: dict[int, str] = {}
     kept = 0
-    for line in content.split(b"\n")[:-1]:
+    for line in reading.json_lines(content):
         try:
             entry = json.loads(line)
             if kept == 0:
@@ -185,4 +187,4 @@ def _read(path: Path, identity: str) -> tuple[dict[int, str], int]:
             # Zeros after a power cut; everything before them is good.
             break
         kept += len(line) + 1
-    return answers, kept
+    return answers, min(kept, len(content))

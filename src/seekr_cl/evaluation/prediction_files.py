@@ -24,7 +24,8 @@ def read_rows(path: Path, called: str | None = None) -> list[dict[str, Any]]:
         DataError: naming the file and what is wrong, if it is missing, empty or damaged.
     """
     try:
-        rows = [reading.parse_json(row) for row in reading.read_text(path, limit=None).split("\n")[:-1]]
+        content = reading.read_text(path, limit=None).encode()
+        rows = [reading.parse_json(row) for row in reading.json_lines(content)]
         if not rows:
             raise ValueError("it is empty")
         for number, row in enumerate(rows, 1):

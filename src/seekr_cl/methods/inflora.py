@@ -17,7 +17,7 @@ from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods.base import Context, Method, Paper, TaskResult
 from seekr_cl.methods.common.gradients import drawn
 from seekr_cl.methods.common.lora import AdapterSettings, attach, lora_layers, merged
-from seekr_cl.methods.common.sample_passes import logits_from
+from seekr_cl.methods.common.sample_passes import SamplePass
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.query_adapters import ADAPTER
 from seekr_cl.settings import Ge, Gt, Le, Lt
@@ -129,7 +129,7 @@ class InfLoRA(Method):
             for example in drawn(self.context, self.settings.input_samples):
                 # One at a time, so that layers which see some of the tokens (experts) never see padding.
                 ids_L = torch.tensor(example.input_ids)
-                logits_from(model, [ids_L], [len(ids_L) - 1])
+                SamplePass(model, [ids_L], [len(ids_L) - 1])
         return moments
 
     def finished_model(self) -> PreTrainedModel:

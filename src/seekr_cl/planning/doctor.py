@@ -19,8 +19,8 @@ from seekr_cl.models.loading import load_tokenizer
 from seekr_cl.models.peft_adapters import LORA, is_adapter
 from seekr_cl.planning.fit import ROOM, need, place_of
 from seekr_cl.planning.shape import ModelShape, adapter_size, read_shape
-from seekr_cl.planning.show import size
 from seekr_cl.system.machine import disk_free, this_machine
+from seekr_cl.system.sizes import size
 from seekr_cl.version import __version__
 
 PACKAGE = "seekr-cl"

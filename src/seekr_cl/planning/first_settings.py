@@ -13,16 +13,18 @@ from seekr_cl.config.rates import adapter_rate, rate_of_size
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ConfigError
 from seekr_cl.models.peft_adapters import LORA
-from seekr_cl.planning.fit import ROOM, choose, need
+from seekr_cl.planning.fit import BATCH, ROOM, choose, need
 from seekr_cl.planning.shape import ModelShape, adapter_size
-from seekr_cl.planning.show import size
 from seekr_cl.system.machine import Machine
+from seekr_cl.system.sizes import size
 from seekr_cl.tasks import Task
 
 LARGE = 3e9
 """Weights above which an adapter is proposed: all of them take 16 bytes each in training."""
 KEPT = 0.01, 16
 """Share of a task that is kept, and the fewest samples where there are so many."""
+EPOCHS, FEWEST_STEPS = (3, 10), 60
+"""Fewest and most passes over the data, and how many optimizer steps a task should have if these allow."""
 _SHORT, _LONG, _STEP = 3, 12, 16
 
 
@@ -169,7 +171,7 @@ def _training(
         rate = rate_of_size(int(count))
         why = "Of all weights of a model of this size: 1e-05 at seven billion, more for smaller ones."
     made.add("learning_rate", rate, why)
-    made.add("num_train_epochs", 3, "Passes over each task's data.")
+    made.add("num_train_epochs", *_epochs(min(len(one.task.train) for one in answers.data)))
     size_of = adapter_size(answers.model, LORA) if adapter and shape is not None else None
     chosen = {one.key: one for one in choose({}, base, machine, shape, size_of)}
     if one := chosen.get("bf16"):
@@ -182,6 +184,15 @@ def _training(
     made.add("per_device_train_batch_size", batch.value if batch else base.per_device_train_batch_size, reason)
     if batch:
         made.add("gradient_accumulation_steps", chosen["gradient_accumulation_steps"].value, "So a step still sees 8.")
+
+
+def _epochs(examples: int) -> tuple[int, str]:
+    """Passes over each task's data, and why so many: of few examples a pass is a handful of steps."""
+    steps = -(-examples // BATCH)
+    passes = max(EPOCHS[0], min(EPOCHS[1], -(-FEWEST_STEPS // steps)))
+    if passes == EPOCHS[0]:
+        return passes, "Passes over each task's data."
+    return passes, f"Passes over each task's data: one over {examples} examples is only {steps} steps."
 
 
 def _keep(made: Proposal, answers: Answers) -> None:

@@ -14,8 +14,8 @@ from seekr_cl.errors import ModelError, first_line
 from seekr_cl.models.context import DEFAULT_LENGTH
 from seekr_cl.planning.plan import WIDTHS
 from seekr_cl.planning.shape import ModelShape, read_shape
-from seekr_cl.planning.show import size
 from seekr_cl.system.machine import Machine
+from seekr_cl.system.sizes import size
 
 BATCH = 8
 """Examples of an optimizer step."""

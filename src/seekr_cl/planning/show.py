@@ -6,15 +6,7 @@ from rich.table import Table
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.planning.nodes import Cluster, crossing, terms
 from seekr_cl.planning.plan import Option, Plan
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in the unit that leaves at most three digits before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
+from seekr_cl.system.sizes import size
 
 
 def show_plan(plan: Plan, out: Console) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seekr_cl.errors import DataError
-from seekr_cl.evaluation.change import paired_change, read_predictions, unpaired_change
+from seekr_cl.evaluation.change import Predictions, paired_change, read_predictions, unpaired_change
 from seekr_cl.evaluation.general import computed_otherwise
 from seekr_cl.evaluation.statistics import RESAMPLES
 from seekr_cl.renamed import as_named_now
@@ -69,7 +69,8 @@ def of_evaluations(
             lines.append(Line(task, "new", metric, float(score), examples=int(count)))
             continue
         _require_same_test(task, earlier["tasks"][task], later["tasks"][task], before, after)
-        both = [read_predictions(folder / f"{safe_name(task)}.jsonl", metric) for folder in (before, after)]
+        sides = ((before, earlier), (after, later))
+        both = [_predictions(folder, task, metric, content["tasks"][task]) for folder, content in sides]
         change = paired_change(both[0], both[1], level=confidence, resamples=resamples)
         more = more_of(both[0], both[1], confidence)
         lines.append(Line.of(task, "old", metric, change, drops.get(task, max_drop), **more))
@@ -85,6 +86,17 @@ def of_evaluations(
     lines.sort(key=lambda line: order.index(line.kind))
     mean = mean_change(compared, confidence, resamples)
     return Verdict(tuple(lines), "tests", max_drop, confidence, mean, notes=tuple(notes))
+
+
+def _predictions(folder: Path, task: str, metric: str, scored: Mapping[str, Any]) -> Predictions:
+    """All of a task's predictions: of those that are gone nobody knows whether they were the ones that were lost."""
+    found = read_predictions(folder / f"{safe_name(task)}.jsonl", metric)
+    if len(found.asked) != scored["examples"]:
+        raise DataError(
+            f"{found.path}: {len(found.asked)} predictions, where {folder / SCORES} has {scored['examples']} examples; "
+            "evaluate again"
+        )
+    return found
 
 
 def require_two_folders(before: Path, after: Path) -> None:

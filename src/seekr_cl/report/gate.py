@@ -46,12 +46,18 @@ def decision(verdict: Verdict) -> str:
         )
         return f"gate: FAILED: {told}"
     if code == UNSURE:
-        told = ", ".join(f"{one_line(line.task, None)} {moved(line)} on {line.examples} examples" for line in unsure)
+        told = ", ".join(f"{one_line(line.task, None)} {_moved_on(line)}" for line in unsure)
         needed = [line.needed for line in unsure]
         counts = [count for count in needed if count is not None]
         more = f"; about {max(counts):,} examples a task would tell" if len(counts) == len(needed) else ""
         return f"gate: CANNOT SAY: {told}{more}"
     return f"gate: PASSED: {len(lines)} of {len(lines)} within what each may lose"
+
+
+def _moved_on(line: Line) -> str:
+    if line.interval is None:
+        return f"{moved(line)} (no answers to compare)".strip()
+    return f"{moved(line)} on {line.examples} examples"
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:

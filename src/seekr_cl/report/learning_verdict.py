@@ -58,6 +58,10 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
         if missing:
             left_out.append(f"task '{one['task']}': {missing} probes gave no finite number and are left out")
             if not one["before"]["exact"]:
+                # Nothing says what was lost of it; a new one has learned nothing that is known.
+                outcome = "not learned" if one["kind"] == "new" else "unsure"
+                kinds = one["task"], one["kind"], MEASURE
+                lines.append(Line(*kinds, None, outcome=outcome, max_drop=max_drop, more={"source": one["source"]}))
                 continue
         both = [_probability(one[side]) for side in ("before", "after")]
         change = score_change(*both, level=CONFIDENCE)
@@ -83,7 +87,7 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
             "view; tests say more: seekr evaluate --before"
         )
     else:
-        notes.append("old tasks: the memory has no samples of any, so nothing says what was lost of them")
+        notes.append("old tasks: the memory has samples of none, as before a first task, so nothing is said of any")
     new = {line.more["source"] for line in lines if line.kind == "new"}
     notes += [f"new task: probed on its {_SOURCES[source]}" for source in sorted(new)]
     return lines, compared, notes

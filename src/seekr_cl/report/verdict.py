@@ -34,7 +34,7 @@ class Line:
         task: its name.
         kind: a key of ``KINDS``.
         measure: what was measured, such as a metric's name.
-        after: the score of the model that is judged.
+        after: the score of the model that is judged; None if it is not known.
         before: the score before: of an old task right after it was learned; None if it was not measured.
         change: after less before.
         interval: of the change, at the verdict's confidence; None where single answers are not known.
@@ -50,7 +50,7 @@ class Line:
     task: str
     kind: str
     measure: str
-    after: float
+    after: float | None
     before: float | None = None
     change: float | None = None
     interval: tuple[float, float] | None = None
@@ -201,6 +201,11 @@ def points(value: float) -> str:
     return "0" if text == "-0" else text
 
 
+def score_text(score: float | None) -> str:
+    """A score in points, or that there is none."""
+    return "-" if score is None else points(score)
+
+
 def signed(value: float) -> str:
     """A change in points."""
     text = points(value)
@@ -218,7 +223,7 @@ def moved(line: Line) -> str:
 
 
 def _learned(line: Line) -> str:
-    return points(line.after) + ("" if line.before is None else f" (from {points(line.before)})")
+    return score_text(line.after) + ("" if line.before is None else f" (from {points(line.before)})")
 
 
 def _unformed(line: Line) -> bool:
@@ -266,8 +271,8 @@ def _line(content: Mapping[str, Any]) -> Line:
     values = {key: value for key, value in content.items() if key in known}
     if values["kind"] not in KINDS or values["outcome"] not in OUTCOMES:
         raise ValueError(f"kind {values['kind']!r}, outcome {values['outcome']!r}")
-    numbers = [values["after"], *(values.get(key) for key in ("before", "change") if values.get(key) is not None)]
-    if not all(math.isfinite(number) for number in numbers):
+    numbers = [values["after"], values.get("before"), values.get("change")]
+    if not all(number is None or math.isfinite(number) for number in numbers):
         raise ValueError("a score is not a finite number")
     interval = values.get("interval")
     return Line(**values | {"interval": None if interval is None else _pair(interval)})

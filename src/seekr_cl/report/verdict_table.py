@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from seekr_cl.report.verdict import KINDS, Line, Verdict, points, signed, span
+from seekr_cl.report.verdict import KINDS, Line, Verdict, score_text, signed, span
 from seekr_cl.system.visible import one_line
 
 _STYLES = {"lost": "red", "unsure": "yellow", "kept": "green", "learned": "", "not learned": "yellow"}
@@ -59,7 +59,7 @@ def _change_of(line: Line, name: str) -> str:
 def _cells(line: Line, told: bool, beside: list[str]) -> list[Text | str]:
     # Names come from data: nothing in them is markup.
     cells: list[Text | str] = [Text(one_line(line.task, None)), KINDS[line.kind], Text(one_line(line.measure, None))]
-    cells += ["-" if line.before is None else points(line.before), points(line.after)]
+    cells += [score_text(line.before), score_text(line.after)]
     cells += ["-" if line.change is None else signed(line.change), span(line.interval) or "-", str(line.examples)]
     if told:
         moved = line.transitions or {}

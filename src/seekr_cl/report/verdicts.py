@@ -80,9 +80,18 @@ def of_run(
             matrix.tasks[place], "old", matrix.metrics[place],
             (matrix.rows[early][place], matrix.rows[last][place]), early + 1,
         )  # fmt: skip
-    for probe, values in matrix.extra.items():
+    for probe, values in _probes(scores, matrix).items():
+        metric = _metric_of_probe(scores, probe)
         if len(values) == len(stages):
-            compare(probe, "skill", _metric_of_probe(scores, probe), (values[0], values[-1]), 0)
+            compare(probe, "skill", metric, (values[0], values[-1]), 0)
+            continue
+        # Left out, what was lost of it would pass unseen.
+        notes.append(
+            f"probe '{probe}': {len(values)} scores for {len(stages)} models, so nothing says whether it was kept; "
+            "run the stream again"
+        )
+        first, allowed = values[0] if values else None, drops.get(probe, max_drop)
+        lines.append(Line(probe, "skill", metric, None, first, outcome="unsure", max_drop=allowed))
     for place in range(0 if matrix.joint else last, matrix.learnt):
         before = None if matrix.base is None else matrix.base[place]
         compare(matrix.tasks[place], "new", matrix.metrics[place], (before, matrix.rows[last][place]), 0)
@@ -103,6 +112,13 @@ def _stages(run: Path, matrix: ScoreMatrix) -> list[Path]:
     names = ["all"] if matrix.joint else [safe_name(task) for task in matrix.tasks]
     done = [run / "evaluations" / f"{number:02d}-{name}" for number, name in enumerate(names, 1)]
     return [run / "evaluations" / "00-base", *done[: len(matrix.rows)]]
+
+
+def _probes(scores: Mapping[str, Any], matrix: ScoreMatrix) -> dict[str, list[float]]:
+    """Scores of what is never trained on; none of a probe that the run tests and has no scores of."""
+    tests = scores.get("tests")
+    tested = [name for name in tests if name not in matrix.tasks] if isinstance(tests, dict) else []
+    return {name: [] for name in tested} | matrix.extra
 
 
 def _metric_of_probe(scores: Mapping[str, Any], probe: str) -> str:

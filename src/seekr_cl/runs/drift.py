@@ -8,8 +8,8 @@ Shapes: A answer tokens, L tokens of a window, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,36 @@ def prompt_groups(memory: ReplayMemory, count: int) -> list[ProbeSet]:
         if group.kind == "old" and group.task == newest:
             group.kind = "new"
     return groups
+
+
+def that_fit(groups: Sequence[ProbeSet], models: Mapping[str, Any]) -> tuple[list[ProbeSet], list[str]]:
+    """Groups of the samples that every model has room for: behind its last position one knows nothing, or fails.
+
+    Args:
+        groups: of stored samples.
+        models: by name.
+
+    Returns:
+        the groups, without those of which nothing is left; and what is left out, in words.
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    contexts = {name: length for name, one in models.items() if (length := context_length(one)) is not None}
+    if not contexts:
+        return list(groups), []
+    name = min(contexts, key=lambda one: contexts[one])
+    kept, said = list[ProbeSet](), list[str]()
+    for group in groups:
+        fitting = [probe for probe in group.probes if len(probe.ids_L) <= contexts[name]]
+        if fitting:
+            kept.append(replace(group, probes=fitting))
+        if left_out := len(group.probes) - len(fitting):
+            longer = f"longer than the context of {name}, {contexts[name]} tokens"
+            said.append(f"task '{group.task}': {left_out} of {len(group.probes)} samples are {longer}")
+    if groups and not kept:
+        raise DataError(f"drift: {said[0]}, and so are all others; compare models with a longer context")
+    return kept, said
 
 
 @torch.no_grad()

@@ -48,6 +48,7 @@ from seekr_cl.system.run_record import RECORD
 from seekr_cl.system.stop_requests import raise_here_if_stop_requested, raise_if_stop_requested
 from seekr_cl.tasks import Task
 from seekr_cl.training.adapting import adapted, load_configured
+from seekr_cl.training.as_begun import as_begun, training_of
 from seekr_cl.training.checkpoint import Checkpoints
 from seekr_cl.training.fitting import make_encoder
 from seekr_cl.training.following import facts, following
@@ -419,7 +420,7 @@ def run(
         model: base model, folder or Hub name.
         tasks: in order; each needs a test split.
         output: the run's folder.
-        config: all settings.
+        config: all settings. A resumed run takes over batch and precision that a machine chose for it.
         probes: scored at every stage and never trained on.
         resume: continue the run in ``output`` where it was interrupted: in the middle of a task or of an evaluation.
         callbacks: the Trainer's, for every task.
@@ -433,6 +434,8 @@ def run(
         Stopped: after SIGTERM or Ctrl-C in a command, with the state saved.
     """
     require_open_files()
+    if resume:
+        config = as_begun(config, collectives.on_main_broadcast(lambda: training_of(Path(output) / LEDGER)))
     tracker = Tracker(config.progress)
     one = Run(Path(output), str(model), tasks, config, probes, callbacks, benchmark, tracker)
     with files_of_mode(config.memory.file_mode()), hold(one.output, "run"):

@@ -19,6 +19,7 @@ from seekr_cl.evaluation.journal import is_journal, journals
 from seekr_cl.memory import maintenance as upkeep
 from seekr_cl.memory.lineage import MANIFEST
 from seekr_cl.memory.samples import sample_id
+from seekr_cl.system import reading
 from seekr_cl.system.files import write_bytes
 from seekr_cl.system.modes import files_like
 from seekr_cl.system.removal import remove_file
@@ -162,12 +163,23 @@ def _predictions(folder: Path, wanted: Wanted) -> Iterator[Path]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """A predictions file; none of any other file, which is left as it is."""
     try:
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    except ValueError:
-        return []
+        rows = [_parsed(line) for line in reading.json_lines(path.read_bytes())]
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
-    return rows if all(isinstance(row, dict) and {"prediction", "score"} <= row.keys() for row in rows) else []
+    ours = [isinstance(row, dict) and {"prediction", "score"} <= row.keys() for row in rows]
+    if any(ours) and not all(ours):
+        raise OutputError(
+            f"{path}: line {ours.index(False) + 1} is damaged, and what it holds cannot be found; remove the file"
+        )
+    return rows if all(ours) else []
+
+
+def _parsed(line: bytes) -> Any:
+    """A line's JSON; ``None`` if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _checkpoints(folder: Path) -> list[Checkpoints]:

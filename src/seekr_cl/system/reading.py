@@ -120,6 +120,21 @@ def parse_json(
         raise ValueError("takes more memory than there is") from None
 
 
+def json_lines(content: bytes) -> list[bytes]:
+    """Lines of JSON objects after a crash: a torn last one is none, one that lacks its newline alone counts."""
+    *lines, rest = content.split(b"\n")
+    # Of an object no beginning is JSON.
+    return [*lines, rest] if rest.lstrip().startswith(b"{") and _is_json(rest) else lines
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def require_records(text: str) -> None:
     """Makes sure that a text of any length is of records, and not of brackets, which take much more memory than it.
 

@@ -48,12 +48,12 @@ def read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
         path: the file; it may be written to at this moment.
 
     Returns:
-        The events, and how many lines are none. A last line without its end is being written, and counts as neither.
+        The events, and how many lines are none. A last line that is being written counts as neither.
 
     Raises:
         OSError: if the file cannot be read.
     """
-    lines = reading.read_bytes(path, _LARGEST).split(b"\n")[:-1]
+    lines = reading.json_lines(reading.read_bytes(path, _LARGEST))
     events = [event for line in lines if is_event(event := parse_event(line))]
     return events, len(lines) - len(events)
 

@@ -22,10 +22,10 @@ class RunState:
     """Where a run, a learning or an evaluation is.
 
     Attributes:
-        kind: ``run`` or ``learning``.
+        kind: ``run``, ``learning`` or ``evaluation``.
         method: its name.
-        tasks: what is learned, in order: one name a stage.
-        work: how much training each stage has: examples times epochs.
+        tasks: what is learned, in order: one name a stage; of an evaluation what is scored.
+        work: how much training each stage has: examples times epochs; of an evaluation prompts.
         tests: prompts of one evaluation; 0 where nothing is evaluated.
         phase: what goes on now; empty between phases.
         task: what it is about.
@@ -187,6 +187,12 @@ class RunState:
         """
         if self.ended or not self.tasks:
             return 0.0 if self.ended == "done" else None
+        if self.kind == "evaluation":
+            rate = self._evaluation_rate(max(0.0, now - self.begun) if self.phase else 0.0)
+            if self.answered == 1:
+                return 0.0
+            left = (rate or 0.0) * (1 - self.answered) * sum(self.work)
+            return left if 0 < left < math.inf else None
         current = max(0.0, now - self.begun) if self.phase else 0.0
         trained = {n: self.spent[n, "train"] for n in range(1, len(self.tasks) + 1) if (n, "train") in self.spent}
         work = sum(self.work[n - 1] * self.measured[n, "train"] for n in trained)
@@ -220,11 +226,25 @@ class RunState:
         return left + (own if (self.number, "train") not in self.spent else 0.0)
 
     def _evaluation_rate(self, current: float) -> float | None:
-        prompts = sum(self.tests * self.measured[key] for key in self.spent if key[1] == "evaluate")
+        own = self.kind == "evaluation"
+        prompts = sum(
+            (self._work_of(key[0]) if own else self.tests) * self.measured[key]
+            for key in self.spent
+            if key[1] == "evaluate"
+        )
         seconds = sum(value for key, value in self.spent.items() if key[1] == "evaluate")
         if self.phase == "evaluate" and self.total:
             prompts, seconds = prompts + self._done_here() * self.total, seconds + current
         return seconds / prompts if prompts else None
+
+    @property
+    def answered(self) -> float:
+        """How much of an evaluation is done, in prompts."""
+        former = sum(self.work[: max(0, self.number - 1)]) + self._work_of(self.number) * (self.part or 0.0)
+        return min(1.0, former / sum(self.work)) if sum(self.work) else 0.0
+
+    def _work_of(self, number: int) -> float:
+        return self.work[number - 1] if 0 < number <= len(self.work) else 0.0
 
     def _prompts_left(self) -> float:
         stages = len(self.tasks) - max(0, self.number - 1) + (1 if self.number == 0 else 0)
@@ -273,7 +293,7 @@ def fields(state: RunState, now: float) -> dict[str, str]:
         found["phase"] = {"done": "done", "stopped": "stopped; continue with --resume"}.get(state.ended, "failed")
         return found | ({"why": state.message} if state.message else {})
     found["phase"] = state.phase or "starting"
-    if len(state.tasks) > 1:
+    if len(state.tasks) > 1 and (state.number or state.kind != "evaluation"):
         found["task"] = f"task {state.number} of {len(state.tasks)}" if state.number else "base model"
     if state.task and state.number:
         found["name"] = state.task
@@ -281,7 +301,8 @@ def fields(state: RunState, now: float) -> dict[str, str]:
         unit = "step" if state.phase == "train" else "prompt" if state.phase == "evaluate" else "item"
         found["step"] = f"{unit} {state.done:,}/{state.total:,}"
     left = state.seconds_left(now)
-    found["left"] = "time left not known yet" if left is None else f"{time_text(left)} left"
+    if state.kind != "evaluation" or left != 0:
+        found["left"] = "time left not known yet" if left is None else f"{time_text(left)} left"
     if state.terms:
         found["terms"] = " ".join(f"{name} {value:.3g}" for name, value in state.terms.items())
     if len(state.shares) > 1:

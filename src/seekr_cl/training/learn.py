@@ -27,6 +27,7 @@ from seekr_cl.system.removal import give_away
 from seekr_cl.tasks import Task
 from seekr_cl.training import phases
 from seekr_cl.training.adapting import load_configured, require_base
+from seekr_cl.training.as_begun import as_begun
 from seekr_cl.training.checkpoint import Checkpoint, Checkpoints
 from seekr_cl.training.following import followed, take_in
 from seekr_cl.training.given import as_tasks, require_config
@@ -64,7 +65,7 @@ def learn(
             method that trains on all at once.
         memory: memory folder (missing: a new one) or an opened memory.
         output: folder for the new model; must be missing or empty.
-        config: all settings.
+        config: all settings. A resumed learning takes over batch and precision that a machine chose for it.
         callbacks: the Trainer's, beside the library's own progress.
         processing_class: tokenizer of the model; default the one that comes with it.
         resume: go on from the newest checkpoint of a learning of this task that was interrupted; begin if there is
@@ -95,6 +96,7 @@ def learn(
     with files_of_mode(config.memory.file_mode()), hold(output, "output"):
         begun = saves.newest() if resume else None
         if begun is not None:
+            config = as_begun(config, begun.state["identity"].get("training"))
             check_places(begun.state.get("places"), places_of(place, output, saves.place), saves.place)
             check_same_learning(begun.state["identity"], task_identity(tasks, config), str(saves.place))
         with hold(place, "memory"):

@@ -113,7 +113,8 @@ def check_same_learning(saved: dict[str, Any], now: dict[str, Any], source: str)
 def difference(key: str, before: Any, now: Any) -> str:
     """The innermost setting that differs, by name, with both values where they are short."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for inner in now.keys() | before.keys():
+        # By name, so that the same one is named each time, and the rule of a rate before the rate.
+        for inner in sorted(now.keys() | before.keys()):
             if before.get(inner) != now.get(inner):
                 return difference(f"{key}.{inner}", before.get(inner), now.get(inner))
     name = {

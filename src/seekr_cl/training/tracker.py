@@ -16,6 +16,7 @@ from seekr_cl.errors import OutputWarning
 from seekr_cl.os_errors import describe
 from seekr_cl.system.run_record import append_event
 from seekr_cl.system.run_state import RunState, fields, line
+from seekr_cl.system.visible import one_line
 from seekr_cl.training.progress import console, show_counts, wants_bar
 
 _OFTEN, _SELDOM, _PART = 1.0, 10.0, 200
@@ -34,6 +35,7 @@ class Tracker:
         state: what the events so far add up to.
         number: which stage of a run is going on, from 1.
         logs: folder for the files of TensorBoard, where it is asked for.
+        settings: what was last said of learning rate, precision and batch.
     """
 
     def __init__(self, mode: str = "none") -> None:
@@ -41,6 +43,7 @@ class Tracker:
         self.state = RunState()
         self.number = 0
         self.logs: Path | None = None
+        self.settings = ""
         self._path: Path | None = None
         self._at_training: Path | None = None
         self._waiting: list[dict[str, Any]] | None = []
@@ -70,6 +73,14 @@ class Tracker:
     def phase(self, name: str, task: str = "", total: int = 0, done: int = 0) -> None:
         """A phase begins, and the former one is over."""
         self._event("phase", phase=name, task=task, number=self.number, total=total, done=done)
+        if self._live is not None:
+            self._live.refresh()
+
+    def probing(self, task: str, samples: int) -> None:
+        """Answers of old tasks and of the new one are asked about, which trains nothing."""
+        self.phase("probe", task, samples)
+        if self.mode != "none" and self._live is None and collectives.is_main():
+            console().print(f"{task}: probing {samples} answers (retention.samples)", soft_wrap=True, markup=False)
 
     def training(self, task: str, steps: int, done: int, replayed: Sequence[int], bin_steps: int) -> None:
         """The steps begin.
@@ -98,6 +109,8 @@ class Tracker:
         if last or now - self._written >= every:
             self._written = now
             self._keep(event)
+        if self.state.kind == "evaluation":
+            self._say(self.state.answered)
 
     def log(self, values: Mapping[str, Any], label: str) -> None:
         """The Trainer's log line."""
@@ -111,10 +124,17 @@ class Tracker:
             said = fields(state, time.time())
             rest = [said[key] for key in ("task", "share", "speed", "left") if key in said]
             console().print(
-                f"{label}: step {state.done}/{state.total} {said['terms']}; {', '.join(rest)}",
+                one_line(f"{label}: step {state.done}/{state.total} {said['terms']}; {', '.join(rest)}", None),
                 soft_wrap=True,
                 markup=False,
             )
+
+    def _say(self, part: float) -> None:
+        """Where nothing is drawn, a line for each of a few parts of the whole."""
+        part = int(part * _LINES)
+        if self.mode != "none" and self._live is None and part != self._line and collectives.is_main():
+            self._line = part
+            console().print(one_line(line(self.state, time.time()), None), soft_wrap=True, markup=False)
 
     def retention(self, step: int, told: str, action: str) -> None:
         """A probe of old tasks has found a drop, and something was done about it."""
@@ -161,7 +181,8 @@ class Tracker:
         self.state.task, self.state.done, self.state.total = label, done, total
 
     def _shown(self) -> Text:
-        return Text(line(self.state, time.time()), no_wrap=True, overflow="ellipsis")
+        # Names come from data, and a terminal would obey what stands in them.
+        return Text(one_line(line(self.state, time.time()), None), no_wrap=True, overflow="ellipsis")
 
 
 class TrackedTraining(TrainerCallback):

@@ -24,7 +24,7 @@ from seekr_cl.training.progress import drop_printers
 from seekr_cl.training.retention import RetentionProbe
 from seekr_cl.training.sample_selection import check_budget, replay_weights
 from seekr_cl.training.task_weights import RequireUse
-from seekr_cl.training.told import name_for_reports, tracked
+from seekr_cl.training.told import name_for_reports, say_settings, tracked
 from seekr_cl.training.trainer import SeekrTrainer
 
 
@@ -42,6 +42,7 @@ def train(state: Learning) -> None:
         progress.save("prepared")
     cache = getattr(context.model.config, "use_cache", None)
     state.trainer = _trainer(state, schedule, replay, reviews if len(replay) else None)
+    say_settings(state, state.trainer.args, state.trainer.rate_source)
     watch = _watch(state, replay)
     rows = [one.input_ids for one in context.examples]
     with packed(context.model, rows) if config.packing else nullcontext():

@@ -209,11 +209,12 @@ class Seekr(Method):
                 found = scorer.after(batch, measured, former, encodes, counts and self.settings.gradient_leak)
             else:
                 found = scorer.kept(batch, measured, encodes)
-            for place, (one, logits_NV) in zip(places, found if counts else ()):
+            for place, (one, said) in zip(places, found if counts else ()):
                 scored[place] = one
                 if teacher is None:
-                    logits[place] = take_logits(logits_NV, samples[place], self.settings, self.context.signal_dtype)
-            # Their logits are not held while the next ones are made.
+                    logits[place] = take_logits(said, samples[place], self.settings, self.context.signal_dtype)
+                del said
+            # What their logits are made of is not held while the next ones are made.
             del found
         if self.settings.scores_heads:
             self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))

@@ -170,7 +170,8 @@ def probe_chart(logs: Sequence[TaskLog]) -> Markup | None:
 def share_chart(logs: Sequence[TaskLog]) -> Markup | None:
     """Each term's share of the summed gradient norms, stacked to one."""
     names = shares(list(logs))
-    if not names:
+    if len(names) < 2:
+        # One term alone has all of it.
         return None
     begins, total = _offsets(logs)
     width, height = _WIDE, 230

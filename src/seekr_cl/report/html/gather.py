@@ -312,7 +312,8 @@ def _evaluation(folder: Path) -> RunData:
     data.verdict = _verdict(folder, data)
     if (folder / GENERAL).is_file():
         data.general = _general(folder, data)
-    data.title = f"{len(data.scored)} tasks evaluated" if data.scored else "general ability"
+    count = len(data.scored)
+    data.title = f"{count} task{'s' * (count != 1)} evaluated" if data.scored else "general ability"
     return data
 
 

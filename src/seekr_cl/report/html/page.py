@@ -77,11 +77,21 @@ def _content(runs: Sequence[RunData]) -> dict[str, Any]:
         "runs": [_sections(run, number) for number, run in enumerate(runs, 1)],
         "comparison": comparison,
         "notes": refused,
-        "title": one_line(runs[0].title if not several else f"{len(runs)} runs compared", 100),
+        "title": one_line(runs[0].title if not several else _several(runs), 100),
         "several": several,
         "version": __version__,
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
+
+
+def _several(runs: Sequence[RunData]) -> str:
+    """The title of a page about several: only runs are compared with each other."""
+    kinds = {run.kind for run in runs}
+    return (
+        f"{len(runs)} runs compared"
+        if kinds == {"run"}
+        else f"{len(runs)} folders: {', '.join(Path(run.name).name for run in runs)}"
+    )
 
 
 def _comparison(runs: Sequence[RunData]) -> tuple[dict[str, Any] | None, list[str]]:
