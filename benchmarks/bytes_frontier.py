@@ -95,26 +95,20 @@ def make(row: str, seed: int, samples: int, stream: list[Any]) -> dict[str, Any]
 
 
 def table(raw: dict[str, Any], seeds: list[int]) -> list[str]:
-    """The finished rows, in Markdown."""
-    lines = [
-        "| row | samples | bytes a sample, here | on SmolLM2 | OP | BWT | part of the gain |",
-        "|---|" + "---:|" * 6,
-    ]
+    """The rows, each with the seeds that it has, in Markdown; a part of the gain is that of the same seeds."""
+    columns = ["row", "seeds", "samples", "bytes a sample, here", "on SmolLM2", "OP", "BWT", "part of the gain"]
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in [*ROWS, *EQUAL, RATIO]:
-        found = [raw[f"{row} {seed}"] for seed in seeds if f"{row} {seed}" in raw]
-        if len(found) < len(seeds):
+        here = [seed for seed in seeds if all(f"{name} {seed}" in raw for name in (row, BASE, WHOLE))]
+        if not here:
             continue
-        base, whole = ([raw[f"{name} {seed}"]["op"] for seed in seeds] for name in (BASE, WHOLE))
-        kept = (mean(one["op"] for one in found) - mean(base)) / (mean(whole) - mean(base))
-        each = [(one["op"] - low) / (high - low) for one, low, high in zip(found, base, whole)]
-        gain = f"{100 * kept:.0f}% ({100 * min(each):.0f} to {100 * max(each):.0f})"
-        samples = sorted({one["samples"] for one in found})
-        cells = [
-            row,
-            " to ".join(map(str, {samples[0]: 0, samples[-1]: 0})),
-            f"{mean(one['bytes'] for one in found):,.0f}",
-        ]
-        cells += [f"{cost(row):,}", _spread(found, "op"), _spread(found, "bwt"), "0" if row == BASE else gain]
+        found, base, whole = ([raw[f"{name} {seed}"] for seed in here] for name in (row, BASE, WHOLE))
+        gains = [[one["op"] - low["op"] for one, low in zip(side, base)] for side in (found, whole)]
+        each = [100 * part / gain for part, gain in zip(*gains)]
+        part = f"{100 * mean(gains[0]) / mean(gains[1]):.0f}% ({min(each):.0f} to {max(each):.0f})"
+        samples = " to ".join(sorted({str(one["samples"]) for one in found}))
+        cells = [row, ", ".join(map(str, here)), samples, f"{mean(one['bytes'] for one in found):,.0f}"]
+        cells += [f"{cost(row):,}", _spread(found, "op"), _spread(found, "bwt"), "0" if row == BASE else part]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
