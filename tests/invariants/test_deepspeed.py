@@ -10,7 +10,7 @@ import pytest
 from deep import SETTING, needs_deepspeed
 from killing import fingerprint
 from pair import Pair, learn_two, pair
-from test_processes import assert_same_outcome
+from test_processes import NEEDS_WHOLE, assert_same_outcome
 from tinylm import differs, weights
 
 from cases import CASES, SEEKR, settings_of, words_of
@@ -72,6 +72,15 @@ def test_zero_is_one_process(
     assert zero(stage).ask(bases["llama"], together, words_of(name), settings_of(case, 2)) == ["", ""]
     assert differs(weights(together / "m2"), weights(bases["llama"])), "nothing was learnt"
     assert_same_outcome(alone, together, name)
+
+
+@pytest.mark.parametrize(("settings", "said"), NEEDS_WHOLE, ids=["muon", "average"])
+def test_settings_on_whole_weights_are_refused(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    answers = zero(3).ask(bases["llama"], tmp_path, words_of("seqft"), settings_of(CASES["seqft"] | settings, 2))
+    assert all(f"ConfigError: DeepSpeed: {said}; use DDP" in answer for answer in answers), answers
+    assert not (tmp_path / "m1").exists()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def scoring_work(shape: ModelShape, settings: SeekrSettings, tokens: int, answer
         frozen: as above.
     """
     padded = settings.measure == "padded"
-    rows = tokens if padded and settings.query_budget is None else num_queries(settings, tokens)
+    rows = tokens if padded and settings.query_budget is None else num_queries(settings, tokens, answer)
     layers, head = _products(shape)
     backward = 2 if settings.gradient_leak and not frozen else 1
     places = 1, min(answer + 1, tokens)

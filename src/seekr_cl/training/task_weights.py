@@ -14,7 +14,7 @@ from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import Context
 from seekr_cl.methods.common.sample_passes import losses_of, similar_batches
-from seekr_cl.methods.task_loss import TaskLoss, TaskLossSettings
+from seekr_cl.methods.task_loss import BeforeWeights, TaskLoss, TaskLossSettings
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.tasks import Encoded
 from seekr_cl.training.progress import console, counting
@@ -31,7 +31,7 @@ def weigh(config: SeekrConfig, context: Context) -> TaskLoss | None:
     settings: TaskLossSettings | None = config.task_loss
     if settings is None:
         return None
-    if not settings.before:
+    if not isinstance(settings, BeforeWeights):
         return TaskLoss(settings)
     weights = settings.of_examples(_losses(context, config))
     if collectives.is_main() and config.progress != "none":

@@ -79,10 +79,9 @@ def first_position(sample: ReplaySample) -> int:
     return max(0, sample.spans[0][0] - 1)
 
 
-def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
-    """The positions [A] of a sample whose output is distilled."""
-    labelled_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
-    position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
+def predicting_positions(sample: ReplaySample) -> Tensor:
+    """The positions [A] of a sample that predict the tokens it teaches."""
+    position_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans]) - 1
     # An answer without a prompt has no position before its first token.
     return position_A[position_A >= 0]
 
@@ -90,6 +89,13 @@ def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
 def chunks(position_A: Tensor, vocabulary: int) -> Sequence[Tensor]:
     """Positions in parts of which the float32 logits are no larger than a set size; at least one part."""
     return position_A.split(max(1, answers.CHUNK_BYTES // (4 * vocabulary)))
+
+
+def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
+    """The positions [A] of a sample whose output is distilled."""
+    if settings.logit_alignment == "label":
+        return torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
+    return predicting_positions(sample)
 
 
 def take_logits(said: Said, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
