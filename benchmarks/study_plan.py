@@ -74,11 +74,13 @@ class Plan:
         streams: the content of each stream file.
         rows: the ``KEY=VALUE`` settings of each row, ``method`` among them.
         stages: in the order in which they are run, cheapest first.
+        path: of its file, as it was given.
     """
 
     streams: Mapping[str, Mapping[str, Any]]
     rows: Mapping[str, Mapping[str, Any]]
     stages: tuple[Stage, ...]
+    path: Path
 
     def chosen(self, names: list[str] | None) -> list[Stage]:
         """Some stages, or all.
@@ -128,7 +130,7 @@ def read_plan(path: Path) -> Plan:
             stage |= {"rows": list(rates), "against": next(iter(rates)), "rates": rates}
         lists = {"rows": tuple(stage["rows"]), "seeds": tuple(stage["seeds"])}
         stages.append(Stage(name=name, **stage | lists))
-    return Plan(streams, rows, tuple(stages))
+    return Plan(streams, rows, tuple(stages), path)
 
 
 def _swept(sweep: Any, names: list[str], rows: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, float]:

@@ -129,7 +129,7 @@ def _seeds(stage: Stage, row: str, runs: Path) -> dict[int, RunRecord]:
 def _table(stage: Stage, done: dict[str, dict[int, RunRecord]]) -> list[str]:
     first = next(iter(next(iter(done.values())).values()))
     tasks = first.matrix.tasks
-    columns = ["row", "seeds", "OP", "BWT", f"OP against {stage.against}", "steps", "CPU s", "memory", *tasks]
+    columns = ["row", "seeds", "OP", "BWT", f"OP against {stage.against}", "steps", "training, s", "memory", *tasks]
     lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     base = done.get(stage.against, {})
     for row, seeds in done.items():
@@ -196,10 +196,10 @@ def _found(plan: Plan, row: str, runs: Path) -> float | None:
 def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:
     lines = [
         f"{whole} of {len(stage.runs())} runs are made. OP, BWT: mean (least to most) over seeds. Differences are",
-        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds are of training.",
+        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds are of training, on the clock.",
         "",
         "```bash",
-        f"python benchmarks/study.py run benchmarks/results/study/plan.yaml --stage {stage.name}",
+        f"python benchmarks/study.py run {plan.path} --stage {stage.name}",
         "```",
         "",
     ]

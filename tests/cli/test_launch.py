@@ -109,7 +109,7 @@ class Launched:
         for file in self.python.parent.glob(f"{self.python.name}.*"):
             file.unlink()
         # A model of this size goes on to the end of what it may write, which is said.
-        said = ("first:", "second:", "seekr:", "warning: task 'first'", "warning: task 'second'")
+        said = ("first:", "second:", "seekr:", "learning rate", "warning: task 'first'", "warning: task 'second'")
         return [line for line in err.splitlines() if not line.startswith(said)]
 
 

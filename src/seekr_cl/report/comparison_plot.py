@@ -19,7 +19,7 @@ def plot_runs(content: dict[str, Any], path: Path) -> None:
             1, 3, figsize=(11 + 0.75 * len(tasks), height), layout="constrained",
             width_ratios=(4, 4, max(4, 0.25 * len(methods) * len(tasks) / 2 + 3)),
         )  # fmt: skip
-        for axes, key, title in ((left, "op", "OP: final mean score"), (middle, "bwt", "BWT: change since learnt")):
+        for axes, key, title in ((left, "op", "OP: final mean score"), (middle, "bwt", "BWT: change since learned")):
             for place, row in enumerate(methods):
                 _point(axes, row[key], place, COLOURS[place % len(COLOURS)], horizontal=True)
             axes.set(ylim=(len(methods) - 0.5, -0.5), title=title, xlabel="points (bar: 95% interval, ring: a seed)")
