@@ -8,14 +8,18 @@ DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 TRACKIO := trackio brotli gradio_client httpcore httpx orjson python-multipart starlette uvicorn websockets
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo check test smollm2 chromium torture lint docs clean
+.PHONY: demo check fast test smollm2 chromium torture lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/seekr demo --output $(DEMO)
 
-# The fast part of `make test`, for while you work: what starts processes, kills them, compiles or runs a real model or a demo is left out.
-check: $(VENV)/.installed-test lint
+# The fast part of `make test`, for while you work: what starts processes, kills them, compiles or runs a real model, a browser or a demo is left out.
+# The linters run beside the first tests.
+check: $(VENV)/.installed-test
+	@$(MAKE) --jobs 2 lint fast
+
+fast: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: $(VENV)/.installed-test lint smollm2 chromium

@@ -4,8 +4,9 @@
     python benchmarks/study.py tables benchmarks/results/study/plan.yaml --runs runs/study
 
 Runs are ``seekr run`` in processes of their own with one thread each, as many side by side as ``--parallel`` says. The
-same command again goes on with what was interrupted and makes what is missing. ``tables`` copies the finished runs'
-``scores.json`` beside the plan and writes a table and a picture for each stage; it can be run while others are made.
+same command again goes on with what was interrupted and makes what is missing; rows whose rate a sweep decides come
+last. ``tables`` copies the finished runs' ``scores.json`` beside the plan and writes a table and a picture for each
+stage; it can be run while others are made.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from threading import Event
 
 import yaml
 from study_plan import Plan, Run, Stage, read_plan
-from study_report import finished, write_stage
+from study_report import finished, settings_of, write_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".venv" / "smollm2"
@@ -38,7 +39,7 @@ def environment() -> dict[str, str]:
 
 def command(plan: Plan, run: Run, runs: Path) -> list[str]:
     """The ``seekr run`` that makes a run; its stream is written beside its folder."""
-    settings = dict(plan.rows[run.row])
+    settings = settings_of(plan, run.row, runs)
     stream = runs / run.stream / "stream.yaml"
     stream.parent.mkdir(parents=True, exist_ok=True)
     content = yaml.safe_dump(dict(plan.streams[run.stream]), sort_keys=False, allow_unicode=True)
@@ -46,9 +47,7 @@ def command(plan: Plan, run: Run, runs: Path) -> list[str]:
         stream.write_text(content, encoding="utf-8")
     folder = run.folder(runs)
     words = ["run", str(stream), "--method", str(settings.pop("method")), "--output", str(folder), f"seed={run.seed}"]
-    words += [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in settings.items()
-    ]
+    words += [f"{key}={_flow(value)}" for key, value in settings.items()]
     return [sys.executable, "-m", "seekr_cl", *words, *(["--resume"] if folder.exists() else [])]
 
 
@@ -91,8 +90,10 @@ def make(plan: Plan, stages: list[Stage], runs: Path, parallel: int) -> None:
     worker = Worker(plan, runs)
     wanted = list(dict.fromkeys(run for stage in stages for run in stage.runs()))
     print(f"{len(wanted)} runs, {sum(finished(run.folder(runs)) for run in wanted)} of them made before", flush=True)
-    with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(worker.make, wanted))
+    # What a sweep decides cannot begin before it is over.
+    for waits in (False, True):
+        with ThreadPoolExecutor(parallel) as pool:
+            list(pool.map(worker.make, [run for run in wanted if bool(plan.sweep_of(run.row)) == waits]))
     if worker.failed.is_set():
         raise SystemExit(1)
 

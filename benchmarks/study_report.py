@@ -29,25 +29,57 @@ def finished(folder: Path) -> bool:
 
 
 def paired(one: list[RunRecord], other: list[RunRecord]) -> tuple[float, float, float]:
-    """The difference in OP, the second less the first, with a 95% interval over seeds and examples.
+    """The second's OP less the first's, in pairs of one seed, with a 95% interval over seeds and examples."""
+    low, high = _interval([(_answers(b).last, _answers(a).last) for a, b in zip(one, other, strict=True)])
+    return mean(b.matrix.op - a.matrix.op for a, b in zip(one, other)), low, high
 
-    Pairs are of one seed. A replicate draws examples within each task, the same for all runs, and then seeds, both with
-    replacement; with few seeds that is the best that can be had and still too narrow.
+
+def mean_op(runs: list[RunRecord]) -> tuple[float, float, float]:
+    """The mean OP, with a 95% interval over seeds and examples."""
+    return mean(run.matrix.op for run in runs), *_interval([(_answers(run).last,) for run in runs])
+
+
+def _interval(pairs: list[tuple[list[Tally], ...]]) -> tuple[float, float]:
+    """Of the mean over seeds of what the first has, less the second where there is one.
+
+    A replicate draws examples within each task, the same for all runs, and then seeds, both with replacement; with few
+    seeds that is the best that can be had and still too narrow.
     """
     rng = np.random.default_rng(0)
-    pairs = [(_answers(a).last, _answers(b).last) for a, b in zip(one, other, strict=True)]
     found_SR = np.zeros((len(pairs), RESAMPLES))
     tasks = len(pairs[0][0])
     for task in range(tasks):
         count = len(pairs[0][0][task])
         weights_RN = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
-        for seed, (first, second) in enumerate(pairs):
-            found_SR[seed] += (_scores(second[task], weights_RN) - _scores(first[task], weights_RN)) / tasks
+        for seed, sides in enumerate(pairs):
+            for sign, side in zip((1, -1), sides):
+                found_SR[seed] += sign * _scores(side[task], weights_RN) / tasks
     drawn_RS = rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    values = np.take_along_axis(found_SR.T, drawn_RS, axis=1).mean(1)
-    low, high = np.quantile(values, [0.025, 0.975])
-    value = mean(b.matrix.op - a.matrix.op for a, b in zip(one, other))
-    return value, float(low), float(high)
+    low, high = np.quantile(np.take_along_axis(found_SR.T, drawn_RS, axis=1).mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def best_row(stage: Stage, runs: Path) -> str | None:
+    """The row of a sweep with the highest mean OP, of equal ones the first; ``None`` until all its runs are made."""
+    if not all(finished(run.folder(runs)) for run in stage.runs()):
+        return None
+    scores = {row: mean(one.matrix.op for one in _seeds(stage, row, runs).values()) for row in stage.rows}
+    return max(stage.rows, key=lambda row: scores[row])
+
+
+def settings_of(plan: Plan, row: str, runs: Path) -> dict[str, Any]:
+    """A row's settings, with the rate that a sweep has found.
+
+    Raises:
+        SystemExit: if the sweep is not finished.
+    """
+    settings, sweep = dict(plan.rows[row]), plan.sweep_of(row)
+    if sweep is not None:
+        best = best_row(sweep, runs)
+        if best is None:
+            raise SystemExit(f"error: row {row!r} needs the best rate of stage {sweep.name}; make that stage first")
+        settings["learning_rate"] = sweep.rates[best]
+    return settings
 
 
 def _answers(run: RunRecord) -> Answered:
@@ -73,7 +105,7 @@ def write_stage(stage: Stage, plan: Plan, runs: Path, target: Path) -> str:
     if not done:
         return said
     lines = [f"# {stage.question}", "", f"- **Can see**: {stage.sees}", f"- **Settled by**: {stage.settled}", ""]
-    lines += [*_table(stage, done), "", *_settings(stage, plan, runs, whole)]
+    lines += [*_table(stage, done), "", *_best(stage, runs), *_settings(stage, plan, runs, whole)]
     for seeds in done.values():
         for seed, record in seeds.items():
             kept = target / "raw" / stage.stream / f"{Path(record.name).name}.json"
@@ -128,11 +160,37 @@ def _table(stage: Stage, done: dict[str, dict[int, RunRecord]]) -> list[str]:
     return lines
 
 
+def _best(stage: Stage, runs: Path) -> list[str]:
+    """Of a sweep, which rate is best and by how much."""
+    if not stage.rates:
+        return []
+    best = best_row(stage, runs)
+    if best is None:
+        return ["The best rate is named when all runs are made.", ""]
+    records = {row: list(_seeds(stage, row, runs).values()) for row in stage.rows}
+    value, low, high = mean_op(records[best])
+    lines = [f"**Best learning rate: {stage.rates[best]:g}**, mean OP {value:.1f} [{low:.1f}, {high:.1f}]."]
+    for row in stage.rows:
+        if row != best:
+            value, low, high = paired(records[best], records[row])
+            lines.append(f"At {stage.rates[row]:g} it is {value:+.1f} [{low:+.1f}, {high:+.1f}].")
+    if best in (min(stage.rates, key=stage.rates.__getitem__), max(stage.rates, key=stage.rates.__getitem__)):
+        lines.append("It is the last of the rates on its side, so a better one may lie beyond.")
+    return [*lines, ""]
+
+
 def _spread(values: list[Any]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     return f"{mean(known):.1f} ({min(known):.1f} to {max(known):.1f})" if len(known) > 1 else f"{known[0]:.1f}"
+
+
+def _found(plan: Plan, row: str, runs: Path) -> float | None:
+    """The rate of a row that a sweep has decided."""
+    sweep = plan.sweep_of(row)
+    best = None if sweep is None else best_row(sweep, runs)
+    return None if sweep is None or best is None else sweep.rates[best]
 
 
 def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:
@@ -146,7 +204,9 @@ def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:
         "",
     ]
     for row in stage.rows:
-        lines.append(f"- `{row}`: " + ", ".join(f"`{key}: {value}`" for key, value in plan.rows[row].items()))
+        given, rate = dict(plan.rows[row]), _found(plan, row, runs)
+        given |= {} if rate is None else {"learning_rate": f"{rate:g}, {given['learning_rate']}"}
+        lines.append(f"- `{row}`: " + ", ".join(f"`{key}: {value}`" for key, value in given.items()))
     for run in stage.runs():
         ledger = run.folder(runs) / "run.json"
         if ledger.is_file():

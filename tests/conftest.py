@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 SLOW = {
-    "invariants": {"test_invariants", "test_curves", "test_deepspeed", "test_processes", "test_compiled"},
+    "invariants": {"test_invariants", "test_curves", "test_deepspeed", "test_processes", "test_compiled", "test_gpu"},
+    "report": {"test_report_browser"},
     "cli": {
         "test_bad_input",
         "test_launch",
@@ -28,7 +29,7 @@ SLOW = {
     "methods": {"test_matrix"},
     "docs": {"test_readme", "test_blocks", "test_site"},
 }
-"""Files of tests that start processes, kill them, compile, go through every method or family, or run a real model."""
+"""Files of tests that start processes, kill them, compile, go through all methods or families, or run what is real."""
 
 FIRST = (
     {"invariants": ("test_processes", "test_curves", "test_compiled", "test_invariants", "test_gpu")},

@@ -1,6 +1,6 @@
 """The kernels against the PyTorch tiles, run by Triton's interpreter, which has to be chosen before Triton is imported.
 
-So the kernels run in one worker process for all tests of this file; each test asks it for one comparison.
+So the kernels run in one process for all tests of this file; each test asks it for one comparison.
 """
 
 import importlib.util
@@ -9,9 +9,6 @@ import os
 import runpy
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +16,7 @@ import kernel_cases
 import kernel_compile
 import pytest
 import torch
+from asked import INTERPRETED, asked
 
 from seekr_cl.attention import DenseRows, RowTarget
 from seekr_cl.attention.kernels import blocks
@@ -33,35 +31,24 @@ BENCHMARK = str(Path(__file__).parents[2] / "benchmarks" / "row_kl_gpu.py")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 
-@contextmanager
-def worker(interpret, start=None):
-    """A process that starts with the setting; this one's is put back."""
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, get_context("spawn"), start) as pool:
-        patch.setenv("TRITON_INTERPRET", str(int(interpret)))
-        pool.submit(os.getpid).result()
-        patch.undo()
-        yield pool
-
-
 @pytest.fixture(scope="module")
 def interpreter():
-    with worker(True, kernel_cases.widen_dots) as pool:
-        yield pool
+    with asked(setting=INTERPRETED) as process:
+        process.call(kernel_cases.widen_dots)
+        yield process
 
 
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        with worker(False) as pool:
-            yield pool
+    with asked({"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}) as process:
+        yield process
 
 
 @needs_triton
 @pytest.mark.parametrize("teacher", kernel_cases.TEACHERS)
 @pytest.mark.parametrize("name", kernel_cases.CASES)
 def test_kernels_agree_with_the_tiles(interpreter, name, teacher):
-    errors = interpreter.submit(kernel_cases.compare, name, teacher).result()
+    errors = interpreter.call(kernel_cases.compare, name, teacher)
     tolerance = TOLERANCE[kernel_cases.CASES[name].get("dtype", torch.float32)]
     assert max(errors) <= tolerance, errors
 
@@ -69,7 +56,7 @@ def test_kernels_agree_with_the_tiles(interpreter, name, teacher):
 @needs_triton
 @pytest.mark.parametrize("check", kernel_cases.CHECKS, ids=lambda check: check.__name__)
 def test_edges(interpreter, check):
-    interpreter.submit(check).result()
+    interpreter.call(check)
 
 
 @needs_triton
@@ -82,13 +69,13 @@ def test_edges(interpreter, check):
     ],
 )
 def test_kernels_compile_and_fit(compiler, teacher, capability, case):
-    shared = compiler.submit(kernel_compile.compile_case, case, teacher, capability).result()
+    shared = compiler.call(kernel_compile.compile_case, case, teacher, capability)
     assert max(shared.values()) <= kernel_compile.SHARED[capability] * 1024, shared
 
 
 @needs_triton
 def test_benchmark_runs_through_the_interpreter(interpreter):
-    (line,) = interpreter.submit(kernel_cases.run_script, BENCHMARK, "--interpret", "--json").result().splitlines()
+    (line,) = interpreter.call(kernel_cases.run_script, BENCHMARK, "--interpret", "--json").splitlines()
     entries = json.loads(line)["entries"]
     assert len(entries) == 6
     assert all(max(entry["differences"]) < 1e-5 for entry in entries)

@@ -1,22 +1,18 @@
 """Liger's kernels compose with the attention term; they run in Triton's interpreter, in a process of their own."""
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
 
 import liger_case
 import numpy
 import pytest
+from asked import INTERPRETED, asked
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed (it needs triton)")
 def test_terms_and_gradients_are_those_without_liger():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, get_context("spawn"), liger_case.pass_floats) as pool:
-            assert pool.submit(os.getpid).result() != os.getpid()
-            found = pool.submit(liger_case.compare).result()
+    with asked(setting=INTERPRETED) as process:
+        process.call(liger_case.pass_floats)
+        found = process.call(liger_case.compare)
     plain, patched = found["plain"], found["patched"]
     assert patched["kernels"] == 3, "the feed-forward layers were not replaced"
     assert patched["values"] == pytest.approx(plain["values"], rel=1e-5)

@@ -18,10 +18,14 @@ def seekr(tmp_path: Path) -> Seekr:
 def together(tmp_path: Path) -> Callable[..., list[Done]]:
     """Run a command as two processes that find each other, each with a part of the environment to itself."""
 
-    def run(*words: object, environments: tuple[dict[str, str], dict[str, str]] = ({}, {})) -> list[Done]:
+    def run(
+        *words: object,
+        environments: tuple[dict[str, str], dict[str, str]] = ({}, {}),
+        call: str = "zygote:command",
+    ) -> list[Done]:
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | own for rank, own in enumerate(environments)]
-        return run_together("zygote:command", [str(word) for word in words], environments=ranks, folder=tmp_path)
+        return run_together(call, [str(word) for word in words], environments=ranks, folder=tmp_path)
 
     return run
 

@@ -60,7 +60,8 @@ def test_two_processes_killed_and_resumed_are_one(
 
 
 def test_vllm_is_not_started_by_each_process(world: World, together, tmp_path: Path) -> None:
-    done = together("evaluate", "--model", world.base, "--task", world.first, "--output", "scores", "--engine", "vllm")
+    words = ["evaluate", "--model", world.base, "--task", world.first, "--output", "scores", "--engine", "vllm"]
+    done = together(*words, call="zygote:impatient_command")
     assert [one.code for one in done] == [2, 2]
     assert all("leave out --launch" in one.err for one in done if one.err)
     assert not (tmp_path / "scores").exists()

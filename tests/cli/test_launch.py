@@ -10,7 +10,7 @@ import pytest
 import yaml
 import zygote
 from cli_world import World, write
-from deep import needs_deepspeed, with_deepspeed
+from deep import SETTING, needs_deepspeed, with_deepspeed
 from killing import fingerprint
 from safetensors.torch import load_file
 from tinylm import assert_same, differs, memory_tensors
@@ -25,29 +25,6 @@ TWO = {
 }
 OF_THIS_MACHINE = ("use_cpu", "num_processes", "main_process_port")
 SAVED = "stopped, and the state is saved; continue with the same command and --resume"
-BROKEN_DISK = """
-import os
-
-if os.environ.get("RANK") == "1":
-    opened = os.open
-
-    def failing(path, *more, **words):
-        if str(path).endswith("manifest.json"):
-            raise OSError(5, "Input/output error", str(path))
-        return opened(path, *more, **words)
-
-    os.open = failing
-"""
-"""A ``sitecustomize`` for a process whose node cannot read the memory."""
-NOTHING_COMPILED = """
-import os
-
-if "RANK" in os.environ:
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__ = {}
-"""
-"""A ``sitecustomize``: DeepSpeed would compile an operator for sums over shared memory, for a minute on two CPUs."""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "accelerate"
 
 
@@ -71,7 +48,16 @@ def words_of(world: World, folder: Path, batch: int) -> list[str]:
 class Launched:
     """``seekr run --launch`` in two processes, read as it goes.
 
-    The launcher is forked, and with ``forked`` those that it starts are too: not where signals are sent to them.
+    All of them are forked: what the launcher starts are stand-ins, which hand signals on.
+
+    Args:
+        words: of the command.
+        output: of the run.
+        more: words behind these.
+        config: of the launcher.
+        call: of each process with its words.
+        setting: of their zygote.
+        environment: of the launcher.
     """
 
     def __init__(
@@ -80,13 +66,13 @@ class Launched:
         output: Path,
         *more: str,
         config: dict[str, object] = TWO,
-        forked: bool = False,
+        call: str = "zygote:command",
+        setting: dict[str, str] | None = None,
         **environment: str,
     ) -> None:
         file = write(output.parent / "two.yaml", config)
-        if forked:
-            environment |= {"PYTHON_EXEC": str(zygote.shim(output.parent / "python"))}
-        environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | environment
+        self.python = zygote.shim(output.parent / "python", call, setting)
+        environment = {"PYTHON_EXEC": str(self.python), "OMP_NUM_THREADS": "1"} | environment
         words = [*words, "--output", str(output), "--launch", str(file), *more]
         with open(os.devnull, "w") as nothing:
             files = {"stdout": nothing, "stderr": zygote.PIPE}
@@ -104,12 +90,15 @@ class Launched:
 
     def processes(self) -> dict[str, int]:
         """The launched processes by their rank."""
-        found = {}
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        for number in children.split():
-            lines = Path(f"/proc/{number}/environ").read_text().split("\0")
-            found |= {line.removeprefix("RANK="): int(number) for line in lines if line.startswith("RANK=")}
-        return found
+        return {rank: int(Path(f"{self.python}.{rank}").read_text()) for rank in ("0", "1")}
+
+    def environment(self) -> dict[str, str]:
+        """What the launcher gave the first of them."""
+        for number in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            found = dict(line.split("=", 1) for line in Path(f"/proc/{number}/environ").read_text().split("\0") if line)
+            if found.get("RANK") == "0":
+                return found
+        raise AssertionError("it has not launched it")
 
     def end(self, code: int) -> list[str]:
         """The lines on stderr from here to the end, which must be this."""
@@ -117,6 +106,8 @@ class Launched:
         err = self.process.stderr.read()
         assert self.process.wait() == code, err
         assert "Traceback" not in err
+        for file in self.python.parent.glob(f"{self.python.name}.*"):
+            file.unlink()
         # A model of this size goes on to the end of what it may write, which is said.
         said = ("first:", "second:", "seekr:", "warning: task 'first'", "warning: task 'second'")
         return [line for line in err.splitlines() if not line.startswith(said)]
@@ -137,7 +128,7 @@ def step_of(run: Path) -> int:
 def whole(made_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes gave undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert Launched(words_of(made_world, folder, 1), folder / "run", forked=True).end(0) == []
+    assert Launched(words_of(made_world, folder, 1), folder / "run").end(0) == []
     return folder / "run"
 
 
@@ -162,9 +153,9 @@ def test_two_processes_are_one(world: World, seekr, whole: Path, tmp_path: Path)
 def test_two_processes_of_zero_are_one(world: World, whole: Path, tmp_path: Path) -> None:
     """The example's config, but for what is of this machine; evaluation is not sharded, and so starts the same way."""
     config = yaml.safe_load((EXAMPLES / "zero3.yaml").read_text()) | {key: TWO[key] for key in OF_THIS_MACHINE}
-    write(tmp_path / "site" / "sitecustomize.py", NOTHING_COMPILED)
-    run, paths = tmp_path / "run", with_deepspeed(tmp_path / "site")
-    lines = Launched(words_of(world, tmp_path, 1), run, config=config, PYTHONPATH=paths).end(0)
+    run, words = tmp_path / "run", words_of(world, tmp_path, 1)
+    launched = Launched(words, run, config=config, call="deep:command", setting=SETTING, PYTHONPATH=with_deepspeed())
+    lines = launched.end(0)
     assert [line for line in lines if "untested optimizer" not in line] == []
     for model in ("models/01-first", "models/02-second"):
         assert_same(*(load_file(each / model / "model.safetensors") for each in (run, whole)), 5e-5)
@@ -186,8 +177,7 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     # Held still: the steps are shorter than the signal's way through the launcher.
     for number in workers.values():
         os.kill(number, signal.SIGSTOP)
-    environment = Path(f"/proc/{workers['0']}/environ").read_text()
-    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in environment, "a long step would be cut off"
+    assert second.environment()["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "600", "a long step would be cut off"
     second.process.send_signal(signal.SIGINT)
     while not all(map(is_signalled, workers.values())):
         assert not second.process.has_ended()
@@ -201,17 +191,15 @@ def test_stopped_by_signals_and_resumed(world: World, whole: Path, tmp_path_fact
     assert third.end(137) == [
         "error: process 1 was ended by SIGKILL; what it had saved is there, continue with --resume"
     ]
-    assert Launched(words, run, "--resume", forked=True).end(0) == []
+    assert Launched(words, run, "--resume").end(0) == []
     ours, theirs = fingerprint(folder), fingerprint(whole.parent)
     assert "run/models/02-second/model.safetensors" in ours
     assert [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)] == []
 
 
 def test_one_process_that_fails_alone_says_why(world: World, tmp_path: Path) -> None:
-    write(tmp_path / "site" / "sitecustomize.py", BROKEN_DISK)
-    paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    launched = Launched(words_of(world, tmp_path, 1), tmp_path / "run", "num_train_epochs=1", PYTHONPATH=paths)
-    (line,) = launched.end(2)
+    words = words_of(world, tmp_path, 1)
+    (line,) = Launched(words, tmp_path / "run", "num_train_epochs=1", call="faulty:command_of_a_broken_disk").end(2)
     assert line.startswith("error: ")
     assert "manifest.json" in line
     assert "Input/output error" in line

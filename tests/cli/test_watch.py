@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import zygote
 from report_runs import ACTIVE, record_events
 
 from seekr_cl.cli import live as live_page
@@ -150,10 +150,10 @@ def test_a_terminal_is_drawn_on_and_left_whole(tmp_path: Path) -> None:
     """As over ssh: a pseudo-terminal, 80 columns; Ctrl-C ends it and shows the cursor again."""
     folder = record(tmp_path / "run", in_training())
     master, slave = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    words = [sys.executable, "-m", "seekr_cl.cli.main", "watch", str(folder)]
-    process = subprocess.Popen(words, stdout=slave, stderr=slave, stdin=slave, env=environment)
-    os.close(slave)
+    environment = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    with os.fdopen(slave, "rb") as terminal:
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+        process = zygote.start("zygote:command", ["watch", str(folder)], environment=environment, **ends)
     seen = b""
     until = time.monotonic() + 60
     while b"share" not in seen and time.monotonic() < until:
@@ -161,7 +161,7 @@ def test_a_terminal_is_drawn_on_and_left_whole(tmp_path: Path) -> None:
             seen += os.read(master, 65536)
     process.send_signal(signal.SIGINT)
     # Read on meanwhile: a terminal that nobody reads fills up, and whoever writes to it waits.
-    while select.select([master], [], [], 0.2)[0] or process.poll() is None:
+    while select.select([master], [], [], 0.2)[0] or not process.has_ended():
         try:
             more = os.read(master, 65536)
         except OSError:

@@ -1,20 +1,16 @@
 """Two real processes that evaluate together: what they share, and how a signal to one of them stops both."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zygote
 from generating import random_model
 from together import BENCHMARKS
 
 from seekr_cl.evaluation.general import evaluate_general
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -34,8 +30,8 @@ def together(data: Path, place: Path) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE.parent / "helpers" / "together.py"), str(data), str(place)]
-    subprocess.run(command, env=os.environ | shared, check=True, timeout=900)
+    done = zygote.run("together:both", str(data), str(place), environment=shared)
+    assert done.code == 0, done.err
     return [json.loads((place / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     # In the middle of its second task the averages of the next line in the log are half formed.
     "derpp": {
         "method": "derpp",
+        "packing": True,
         "gradient_accumulation_steps": 2,
         "logging_steps": 3,
         "num_train_epochs": 3,

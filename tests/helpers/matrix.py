@@ -265,6 +265,22 @@ ROWS: dict[str, Row] = {
         first_task=True,
         invariants={"dropout": 0.0},
     ),
+    "inflora": Row(
+        changes={
+            "rank": Change(1),
+            "alpha": Change(8.0),
+            "dropout": Change(0.5),
+            "targets": Change("all-linear", "memory"),
+            "threshold": Change(0.6, "memory"),
+            "input_samples": Change(1, "memory"),
+        },
+        wrong={"rank": 0, "alpha": 0, "dropout": 1, "targets": 3, "threshold": 0, "input_samples": 0},
+        training={"learning_rate": 0.03},
+        learns=0.6,
+        first_task=True,
+        # Directions in which the inputs hardly reach turn with their rounding.
+        invariants={"threshold": 0.9, "rank": 2},
+    ),
     "lwf": Row(
         settings={"strength": 0.3},
         changes={"strength": Change(3.0), "temperature": Change(1.0)},

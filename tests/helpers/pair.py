@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import zygote
+from deep import compile_nothing
 from tinylm import config_for, logits_in_chunks, teach, two_tasks
 
 from seekr_cl.memory import ReplayMemory
@@ -118,10 +119,7 @@ def serve() -> int:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-        import deepspeed.ops
-
-        # It would compile an operator for sums over shared memory, and wait for ever for a killed process's lock on it.
-        deepspeed.ops.__compatible_ops__ = {}
+        compile_nothing()
     while line := sys.stdin.readline():
         request = json.loads(line)
         os.environ["SEEKR_FAULT"] = request.get("fault", "") if request.get("rank") == int(os.environ["RANK"]) else ""

@@ -90,16 +90,15 @@ def two_tasks(
 
 
 def config_for(method: Any, folder: Path, **settings: Any) -> SeekrConfig:
-    """A config for a CPU, silent, with a quarter of each task kept."""
+    """A config for a CPU, silent, with a quarter of each task kept, and little asked of it before and after."""
     name = method if isinstance(method, str) else method["name"]
     defaults: dict[str, Any] = {
         "use_cpu": True, "progress": "none", "learning_rate": 1e-3, "per_device_train_batch_size": 4,
         "num_train_epochs": 1, "logging_steps": 1, "signal_dtype": "float32",
     }  # fmt: skip
-    if get_method(name).replays:
-        defaults["replay"] = {"ratio": 0.25, "every": 1}
-    elif get_method(name).keeps:
-        defaults["replay"] = {"ratio": 0.25}
+    if get_method(name).keeps:
+        defaults["replay"] = {"ratio": 0.25} | ({"every": 1} if get_method(name).replays else {})
+        defaults["retention"] = {"samples": 1}
     return config_from(defaults | {"method": method} | settings, str(folder / "trainer"))
 
 

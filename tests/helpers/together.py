@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import lm_eval
@@ -44,13 +43,13 @@ def main(data: Path, folder: Path) -> dict[str, object]:
     return {"general": general, "benchmarks": len(asked), "code": code, "answered": answered}
 
 
-if __name__ == "__main__":
-    data, place = Path(sys.argv[1]), Path(sys.argv[2])
+def both(data: str, place: str) -> int:
+    """Forks both and waits for them."""
     children = []
     for rank in ("0", "1"):
         children.append(os.fork())
         if children[-1] == 0:
             os.environ.update(RANK=rank, LOCAL_RANK=rank)
-            (place / f"{rank}.json").write_text(json.dumps(main(data, place / "answers")))
+            (Path(place) / f"{rank}.json").write_text(json.dumps(main(Path(data), Path(place) / "answers")))
             os._exit(0)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)

@@ -6,13 +6,15 @@ folder, environment and open files that the new process is to have. ``start`` an
 child has from its zygote: there is one for each ``setting``.
 """
 
-import atexit
 import ctypes
+import fcntl
 import gc
+import hashlib
 import json
 import os
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -32,18 +35,30 @@ ENVIRONMENT = dict(os.environ)
 # Not ``cli.main``: it reads from the environment which of several processes it is.
 PRELOADED = ["seekr_cl.cli.commands", "seekr_cl.report.plots", "seekr_cl.runs.stream_run", "tinylm"]
 SHIM = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as asked:
     asked.connect({address!r})
     # Of ``python -u -m seekr_cl``, too, they are what comes behind.
     own = sys.argv[1 + 3 * (sys.argv[1:4] == ["-u", "-m", "seekr_cl"]) :]
-    words = {{"call": "zygote:command", "arguments": [own], "folder": os.getcwd()}}
+    words = {{"call": {call!r}, "arguments": [own], "folder": os.getcwd()}}
     words["environment"] = dict(os.environ)
     socket.send_fds(asked, [json.dumps(words).encode() + b"\\n"], [0, 1, 2])
     answers = asked.makefile()
-    code = (answers.readline(), int(answers.readline()))[1]
-sys.exit(128 - code if code < 0 else code)
+    process = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(process, number))
+    if "RANK" in os.environ:
+        with open(sys.argv[0] + "." + os.environ["RANK"], "w") as file:
+            file.write(str(process))
+    code = int(answers.readline())
+if code < 0:
+    # The end that it came to.
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
+_SEED = "PYTHONHASHSEED"
 
 
 @dataclass(frozen=True)
@@ -159,39 +174,66 @@ def run_seekr(words: Sequence[object], folder: Path | None = None, **more: Any) 
     return run("zygote:command", [str(word) for word in words], folder=folder, **more)
 
 
-def shim(path: Path) -> Path:
+def shim(path: Path, call: str = "zygote:command", setting: Mapping[str, str] | None = None) -> Path:
     """Writes a program that is ``seekr``, and ``python`` to a launcher that starts it as a module.
 
-    A signal to it does not reach the process that it stands for, but by SIGKILL if it dies of it.
+    It hands Ctrl-C and SIGTERM on to the process that it stands for, takes it along if it dies, and ends as it ends. Of
+    a launched one the number of that process is in a file beside the program, with the rank behind its name.
+
+    Args:
+        path: of the program.
+        call: what it calls with its words; see ``start``.
+        setting: of its zygote.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(SHIM.format(python=sys.executable, address=address()))
+    path.write_text(SHIM.format(python=sys.executable, address=address(setting), call=call))
     path.chmod(0o755)
     return path
 
 
 _started: dict[tuple[tuple[str, str], ...], str] = {}
+_own: list[subprocess.Popen[str]] = []
+"""Zygotes that this process has started, so that nobody is told that they are left behind."""
 
 
 def address(setting: Mapping[str, str] | None = None) -> str:
-    """Of the zygote with that setting, which is started with the first question for it."""
-    key = tuple(sorted((setting or {}).items()))
+    """Of the zygote with that setting, which is started with the first question for it.
+
+    Several workers of one test run ask the same ones; they end with the process that started the workers. One that
+    is asked for no seed of its hashes has the first of the two that ``pair`` asks for.
+    """
+    chosen = {_SEED: ENVIRONMENT.get(_SEED, "1")} | dict(setting or {})
+    key = tuple(sorted(chosen.items()))
     if key not in _started:
-        folder = tempfile.mkdtemp(prefix="zygote-")
-        environment = ENVIRONMENT | dict(key)
-        paths = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), f"{folder}/socket"],
-            env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        atexit.register(process.communicate)
-        _started[key] = f"{folder}/socket"
+        run = ENVIRONMENT.get("PYTEST_XDIST_TESTRUNUID")
+        if run is None:
+            place = Path(tempfile.mkdtemp(prefix="zygote-"))
+            _start(chosen, place, os.getpid())
+        else:
+            name = hashlib.sha256(json.dumps([run, key]).encode()).hexdigest()[:16]
+            place = Path(tempfile.gettempdir()) / f"zygote-{name}"
+            place.mkdir(exist_ok=True)
+            with open(place / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (place / "socket").exists():
+                    _start(chosen, place, os.getppid())
+        _started[key] = f"{place}/socket"
     return _started[key]
+
+
+def _start(setting: dict[str, str], place: Path, owner: int) -> None:
+    environment = ENVIRONMENT | setting
+    paths = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), f"{place}/socket", str(owner)],
+        env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    _own.append(process)
 
 
 def command(words: list[str]) -> int:
@@ -201,6 +243,12 @@ def command(words: list[str]) -> int:
 
     sys.argv = ["seekr", *words]
     return main(words)
+
+
+def impatient_command(words: list[str]) -> int:
+    """The same of one of several processes, which does not wait long for what the others may have to say."""
+    import_module("seekr_cl.distributed.collectives")._PATIENCE = timedelta(seconds=1)
+    return command(words)
 
 
 def command_without_rights(words: list[str]) -> int:
@@ -229,6 +277,8 @@ def _child(request: dict[str, Any], handles: list[int]) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         tempfile.tempdir = None
+        # What a shell starts in the background ignores it, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # An interpreter's own is drawn when it is imported; processes with the same would agree too easily.
         import_module("numpy").random.seed()
         paths = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), *request.get("path", ())]
@@ -247,8 +297,9 @@ def _child(request: dict[str, Any], handles: list[int]) -> None:
         os._exit(status or 0)
 
 
-def serve(place: str) -> None:
-    """Forks for whoever connects, until stdin is closed: then the process that started it has ended."""
+def serve(place: str, owner: int) -> None:
+    """Forks for whoever connects, until its owner has ended."""
+    owned = os.pidfd_open(owner)
     for name in PRELOADED:
         import_module(name)
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
@@ -266,13 +317,14 @@ def serve(place: str) -> None:
     listener.bind(place)
     listener.listen()
     waiting.register(listener, selectors.EVENT_READ)
-    waiting.register(0, selectors.EVENT_READ)
+    waiting.register(owned, selectors.EVENT_READ)
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
-            if key.fileobj == 0:
-                os.unlink(place)
-                os.rmdir(os.path.dirname(place))
+            if key.fileobj == owned:
+                for child in {other.data[0] for other in waiting.get_map().values() if other.data}:
+                    os.kill(child, signal.SIGKILL)
+                shutil.rmtree(os.path.dirname(place))
                 return
             if key.fileobj is listener:
                 _fork(waiting, listener)
@@ -302,7 +354,7 @@ def _fork(waiting: selectors.BaseSelector, listener: socket.socket) -> None:
         for other in list(waiting.get_map().values()):
             if isinstance(other.fileobj, socket.socket):
                 other.fileobj.close()
-            elif other.fileobj != 0:
+            else:
                 os.close(other.fd)
         waiting.close()
         asked.close()
@@ -321,4 +373,4 @@ def _tell(asked: socket.socket, number: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from recorded import assert_same_curves, curves
-from tinylm import PLAIN_SGD, assert_same, config_for, differs, memory_tensors, reverse_task, weights
+from tinylm import PLAIN_SGD, assert_same, config_for, differs, logits_in_chunks, memory_tensors, reverse_task, weights
 from torch._dynamo.utils import counters
 
 from cases import SEEKR
@@ -37,7 +37,9 @@ def test_compiled_is_eager(bases: dict[str, Path], tmp_path: Path) -> None:
     torch._dynamo.reset()
     counters.clear()
     assert learn_four(bases["llama"], tmp_path / "eager", {}) == [0, 0, 0, 0]
-    graphs = learn_four(bases["llama"], tmp_path / "compiled", COMPILED)
+    # Of some batches the logits are made in parts, of others at once.
+    with logits_in_chunks(18):
+        graphs = learn_four(bases["llama"], tmp_path / "compiled", COMPILED)
     assert 0 < graphs[0] < graphs[1], "the second task's replay looks at attention, which is other graphs"
     assert graphs[3] == graphs[2], "a task whose model and lengths are like the former ones' is traced anew"
     assert differs(weights(tmp_path / "compiled/m4"), weights(bases["llama"])), "nothing was learnt"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deep import needs_deepspeed, with_deepspeed
+from deep import SETTING, needs_deepspeed
 from killing import fingerprint
 from pair import Pair, learn_two, pair
-from test_processes import assert_same_outcome
+from test_processes import NEEDS_WHOLE, assert_same_outcome
 from tinylm import differs, weights
 
 from cases import CASES, SEEKR, settings_of, words_of
@@ -35,8 +35,7 @@ def zero_pair(stage: int, folder: Path, first_seed: int = 1) -> AbstractContextM
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     config = folder / f"zero{stage}.json"
     config.write_text(json.dumps({"zero_optimization": zero} | dict.fromkeys(auto, "auto")))
-    chosen = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu", "PYTHONPATH": with_deepspeed()}
-    return pair(setting=chosen, first_seed=first_seed, **chosen, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
+    return pair(setting=SETTING, first_seed=first_seed, **SETTING, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(config))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +72,15 @@ def test_zero_is_one_process(
     assert zero(stage).ask(bases["llama"], together, words_of(name), settings_of(case, 2)) == ["", ""]
     assert differs(weights(together / "m2"), weights(bases["llama"])), "nothing was learnt"
     assert_same_outcome(alone, together, name)
+
+
+@pytest.mark.parametrize(("settings", "said"), NEEDS_WHOLE, ids=["muon", "average"])
+def test_settings_on_whole_weights_are_refused(
+    bases: dict[str, Path], zero: Callable[[int], Pair], tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    answers = zero(3).ask(bases["llama"], tmp_path, words_of("seqft"), settings_of(CASES["seqft"] | settings, 2))
+    assert all(f"ConfigError: DeepSpeed: {said}; use DDP" in answer for answer in answers), answers
+    assert not (tmp_path / "m1").exists()
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ INVARIANTS = {
     # The logits of two positions at once, made again for their gradient.
     "logits in chunks are logits": Invariant({"chunk": 2}, {}, list(ROWS), atol=1e-6),
     "logits in chunks under reentrant checkpointing": Invariant(CHECKPOINTED | {"chunk": 2}, {}, SEEING[:2], 1e-6),
+    "logits in chunks under checkpointing": Invariant(
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "chunk": 2},
+        {},
+        SEEING[:2],
+        1e-6,
+    ),
     "logits in chunks with lora": Invariant({"chunk": 2}, {}, WITH_LORA, 1e-6, LORA),
     # Under LoRA the first layer's input asks for no gradient, which reentrant checkpointing takes for the last word.
     "reentrant checkpointing is none with lora": Invariant(CHECKPOINTED, {}, WITH_LORA, atol=1e-6, common=LORA),

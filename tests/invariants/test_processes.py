@@ -6,6 +6,7 @@ The cases are those of ``cases.py``.
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ SHARDED = [
     or name in ("derpp-prompt", "replay-by-updates", "seekr-packed")
     or (name in ROWS and get_method(name).weight_access != "whole")
 ]
+
+
+NEEDS_WHOLE: list[tuple[dict[str, Any], str]] = [
+    ({"optim": "muon", "learning_rate": 0.01}, "optim: muon needs whole matrices"),
+    ({"average": {"kind": "ema", "decay": 0.5}}, "average does not support sharded weights"),
+]
+"""Settings that look at whole weights, and what is said where an engine holds them in pieces."""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,24 @@ def test_methods_on_whole_weights_refuse_shards(bases: dict[str, Path], sharded:
     assert all("ConfigError: FSDP: method olora works on single weights" in answer for answer in answers)
     assert all(answer.rstrip().endswith("train with DDP") for answer in answers)
     assert not (tmp_path / "m1").exists()
+
+
+@pytest.mark.parametrize(("settings", "said"), NEEDS_WHOLE, ids=["muon", "average"])
+def test_settings_on_whole_weights_refuse_shards(
+    bases: dict[str, Path], sharded: Pair, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    answers = sharded.ask(bases["llama"], tmp_path, words_of("seqft"), settings_of(CASES["seqft"] | settings, 2))
+    assert all(f"ConfigError: FSDP: {said}; use DDP" in answer for answer in answers), answers
+    assert not (tmp_path / "m1").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_an_average_under_ddp(bases: dict[str, Path], two: Pair, tmp_path: Path) -> None:
+    """What its refusal advises. Muon would blow up rounding, since its steps in all directions are alike."""
+    alone, together, case = tmp_path / "alone", tmp_path / "together", CASES["seqft"] | NEEDS_WHOLE[1][0]
+    learn_two(bases["llama"], alone, words_of("seqft"), settings_of(case, 4))
+    assert two.ask(bases["llama"], together, words_of("seqft"), settings_of(case, 2)) == ["", ""]
+    assert_same_outcome(alone, together, "seqft")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 from seekr_cl.attention import AttentionCall, AttentionTap, RowIndex
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods import Context, Layout, get_method
+from seekr_cl.methods.common.logit_distillation import first_position
 from seekr_cl.methods.common.sample_passes import similar_batches
 from seekr_cl.methods.seekr import scoring
 from seekr_cl.replay.selection import candidates
@@ -64,9 +65,14 @@ def measured(former: Any, model: Any, batches: list[list[int]]) -> dict[int, tup
             rows = scoring.Scorer(tap, Layout(0), "valid", kept).before(batch, asked, keep)
         with AttentionTap(model) as tap:
             after = scoring.Scorer(tap, Layout(0), "valid", kept).after(batch, asked, rows, [keep] * len(batch))
-        for place, old, (one, logits_NV) in zip(places, rows, after):
+        for place, sample, old, (one, said) in zip(places, batch, rows, after):
             every = [*(old[layer].rows_HRL for layer in old), *(one.rows[layer].rows_HRL for layer in one.rows)]
-            found[place] = (*every, one.sensitivity_NH, one.forgettability_NH, logits_NV)
+            found[place] = (
+                *every,
+                one.sensitivity_NH,
+                one.forgettability_NH,
+                said(torch.arange(first_position(sample), len(sample.ids_L))),
+            )
     return found
 
 

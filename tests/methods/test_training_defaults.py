@@ -27,6 +27,7 @@ OFFICIAL: dict[str, tuple[float, str]] = {
     "olora": (1e-3, "constant"),
     "sdft": (2e-5, "cosine"),
     "slao": (1e-4, "cosine"),
+    "inflora": (3e-4, "constant"),
     "sapt": (5e-5, "constant"),
     "tree_lora": (1e-4, "cosine"),
     "l2p": (0.03, "constant"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from golden_case import close, each, settings
 
-from seekr_cl.methods.common.logit_distillation import distil_logits, first_position, pad_logits, take_logits
+from seekr_cl.methods.common.logit_distillation import distil_logits, pad_logits, take_logits
 from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.schedule import MicroBatch
 
@@ -82,8 +82,8 @@ def stored(case, row, **changes):
         sample = case.samples[task][number]
         logits = torch.tensor(case.arrays[f"imp/{task}/replay_logits"][number])
         start = case.layout.offset(len(sample.ids_L), len(logits))
-        own = logits[start + first_position(sample) : start + len(sample.ids_L)]
-        samples.append(replace(sample, signals={"logits": take_logits(own, sample, given, "float32")}))
+        own = logits[start : start + len(sample.ids_L)]
+        samples.append(replace(sample, signals={"logits": take_logits(own.__getitem__, sample, given, "float32")}))
     student = torch.tensor(case.arrays[f"{row['arrays']}/student_logits"])
     return distil_logits(student, pad_logits(samples, case.layout, student.shape[1]), given)
 

@@ -15,6 +15,8 @@ from seekr_cl.memory import ReplayMemory, ReplaySample
 from seekr_cl.memory.sample_codec import pack
 from seekr_cl.methods import METHODS, get_method
 from seekr_cl.methods.base import Method
+from seekr_cl.methods.common import on_policy
+from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.reference_gradients import ReferenceMethod
 from seekr_cl.planning import read_shape
 from seekr_cl.planning.overheads import COSTS
@@ -45,6 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sapt": ({"rank": 2, "query_size": 6}, {"replay": {"samples": 3, "every": 1}}),
     "tree_lora": ({"rank": 2}, {}),
     "slao": ({"rank": 2}, {}),
+    "inflora": ({"rank": 2, "input_samples": 3}, {}),
 }
 IN_RAM = ("_attention", "_distance_KN", "_count_KN", "_drawn")
 """What SAPT, TreeLoRA and DER++ keep off the device."""
@@ -121,6 +124,10 @@ def test_what_a_method_takes_is_what_a_real_run_takes(base, tmp_path, monkeypatc
     seen["written"] = written(tmp_path / f"m{len(EXAMPLES)}") if kind.adapters else 0
     seen["virtual"] = positions.widths[-1] - TOKENS
     plan = planned(base, config)
+    if kind.name == "inflora":
+        # How many directions the inputs have is known once they are there; the plan says the most.
+        assert 0 < seen["ram"] <= seen["carried"] < plan.overhead.carried == plan.overhead.ram
+        seen |= {"carried": plan.overhead.carried, "ram": plan.overhead.ram}
     assert seen == {key: value for key, value in asdict(plan.overhead).items() if key in seen}
     assert (seen["device"] == 0) == (name in ("seqft", "replay", "derpp", "derpp_mse"))
     steps = plan.steps
@@ -129,6 +136,49 @@ def test_what_a_method_takes_is_what_a_real_run_takes(base, tmp_path, monkeypatc
     in_all = steps.trained + steps.replayed + steps.scored + steps.own + steps.written
     assert positions.passes(forward) == pytest.approx(in_all)
     assert steps.time_share == pytest.approx(1 - steps.trained / in_all)
+
+
+REPLAYED = {"replay": {"samples": 3, "every": 1}}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ({"name": "sdft"}, {}),
+        ({"name": "sdft", "teacher": "ema"}, {}),
+        ({"name": "sdft"}, {"peft": LORA}),
+        ({"name": "sdft", "teacher": "off"}, {"peft": LORA}),
+        ({"name": "onpolicy_replay", "loss": "kl"}, REPLAYED),
+        ({"name": "onpolicy_replay", "loss": "kl"}, REPLAYED | {"peft": LORA}),
+    ],
+    ids=["sdft", "ema", "adapter", "off", "kl", "kl on an adapter"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_teacher_on_the_models_own_answers(base, tmp_path, monkeypatch, method, more):
+    """Its copy to the byte; how long the answers are is known once they are written, so passes and texts at most."""
+    config = config_for(method, tmp_path, num_train_epochs=EPOCHS, **UNPROBED, **more)
+    kind, devices, texts = config.method.kind, [0], []
+    after_step = kind.after_step
+
+    def watched(self, model):
+        devices.append(own_bytes(self)[0])
+        after_step(self, model)
+
+    def counted(model, prompts, *args, **more):
+        texts.extend(prompts)
+        return write(model, prompts, *args, **more)
+
+    monkeypatch.setattr(kind, "after_step", watched)
+    monkeypatch.setattr(on_policy, "write", counted)
+    with counted_positions() as positions:
+        learnt(base, tmp_path, config)
+    plan = planned(base, config)
+    own, steps = plan.overhead, plan.steps
+    assert (own.device, own.ram, own.carried, own.virtual) == (max(devices), 0, 0, 0)
+    assert (own.device == 0) == (method.get("teacher") == "off")
+    assert len(texts) == own.texts > 0
+    in_all = steps.trained + steps.replayed + steps.scored + steps.own + steps.written
+    assert 0.3 * in_all < positions.passes(1 / 2 if "peft" in more else 1 / 3) <= in_all
 
 
 def written(folder):

@@ -47,7 +47,7 @@ def rows(folder: Path) -> Path:
 def learn_words(model: Path, folder: Path) -> list[str]:
     words = ["learn", "--model", str(model), "--task", str(rows(folder)), "--memory", str(folder / "memory")]
     words += ["--output", str(folder / "model"), "use_cpu=true", "progress=none", "per_device_train_batch_size=8"]
-    return [*words, "num_train_epochs=1", "replay.samples=1", "logging_steps=1"]
+    return [*words, "num_train_epochs=1", "replay.samples=1", "retention.samples=1", "logging_steps=1"]
 
 
 def first_loss(model: Path) -> float:

@@ -112,6 +112,7 @@ def signed(manifest: Any) -> bytes:
     return json.dumps(manifest | {"sha256": digest} if isinstance(manifest, dict) else manifest).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=1200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_fuzz(tmp_path: Path, data: st.DataObject) -> None:

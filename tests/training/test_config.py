@@ -93,6 +93,7 @@ WRONG: dict[str, Any] = {
     "method.head_budget": True, "method.query_budget": [5], "method.importance_rule": 1, "method.measure": None,
     "method.attention_reduction": 3, "method.attention_signal": 1, "method.attention_top_k": 2.5,
     "method.attention_tail": 0, "method.attention_eps": "tiny", "method.query_replacement": 1,
+    "method.query_positions": 1,
     "method.gradient_leak": "no", "method.target": 1,
     "method.projection": True, "method.projection_rate": "fast",
 }  # fmt: skip
@@ -130,6 +131,7 @@ OUT_OF_RANGE = [
     ("method.importance_rule", "sum"), ("method.measure", "all"), ("method.attention_reduction", "max"),
     ("method.attention_eps", -1e-8), ("method.attention_top_k", 0), ("method.logits_tail", "cut"),
     ("method.attention_signal", "rows"), ("method.target", "logits"),
+    ("method.query_positions", "prompt"),
     ("method.projection", "linear"), ("method.projection_rate", 0),
     ("method.attention_tail", "cut"), ("measure_every", -1), ("pad_multiple", 0), ("prompt_boundary", "rough"),
     ("padding_side", "top"), ("order", "sorted"), ("loss_average", "none"), ("signal_dtype", "int4"),

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tinylm import assert_same, config_for, constant_task, reverse_task, teach, weights
+from tinylm import PLAIN_SGD, assert_same, config_for, constant_task, reverse_task, teach, weights
 from torch import nn
 
 from seekr_cl.methods import LossTerm
+from seekr_cl.training import gradient_shares, trainer
 from seekr_cl.training.gradient_shares import GradientShares
 from seekr_cl.training.trainer import SeekrTrainer
 
@@ -61,9 +62,39 @@ def test_measuring_does_not_change_what_is_learnt(
     base: Path, tmp_path: Path, method: Any, extra: dict[str, Any]
 ) -> None:
     for every in (0, 1, 2):
-        teach(base, tmp_path / str(every), tasks(), config_for(method, tmp_path, measure_every=every, **extra))
+        settings = PLAIN_SGD | {"measure_every": every} | extra
+        teach(base, tmp_path / str(every), tasks(), config_for(method, tmp_path, **settings))
     for every in (1, 2):
-        assert_same(weights(tmp_path / "0/m2"), weights(tmp_path / str(every) / "m2"))
+        # The terms' gradients are summed up in another order.
+        assert_same(weights(tmp_path / "0/m2"), weights(tmp_path / str(every) / "m2"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"gradient_accumulation_steps": 2}, {"replay": {"ratio": 0.25, "step": "joint"}}]
+)
+def test_measured_gradients_are_the_steps_own(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]
+) -> None:
+    """Under a weight that is steered: summed up they give what one more backward pass does, and one is saved."""
+    passes: list[int] = []
+    backward = torch.Tensor.backward
+
+    def counted(value: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        passes[-1] += any(isinstance(leaf, nn.Parameter) for leaf in gradient_shares._leaves(value))
+        backward(value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
+    logs = []
+    for way, limit in (("added", gradient_shares.ADDED_BYTES), ("again", 0)):
+        passes.append(0)
+        monkeypatch.setattr(trainer, "ADDED_BYTES", limit)
+        settings = PLAIN_SGD | {"measure_every": 1} | extra
+        logs.append(teach(base, tmp_path / way, tasks(), config_for("seekr", tmp_path, **settings))[1].log)
+    assert_same(weights(tmp_path / "added/m2"), weights(tmp_path / "again/m2"), atol=1e-6)
+    assert passes[0] < passes[1]
+    for one, other in zip(*logs, strict=True):
+        told = {key for key in one if key.startswith(("loss", "share", "weight", "grad_norm"))}
+        assert {key: one[key] for key in told} == pytest.approx({key: other[key] for key in told}, rel=1e-3, abs=1e-6)
 
 
 def tiny_terms(layer: nn.Linear) -> dict[str, LossTerm]:

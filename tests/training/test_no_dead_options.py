@@ -67,6 +67,7 @@ METHOD_ROWS = {
     "attention_signal": Row("factors", "memory"),
     "attention_top_k": Row(2, "memory"),
     "attention_tail": Row("bucket", "weights", method(attention_top_k=2)),
+    "query_positions": Row("answer", "memory"),
     "query_replacement": Row(True, "memory", method(query_budget=40)),
     "gradient_leak": Row(True, "weights", {"carry_optimizer": True}),
 }

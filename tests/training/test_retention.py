@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tinylm import assert_same, config_for, constant_task, save_base, weights
+from tinylm import assert_same, config_for, constant_task, logits_in_chunks, save_base, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from seekr_cl.errors import ConfigError, TrainingError
 from seekr_cl.memory import ReplayMemory, TaskSamples
 from seekr_cl.training import RetentionConfig, SeekrConfig, learn
-from seekr_cl.training.probing import Probe, ProbeSet
+from seekr_cl.training.probing import Probe, ProbeSet, measure
 from seekr_cl.training.retention import RetentionProbe, RetentionWarning, measure_all, summary
 from seekr_cl.training.tracker import TrackedTraining, Tracker
 
@@ -135,7 +135,7 @@ def test_what_could_not_be_done_is_refused(tmp_path: Path, method: str, retentio
 
 
 def test_a_run_scores_tests_and_probes_only_if_asked(tmp_path: Path) -> None:
-    config = config_for("derpp", tmp_path)
+    config = config_for("derpp", tmp_path, retention={})
     assert (config.retention.count(evaluated=False), config.retention.count(evaluated=True)) == (32, 0)
     asked = config_for("derpp", tmp_path, retention={"probe_every": 5})
     assert asked.retention.count(evaluated=True) == 32
@@ -163,3 +163,51 @@ def test_any_name_twice_and_numbers_that_are_none(learned: Path) -> None:
     assert [set(line) for line in found["probes"]] == [{"retention/action", "retention/action (2)"}]
     assert [line["retention_task"] for line in found["actions"]] == ["action", "action"]
     assert json.loads(json.dumps(found, allow_nan=False))["tasks"][2]["after"]["log_likelihood"] == [None] * 12
+
+
+@pytest.mark.parametrize("positions", [None, 5])
+def test_a_probe_depends_on_no_other(learned: Path, positions: int | None) -> None:
+    """In float64, answers of several turns and one that nothing comes before among them, and logits in chunks."""
+    model: Any = AutoModelForCausalLM.from_pretrained(learned / "m1", dtype=torch.float64).eval()
+    store = ReplayMemory.open(learned / "memory")
+    probes = [Probe(one.ids_L, one.spans, one.logits) for one in store.tasks[0].samples]
+    ids_L = torch.arange(4, 24)
+    probes += [Probe(ids_L[:9], ((2, 4), (6, 9))), Probe(ids_L, ((0, 20),)), Probe(ids_L[:1], ((0, 1),))]
+    with logits_in_chunks(positions):
+        together = measure(model, probes)
+    alone = [measure(model, [one]) for one in probes]
+    assert together["exact"] == [one["exact"][0] for one in alone]
+    for name in ("log_likelihood", "kl"):
+        told = [one[name][0] for one in alone]
+        assert [value is None for value in together[name]] == [value is None for value in told]
+        assert [value or 0.0 for value in together[name]] == pytest.approx([value or 0.0 for value in told], abs=2e-6)
+    for one, (mean, greedy) in zip(probes[:-1], zip(together["log_likelihood"], together["exact"])):
+        with torch.no_grad():
+            logits_LV = model(one.ids_L[None]).logits[0]
+        at = [place for begin, end in one.spans for place in range(max(1, begin), end)]
+        chances_AV = logits_LV[[place - 1 for place in at]].log_softmax(-1)
+        assert mean == pytest.approx(float(chances_AV[range(len(at)), one.ids_L[at]].mean()), abs=1e-6)
+        assert greedy == bool((chances_AV.argmax(-1) == one.ids_L[at]).all())
+
+
+def test_probes_compute_as_training_does_and_say_that_they_run(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(learned / "memory", tmp_path / "memory")
+    kinds = []
+
+    def noted(module: Any, args: Any, output: Any) -> None:
+        kinds.append((torch.is_grad_enabled(), output.dtype))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: noted(module, args, output) if isinstance(module, torch.nn.Linear) else None
+    )
+    try:
+        config = config_for("derpp", tmp_path, replay={"samples": 2}, bf16=True, progress="lines")
+        learn(learned / "m1", constant_task("no", "no"), tmp_path / "memory", tmp_path / "m2", config)
+    finally:
+        hook.remove()
+    assert set(kinds) >= {(False, torch.bfloat16), (True, torch.bfloat16)}
+    first = kinds.index(next(one for one in kinds if one[0]))
+    assert {dtype for _, dtype in kinds[:first]} == {torch.bfloat16}
+    assert capsys.readouterr().err.count("no: probing 15 answers (retention.samples)") == 2

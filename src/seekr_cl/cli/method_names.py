@@ -3,5 +3,5 @@
 METHOD_NAMES = (
     "seqft", "multitask", "replay", "derpp", "derpp_mse", "seekr", "ewc", "lwf", "agem", "gem", "ogd", "rwalk",
     "olora", "osft", "progressive_prompts", "l2p", "sapt", "tree_lora", "icarl", "inscl", "lfpt5",
-    "onpolicy_replay", "sdft", "slao",
+    "onpolicy_replay", "sdft", "slao", "inflora",
 )  # fmt: skip

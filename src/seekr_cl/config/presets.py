@@ -1,4 +1,4 @@
-"""Three sets of defaults: what is right, what the paper writes, what the official code does.
+"""Sets of defaults: what is right, the same in few bytes, what the paper writes, what the official code does.
 
 ``docs/presets.md`` argues each difference. A preset only changes defaults: whatever the user sets wins.
 """
@@ -14,8 +14,15 @@ _OFFICIAL_LOGITS: dict[str, Any] = {
     "logit_form": "cross_entropy",
 }
 
+PUBLISHED = ("paper", "official")
+"""Presets of others' settings, which are about the paper's model, whatever is trained by them."""
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    # benchmarks/results/bytes_frontier.md
+    "small": {
+        "derpp": {"logits_top_k": 16},
+        "seekr": {"query_budget": 12, "attention_top_k": 16, "logits_top_k": 16},
+    },
     "paper": {
         "signal_dtype": "float16",
         "group_by_length": False,

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from seekr_cl.config.average import as_json as average_json
+from seekr_cl.config.presets import PRESETS, PUBLISHED
 from seekr_cl.methods import Method
 from seekr_cl.methods.task_loss import as_json
 from seekr_cl.methods.training_defaults import TrainingDefaults
@@ -116,7 +117,7 @@ def task_rate(config: Any, network: Any, later: bool) -> tuple[float, str]:
 def whole_rate(config: Any, network: Any) -> tuple[float, str]:
     """The learning rate and where it comes from, leaving aside an adapter that the model comes with.
 
-    A preset is about the paper's model, whatever is trained by it.
+    A published preset is about the paper's model, whatever is trained by it.
     """
     return whole_rate_of(config, sum(weight.numel() for weight in network.parameters()))
 
@@ -126,7 +127,7 @@ def whole_rate_of(config: Any, parameters: int) -> tuple[float, str]:
     rate, source = float(config.learning_rate or 0.0), config.training_sources["learning_rate"]
     if rate != config.settled["learning_rate"]:
         return rate, "user"
-    if source == "library" and config.preset == "default":
+    if source == "library" and config.preset not in PUBLISHED:
         return rate_of_size(parameters), "model size"
     return rate, source
 
@@ -137,12 +138,19 @@ def _type(network: Any) -> str:
 
 
 def warn_of_training(config: Any) -> None:
-    """Says where the user's rate cannot be right, and where the optimizer is not the paper's."""
+    """Says where the user's rate cannot be right, the optimizer is not the paper's, or the preset has no part in it."""
     method, defaults = config.method.kind, config.method.kind.training_defaults
     adapter = [] if config.peft is None else [adapter_rate(config.peft["peft_type"])]
     if config.training_sources["learning_rate"] == "user":
         what = "an adapter" if adapter else f"method {method.name}"
         _warn_if_far(float(config.learning_rate or 0.0), adapter or defaults.rates, what, config.optim)
+    if config.preset == "small" and method.name not in PRESETS["small"]:
+        warnings.warn(
+            f"preset: small is about the signals that {' and '.join(PRESETS['small'])} store; it changes nothing for "
+            f"method {method.name}; remove it",
+            NoEffectWarning,
+            stacklevel=4,
+        )
     if defaults.paper_optim is not None and config.training_sources["optim"] != "user" and _is_adam(config.optim):
         warnings.warn(
             f"{method.name}: optim is {_name(config.optim)}, its paper's is {defaults.paper_optim}, so a step does not "

@@ -31,7 +31,7 @@ from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory.memory_config import MemoryConfig
 from seekr_cl.methods.base import Method
 from seekr_cl.methods.method_config import MethodConfig, read_method
-from seekr_cl.methods.task_loss import TaskLossSettings, as_json, read_task_loss
+from seekr_cl.methods.task_loss import BeforeWeights, TaskLossSettings, as_json, read_task_loss
 from seekr_cl.models.bitsandbytes import FORMS as QUANTIZATIONS
 from seekr_cl.models.bitsandbytes import require as require_quantization
 from seekr_cl.models.peft_adapters import PROMPTS, read_peft
@@ -75,7 +75,7 @@ class SeekrConfig(TrainingArguments):
             AdamW for the rest (docs/partial_training.md).
         train: which weights are trained: ``attention``, ``mlp``, or a regular expression that is looked for in their
             names; default all.
-        preset: ``default``, ``paper`` or ``official``.
+        preset: ``default``, ``small`` (SEEKR's signals in few bytes), ``paper`` or ``official``.
         method: a method's name, a mapping with ``name`` and its settings, or a ``Method`` class.
         task_loss: weights on the new task's loss, under every method: ``dft``, ``eaft``, ``talr``, ``stm``, ``flow``,
             or a mapping with ``name`` and its settings (docs/task_losses.md).
@@ -307,7 +307,7 @@ def _refuse_unwatched(
     prompts = method.kind.virtual_tokens.__func__ is not Method.virtual_tokens.__func__  # type: ignore[attr-defined]
     owner = f"method {method.name}" if prompts else "peft"
     prompts = prompts or (peft is not None and peft["peft_type"] in PROMPTS)
-    if prompts and task_loss is not None and task_loss.before:
+    if prompts and isinstance(task_loss, BeforeWeights):
         raise ConfigError(
             f"task_loss: {task_loss.name} asks the model before the task, and {owner} puts untrained prompts before "
             "every example; use dft, eaft or talr"

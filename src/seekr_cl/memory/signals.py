@@ -57,15 +57,41 @@ class LogitSignal:
 
     @classmethod
     def encode(
-        cls, position_A: Tensor, logits_AV: Tensor, top_k: int | None, dtype: str, tail: str = "sampled"
+        cls,
+        position_A: Tensor,
+        logits_AV: Tensor,
+        top_k: int | None,
+        dtype: str,
+        tail: str = "sampled",
+        first: int = 0,
     ) -> Self:
-        """From a teacher's logits: ``top_k`` tokens of each distribution, or all in order."""
+        """From a teacher's logits: ``top_k`` tokens of each distribution, or all in order.
+
+        Args:
+            position_A: where in the sample.
+            logits_AV: there.
+            top_k: tokens that are kept; ``None`` keeps all.
+            dtype: a key of ``DTYPES``.
+            tail: ``sampled`` or ``bucket``.
+            first: how many positions of the sample came before, where it is encoded in parts; see ``joined``.
+        """
         prob_AV = logits_AV.float().softmax(-1)
         if top_k is None or top_k >= prob_AV.shape[-1]:
             return cls(position_A, encode_probabilities(prob_AV, dtype))
-        kept = StoredTopK.encode(prob_AV[None], top_k, dtype, tail)
+        kept = StoredTopK.encode(prob_AV[None], top_k, dtype, tail, first)
         offset_A = None if kept.offset_MR is None else kept.offset_MR[0]
         return cls(position_A, kept.code_MRK[0], kept.key_MRK[0], kept.tail_MR[0], offset_A)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One sample's signal, encoded in parts."""
+        return (
+            parts[0]
+            if len(parts) == 1
+            else cls.from_tensors(
+                {name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()}
+            )
+        )
 
     @classmethod
     def of_logits(cls, position_A: Tensor, logits_AV: Tensor, dtype: str) -> Self:

@@ -18,7 +18,7 @@ from seekr_cl.methods.common.logit_distillation import (
     require_all_logits,
     take_logits,
 )
-from seekr_cl.methods.common.sample_passes import logits_from, similar_batches
+from seekr_cl.methods.common.sample_passes import SamplePass, similar_batches
 from seekr_cl.methods.common.teachers import StoredTeacher
 
 
@@ -69,8 +69,8 @@ class DERpp(Method):
         for number, counts in collectives.shard_indices(len(batches)):
             batch = [samples[place] for place in batches[number]]
             with torch.no_grad():
-                logits = logits_from(context.model, [one.ids_L for one in batch], list(map(first_position, batch)))
-            for place, sample, logits_NV in zip(batches[number], batch, logits) if counts else ():
-                signal = take_logits(logits_NV, sample, self.settings, context.signal_dtype)
+                passed = SamplePass(context.model, [one.ids_L for one in batch], list(map(first_position, batch)))
+            for row, (place, sample) in enumerate(zip(batches[number], batch)) if counts else ():
+                signal = take_logits(passed.said(row), sample, self.settings, context.signal_dtype)
                 kept[place] = replace(sample, signals={"logits": signal})
         return TaskResult(MemoryTask(name, collect_samples(kept, len(samples))))

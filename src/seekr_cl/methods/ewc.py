@@ -1,6 +1,7 @@
 """EWC: weights that mattered to old tasks are held near where these left them; no sample is kept."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from seekr_cl.distributed.dtensor import local
 from seekr_cl.memory import MemoryTask, ReplaySample
+from seekr_cl.methods.answers import label_sum
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, State, TaskResult, task_generator
 from seekr_cl.methods.common.gradients import (
     across,
@@ -19,7 +21,7 @@ from seekr_cl.methods.common.gradients import (
     sampled_loss,
     trained,
 )
-from seekr_cl.methods.losses import causal_lm_loss, count_labels
+from seekr_cl.methods.losses import count_labels
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
 
@@ -95,13 +97,14 @@ class EWC(Method):
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Measures the Fisher information at the weights that the task ended with, which are the next anchor."""
         settings, weights = self.settings, trained(self.context.model)
-        labels = sampled_loss(task_generator(self.context.seed)) if settings.fisher_labels == "model" else None
+        generator = task_generator(self.context.seed)
+        make_loss = partial(sampled_loss, generator) if settings.fisher_labels == "model" else lambda: label_sum
         examples = drawn(self.context, settings.fisher_samples)
         tokens = [int(count_labels(example_batch(self.context, [one])["labels"])) for one in examples]
         # An answer of one token without a prompt has nothing before it to be predicted from.
         examples, tokens = [one for one, count in zip(examples, tokens) if count], [one for one in tokens if one]
         fresh = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-        for count, gradients in zip(tokens, example_gradients(self.context, examples, labels or causal_lm_loss)):
+        for count, gradients in zip(tokens, example_gradients(self.context, examples, make_loss)):
             for weight, gradient in gradients.items():
                 # The loss is a mean over the answer, its sum's gradient so many times as large.
                 fresh[weight] += gradient.float().square() * (count**2 / sum(tokens))

@@ -18,12 +18,12 @@ from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskR
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.logit_distillation import (
     LogitSettings,
-    answer_logits,
     first_position,
     label_and_logit_terms,
     pad_logits,
     take_logits,
 )
+from seekr_cl.methods.common.sample_passes import SamplePass, similar_batches
 from seekr_cl.methods.onpolicy_replay import written_state, written_tasks
 from seekr_cl.models.context import context_length
 from seekr_cl.settings import Ge, Gt, Hint, Lt, Settings
@@ -174,11 +174,7 @@ class LFPT5(Method):
             }
             real = {task.name: list(task.samples) for task in tasks}
             both = {name: real.get(name, []) + pseudo.get(name, []) for name in dict.fromkeys([*real, *pseudo])}
-            self._written = [
-                MemoryTask(name, [self._with_outputs(sample) for sample in samples])
-                for name, samples in both.items()
-                if samples
-            ]
+            self._written = [MemoryTask(name, self._with_outputs(samples)) for name, samples in both.items() if samples]
         return self._written
 
     def _write(self, number: int, name: str, count: int) -> list[ReplaySample]:
@@ -207,14 +203,18 @@ class LFPT5(Method):
             self.context.warn(f"lfpt5: {len(found)} of {count} pseudo-samples of '{name}' could be read")
         return found[:count]
 
-    def _with_outputs(self, sample: ReplaySample) -> ReplaySample:
+    def _with_outputs(self, samples: Sequence[ReplaySample]) -> list[ReplaySample]:
         if not self.settings.consistency:
-            return sample
-        with torch.no_grad():
-            ids_1L = sample.ids_L[None].to(self.context.model.device)
-            logits_NV = answer_logits(self.context.model, ids_1L, first_position(sample))
-        signal = take_logits(logits_NV, sample, self._logits, self.context.signal_dtype)
-        return replace(sample, signals={"logits": signal})
+            return list(samples)
+        found: dict[int, ReplaySample] = {}
+        for places in similar_batches([len(one.ids_L) for one in samples], self.context.model):
+            batch = [samples[place] for place in places]
+            with torch.no_grad():
+                passed = SamplePass(self.context.model, [one.ids_L for one in batch], list(map(first_position, batch)))
+            for row, place in enumerate(places):
+                signal = take_logits(passed.said(row), samples[place], self._logits, self.context.signal_dtype)
+                found[place] = replace(samples[place], signals={"logits": signal})
+        return [found[place] for place in range(len(samples))]
 
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Notes that the model can write this task now; it does not know the general data that comes before."""

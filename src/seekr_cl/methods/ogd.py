@@ -22,7 +22,6 @@ from seekr_cl.methods.common.gradients import (
 )
 from seekr_cl.methods.training_defaults import PLAIN_DESCENT
 from seekr_cl.settings import Ge, Settings
-from seekr_cl.tasks.collate import IGNORE
 
 DEPENDENT = 1e-4
 """A direction of which the kept ones leave less than this part is in their span, up to rounding."""
@@ -94,7 +93,7 @@ class OGD(Method):
         for weight, tensor in self._basis.items():
             basis[weight][:old] = tensor
         count = old
-        for gradients in example_gradients(self.context, examples, LOGITS[self.settings.logits]):
+        for gradients in example_gradients(self.context, examples, lambda: LOGITS[self.settings.logits]):
             direction = {weight: gradient.float() for weight, gradient in gradients.items()}
             whole = _norm(direction)
             # Once is not enough in float32 where little is left of a direction.
@@ -130,13 +129,13 @@ def _norm(direction: dict[str, Tensor]) -> float:
     return math.sqrt(inner(direction, direction))
 
 
-def _ground_truth(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-    real_BL = labels_BL[:, 1:] != IGNORE
-    return logits_BLV[:, :-1][real_BL].float().gather(-1, labels_BL[:, 1:][real_BL][:, None]).mean()
+def _ground_truth(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
+    next_C1 = labels_BL.flatten()[place_C + 1][:, None]
+    return logits_CV.float().gather(-1, next_C1).sum()
 
 
-def _average(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-    return logits_BLV[:, :-1][labels_BL[:, 1:] != IGNORE].float().mean()
+def _average(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
+    return logits_CV.float().mean(-1).sum()
 
 
 LOGITS = {"ground_truth": _ground_truth, "average": _average}

@@ -1,6 +1,7 @@
 """On-policy replay: the prompts of old samples with the best of the answers that the model itself gives to them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -12,11 +13,11 @@ from seekr_cl.evaluation.generate import stop_ids
 from seekr_cl.evaluation.metrics import get_metric
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.memory.sample_codec import pack, unpack
-from seekr_cl.methods.base import Batch, Context, LossTerm, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Paper
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.gradients import frozen_copy
-from seekr_cl.methods.common.logit_distillation import answer_logits
-from seekr_cl.methods.common.on_policy import answers, distil
+from seekr_cl.methods.common.on_policy import answers, distil, nothing
+from seekr_cl.methods.common.sample_passes import answer_losses
 from seekr_cl.methods.replay import Replay
 from seekr_cl.settings import Ge, Gt, Hint, Le, Settings, setting
 from seekr_cl.tasks import Encoded
@@ -102,20 +103,20 @@ class OnPolicyReplay(Replay):
             seed=self.context.seed + number,
             temperature=self.settings.temperature,
         )
-        answered = []
+        answered: list[tuple[ReplaySample, ReplaySample]] = []
         for sample, new in zip(asked, written):
             if len(new) > 1 and new[-1] in ends:
                 # Earlier answers of a conversation stay what they were and are not learned again.
                 ids_L = torch.cat([sample.ids_L[: sample.completion_start], torch.tensor(new)])
                 text = self._read(new[:-1])
                 own = replace(sample, completion=text, ids_L=ids_L, signals={}, learnt=None)
-                answered.append((self._score(task, sample, own), own))
+                answered.append((sample, own))
         if not answered:
             self.context.warn(f"task '{task.name}': the model ends none of its answers; the references are replayed")
             return task
-        count = best_count(self.settings.keep, len(asked))
+        count, scores = best_count(self.settings.keep, len(asked)), self._scores(task, answered)
         # Stable: of equal scores the earlier sample stays.
-        best = sorted(range(len(answered)), key=lambda place: -answered[place][0])[:count]
+        best = sorted(range(len(answered)), key=lambda place: -scores[place])[:count]
         return MemoryTask(task.name, [answered[place][1] for place in sorted(best)], info=task.info)
 
     # A step with ``loss: kl`` ----------------------------------------------------------------------------------
@@ -142,8 +143,8 @@ class OnPolicyReplay(Replay):
         asked = [Encoded(prompt + new, len(prompt), 0) for prompt, new in zip(prompts, written, strict=True) if new]
         if not asked:
             # No prompt, or none that leaves room for an answer.
-            return {"replay": LossTerm(forward(model, batch).sum() * 0.0, count=0)}
-        value, count = distil(self.context, model, partial(forward, self._teacher), asked, asked, "reverse")
+            return {"replay": LossTerm(nothing(model, batch), count=0)}
+        value, count = distil(self.context, model, partial(nullcontext, self._teacher), asked, asked, "reverse")
         return {"replay": LossTerm(value, count=count)}
 
     def close(self) -> None:
@@ -160,13 +161,19 @@ class OnPolicyReplay(Replay):
         assert self.context.tokenizer is not None
         return self._reader.read(str(self.context.tokenizer.decode(ids, skip_special_tokens=plain)))
 
-    def _score(self, task: MemoryTask, reference: ReplaySample, own: ReplaySample) -> float:
-        if self.settings.scorer == "metric":
-            metric = get_metric(str(task.info.get("metric", "rouge_l")))
+    def _scores(self, task: MemoryTask, answered: Sequence[tuple[ReplaySample, ReplaySample]]) -> list[float]:
+        """How good answers are, each with the sample whose reference it replaces."""
+        if self.settings.scorer == "confidence":
+            own = [one for _, one in answered]
+            losses = answer_losses(self.context.model, [one.ids_L for one in own], [(one.answer,) for one in own])
+            return [-float(loss_A.mean()) for loss_A in losses]
+        metric = get_metric(str(task.info.get("metric", "rouge_l")))
+        scores = []
+        for reference, own_answer in answered:
             begin, end = reference.answer
             asked = reference.completion or self._read(reference.ids_L[begin:end].tolist())
-            return metric.score([own.completion], [[asked]], [reference.prompt])[0]
-        return -float(answer_loss(self.context, own))
+            scores += metric.score([own_answer.completion], [[asked]], [reference.prompt])
+        return scores
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The answers, so that a task that goes on need not ask for them again."""
@@ -182,15 +189,6 @@ class OnPolicyReplay(Replay):
 def best_count(keep: float, asked: int) -> int:
     """How many of a task's answers are replayed."""
     return max(1, round(keep * asked)) if asked else 0
-
-
-@torch.no_grad()
-def answer_loss(context: Context, sample: ReplaySample) -> Tensor:
-    """Mean negative log-probability of a sample's answer under the context's model."""
-    first = sample.completion_start - 1
-    logits_AV = answer_logits(context.model, sample.ids_L[None].to(context.model.device), first)[:-1].float()
-    begin, end = sample.answer
-    return torch.nn.functional.cross_entropy(logits_AV[: end - begin], sample.ids_L[begin:end].to(logits_AV.device))
 
 
 def written_state(tasks: Sequence[MemoryTask] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,6 +14,7 @@ from seekr_cl.methods.derpp_mse import DERppMSE
 from seekr_cl.methods.ewc import EWC
 from seekr_cl.methods.gem import GEM
 from seekr_cl.methods.icarl import ICaRL
+from seekr_cl.methods.inflora import InfLoRA
 from seekr_cl.methods.inscl import InsCL
 from seekr_cl.methods.l2p import L2P
 from seekr_cl.methods.lfpt5 import LFPT5
@@ -59,6 +60,7 @@ _ALL: tuple[type[Method], ...] = (
     OnPolicyReplay,
     SDFT,
     SLAO,
+    InfLoRA,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 

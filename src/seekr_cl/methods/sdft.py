@@ -4,6 +4,8 @@ Shapes: B batch, L padded length, V vocabulary.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, forward
+from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper
 from seekr_cl.methods.common.gradients import frozen_copy, trained
-from seekr_cl.methods.common.on_policy import answers, distil
+from seekr_cl.methods.common.on_policy import answers, distil, nothing
 from seekr_cl.methods.training_defaults import TrainingDefaults
 from seekr_cl.models.context import context_length
 from seekr_cl.settings import Ge, Gt, Hint, Le, Settings, setting
@@ -111,20 +113,30 @@ class SDFT(Method):
                 teacher.append(Encoded(shown + new, len(shown), 0))
         if not student:
             # No prompt, or none that leaves room for an answer.
-            return {"task": LossTerm(forward(model, batch).sum() * 0.0, count=0)}
+            return {"task": LossTerm(nothing(model, batch), count=0)}
         value, count = distil(
-            self.context, model, self._ask, student, teacher, "forward", self.settings.top_k or None, self.settings.skip
+            self.context,
+            model,
+            self._teaching,
+            student,
+            teacher,
+            "forward",
+            self.settings.top_k or None,
+            self.settings.skip,
         )
         return {"task": LossTerm(value, count=count)}
 
-    def _ask(self, batch: Batch) -> Tensor:
+    @contextmanager
+    def _teaching(self) -> Iterator[Any]:
+        """The teacher, in evaluation mode."""
         if self._teacher is not None:
-            return forward(self._teacher, batch)
+            yield self._teacher
+            return
         network: Any = self.context.model
         training = network.training
         try:
             with network.disable_adapter():
-                return forward(network.eval(), batch)
+                yield network.eval()
         finally:
             network.train(training)
 

@@ -8,6 +8,7 @@ Shapes: B batch, V vocabulary, N answer tokens of a batch, A answer tokens of an
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -24,23 +25,27 @@ EAFT_SCALE = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLossSettings(Settings):
-    """Base of the five groups: which weight a token gets.
+    """Base of the five groups, each a ``TokenWeights`` or a ``BeforeWeights``.
 
     Attributes:
         name: what the setting calls it.
-        before: whether it needs what the model says before the task.
         entropy_of: of how many likeliest tokens it needs the entropy; 0: of none.
     """
 
     section: ClassVar[str] = "task_loss"
     name: ClassVar[str]
-    before: ClassVar[bool] = False
 
     @property
     def entropy_of(self) -> int:
         """Of how many likeliest tokens the weight needs the entropy; 0: of none."""
         return 0
 
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeights(TaskLossSettings, ABC):
+    """Weights that are read off the model as it is in each step."""
+
+    @abstractmethod
     def weights(self, loss_N: Tensor, entropy_N: Tensor | None) -> Tensor:
         """The weights [N] of tokens.
 
@@ -48,19 +53,23 @@ class TaskLossSettings(Settings):
             loss_N: each token's negative log-probability in nats, without gradient.
             entropy_N: the entropy of the likeliest tokens in nats, if ``entropy_of`` asks for it.
         """
-        raise NotImplementedError
 
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeWeights(TaskLossSettings, ABC):
+    """Weights that follow from what the model before the task says of its examples."""
+
+    @abstractmethod
     def of_examples(self, losses: Sequence[Tensor]) -> list[Tensor]:
-        """The weights [A] of each example's tokens, from what the model before the task says of them.
+        """The weights [A] of each example's tokens.
 
         Args:
             losses: negative log-probabilities [A] by example.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFTSettings(TaskLossSettings):
+class DFTSettings(TokenWeights):
     """Dynamic fine-tuning (Wu et al., 2025, arXiv 2508.05629): w = p, the model's probability of the token."""
 
     name = "dft"
@@ -71,7 +80,7 @@ class DFTSettings(TaskLossSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EAFTSettings(TaskLossSettings):
+class EAFTSettings(TokenWeights):
     """Entropy-adaptive fine-tuning (Diao et al., 2026, arXiv 2601.02151): w = (H / 3)^alpha.
 
     H is the entropy in nats of the likeliest tokens among themselves.
@@ -97,7 +106,7 @@ class EAFTSettings(TaskLossSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TALRSettings(TaskLossSettings):
+class TALRSettings(TokenWeights):
     """Token-adaptive loss reweighting (Lin et al., ICLR 2026, arXiv 2509.20758): w = exp(-loss / tau).
 
     Attributes:
@@ -114,7 +123,7 @@ class TALRSettings(TaskLossSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class STMSettings(TaskLossSettings):
+class STMSettings(BeforeWeights):
     """Selective token masking (Wu et al., NeurIPS 2025, arXiv 2501.14315): w = 0 for tokens unlikely before the task.
 
     Of the tokens that are left, w is one over their share of the task, so that L_task is a mean over them.
@@ -124,7 +133,6 @@ class STMSettings(TaskLossSettings):
     """
 
     name = "stm"
-    before = True
     threshold: Annotated[float, Gt(1), Hint("no token's perplexity is lower")] = 2.5
 
     def of_examples(self, losses: Sequence[Tensor]) -> list[Tensor]:
@@ -140,7 +148,7 @@ class STMSettings(TaskLossSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLOWSettings(TaskLossSettings):
+class FLOWSettings(BeforeWeights):
     """Upweighting easy samples (Sanyal et al., ICML 2025, arXiv 2502.02797): w = exp(-loss / tau), one for a sample.
 
     Attributes:
@@ -148,7 +156,6 @@ class FLOWSettings(TaskLossSettings):
     """
 
     name = "flow"
-    before = True
     tau: Annotated[float | None, Gt(0)] = None
 
     def of_examples(self, losses: Sequence[Tensor]) -> list[Tensor]:
@@ -198,14 +205,14 @@ class TaskLoss:
 
         Args:
             loss_N: each one's negative log-probability, row by row of the batch.
-            entropy_N: as in ``TaskLossSettings.weights``.
+            entropy_N: as in ``TokenWeights.weights``.
             example_B: which of the task's examples the rows are.
         """
         self.used = True
-        if self.settings.before:
-            weight_N = torch.cat([self.of_example[place] for place in example_B.tolist()]).to(loss_N)
-        else:
+        if isinstance(self.settings, TokenWeights):
             weight_N = self.settings.weights(loss_N.detach(), entropy_N)
+        else:
+            weight_N = torch.cat([self.of_example[place] for place in example_B.tolist()]).to(loss_N)
         return (weight_N * loss_N).sum() / max(1, len(loss_N))
 
 

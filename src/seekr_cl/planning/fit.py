@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from seekr_cl.config.presets import PUBLISHED
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.errors import ModelError, first_line
 from seekr_cl.models.context import DEFAULT_LENGTH
@@ -140,7 +141,7 @@ def choose(
     Returns:
         one each, none where a preset, a launcher or the user has said how it is done.
     """
-    if config.preset != "default" or machine.kind != "cuda" or "ACCELERATE_MIXED_PRECISION" in os.environ:
+    if config.preset in PUBLISHED or machine.kind != "cuda" or "ACCELERATE_MIXED_PRECISION" in os.environ:
         return []
     made = []
     mixed = bool(config.bf16 or config.fp16)

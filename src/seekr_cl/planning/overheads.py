@@ -18,6 +18,7 @@ from seekr_cl.methods.derpp_mse import DERppMSESettings
 from seekr_cl.methods.ewc import EWCSettings
 from seekr_cl.methods.gem import GEMSettings
 from seekr_cl.methods.icarl import ICaRLSettings
+from seekr_cl.methods.inflora import InfLoRASettings, adapter_downs
 from seekr_cl.methods.l2p import L2PSettings
 from seekr_cl.methods.lfpt5 import TRIES, LFPT5Settings
 from seekr_cl.methods.lwf import LwFSettings
@@ -294,6 +295,17 @@ def _slao(settings: AdapterSettings, scale: Scale) -> Overhead:
     return Overhead(device=adapter + up, ram=up if scale.later else 0, carried=up, written=adapter)
 
 
+def _inflora(settings: InfLoRASettings, scale: Scale) -> Overhead:
+    """The adapter, at most all directions of each adapted layer's inputs, and two passes forward to look at these."""
+    adapter, _, _ = lora_bytes(scale.build, settings)
+    sizes = [down.shape[1] for down in adapter_downs(attach(scale.build(), settings.lora(), seed=0)).values()]
+    carried = FLOAT * sum(size**2 for size in sizes)
+    looked_at = 2 * sum(min(settings.input_samples, count) for count in scale.examples)
+    return Overhead(
+        device=adapter, ram=carried if scale.later else 0, carried=carried, passes=scale.forward * looked_at
+    )
+
+
 def _icarl(settings: ICaRLSettings, scale: Scale) -> Overhead:
     """From the first task with exemplars behind it: a copy of the trained weights and its forward passes."""
     if not (settings.distillation and any(scale.kept[:-1])):
@@ -396,4 +408,5 @@ COSTS: dict[str, MethodCosts] = {
     "onpolicy_replay": MethodCosts(_onpolicy_replay, _replayed_onpolicy_replay),
     "sdft": MethodCosts(_sdft),
     "slao": MethodCosts(_slao),
+    "inflora": MethodCosts(_inflora),
 }

@@ -72,10 +72,10 @@ def scoring_work(shape: ModelShape, settings: SeekrSettings, tokens: int, answer
         frozen: as above.
     """
     padded = settings.measure == "padded"
-    rows = tokens if padded and settings.query_budget is None else num_queries(settings, tokens)
+    rows = tokens if padded and settings.query_budget is None else num_queries(settings, tokens, answer)
     layers, head = _products(shape)
     backward = 2 if settings.gradient_leak and not frozen else 1
-    places = (tokens, tokens) if padded else (1, min(answer + 1, tokens))
+    places = 1, min(answer + 1, tokens)
     if not settings.scores_heads:
         products = tokens * layers + places[1] * head + _attention(shape.layers.values(), tokens, 2)
         products += sum(2 * layer.heads * layer.size * rows * tokens for layer in shape.layers.values())

@@ -4,10 +4,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from seekr_cl.config.general import SAMPLES, SelfWritten
+from seekr_cl.config.presets import PRESETS
 from seekr_cl.config.seekr_config import SeekrConfig
 from seekr_cl.methods.common.adapter_teacher import HELD
 from seekr_cl.methods.common.logit_distillation import LogitSettings
 from seekr_cl.methods.seekr.seekr_settings import SeekrSettings
+from seekr_cl.methods.task_loss import BeforeWeights
 from seekr_cl.models.trained_part import chosen as trained_part
 from seekr_cl.planning.official import OfficialCost, official_cost
 from seekr_cl.planning.overheads import FLOAT, FORWARD, FORWARD_FROZEN, Overhead, Scale, costs_of, written_positions
@@ -69,6 +71,7 @@ class Plan:
         official: the official code's bytes.
         overhead: what the method needs beside model, optimizer and samples.
         teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
+        small: under ``preset: small``, where that takes less.
         notes: what the plan does not know.
     """
 
@@ -84,6 +87,7 @@ class Plan:
     official: OfficialCost
     overhead: Overhead
     teachers: dict[str, int] | None = None
+    small: Option | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -104,6 +108,7 @@ class Plan:
             "chosen": _option_json(self.chosen),
             "alternatives": [_option_json(option) for option in self.others],
             "teachers": self.teachers,
+            "preset_small": None if self.small is None else _option_json(self.small),
             "steps": asdict(self.steps) | {"time_share": round(self.steps.time_share, 4)},
             "official": asdict(self.official),
             "overhead": asdict(self.overhead),
@@ -133,7 +138,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         made = _option(shape, settings, dtype, work, kept, config, official)
         return replace(made, total=made.total + asked(settings))
 
-    chosen, others = option(settings, dtype), []
+    chosen, others, small = option(settings, dtype), [], None
     if isinstance(settings, SeekrSettings):
         forms = (settings.attention_signal,) if keeps_outputs(settings) else FORMS
         ways = [(settings.replaced(attention_signal=form), number) for form in forms for number in PRECISIONS]
@@ -143,6 +148,9 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
         ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]
         others = [made for made in (option(*way) for way in ways) if made != chosen]
+        if settings.attention_signal == "top_k" and settings.teacher == "stored":
+            found = option(settings.replaced(**PRESETS["small"]["seekr"]), dtype)
+            small = found if found.sample.stored < chosen.sample.stored else None
     teachers = None
     if adapter is not None and isinstance(settings, LogitSettings):
         teachers = {way: option(settings.replaced(teacher=way), dtype).total for way in ("stored", "adapter")}
@@ -166,7 +174,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
     notes = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
-    return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, notes)
+    return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, small, notes)
 
 
 def _overhead(
@@ -203,7 +211,7 @@ def _overhead(
     )
     costs = costs_of(config.method.kind)
     own = Overhead() if costs is None else costs.overhead(config.method.settings, scale)
-    if config.task_loss is not None and config.task_loss.before:
+    if isinstance(config.task_loss, BeforeWeights):
         # Every new example is asked once, before its task.
         own = replace(own, passes=own.passes + forward * sum(work.examples))
     if isinstance(config.general, SelfWritten):
@@ -240,9 +248,9 @@ def _option(
         chosen = choose_heads(shape, settings)
         form = "outputs" if keeps_outputs(settings) else settings.attention_signal
         layers, heads = chosen.layers, chosen.heads
-        queries = num_queries(settings, work.tokens)
+        queries = num_queries(settings, work.tokens, work.answer)
     replays = config.method.kind.replays
-    vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens) if replays else 0
+    vram = batch * sample.step + tiles_size(shape, settings, batch, work.tokens, work.answer) if replays else 0
     times = (official.logits + official.attention) / sample.stored
     total, held = sample.stored * sum(kept), sample.held * max(kept, default=0)
     return Option(form, dtype, layers, heads, queries, sample, total, held, vram, times)

@@ -33,6 +33,9 @@ def show_plan(plan: Plan, out: Console) -> None:
         f"a sample: {size(parts.stored)} = ids {size(parts.ids)} + logits {size(parts.logits)} + "
         f"attention {size(parts.attention)}; all {sum(plan.kept)} samples: {size(chosen.total)}"
     )
+    if plan.small is not None:
+        small = plan.small
+        say(f"preset: small, {small.queries} queries and fewer entries a row: a sample {size(small.sample.stored)}")
     if plan.teachers is not None:
         smaller = min(plan.teachers, key=lambda way: plan.teachers[way])  # type: ignore[index]
         each = ", ".join(f"{way} {size(taken)}" for way, taken in plan.teachers.items())

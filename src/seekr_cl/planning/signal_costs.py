@@ -99,12 +99,15 @@ def _used_groups(layer: LayerShape, heads: int) -> float:
     return layer.kv_heads * (1 - missed)
 
 
-def num_queries(settings: SeekrSettings, tokens: int) -> int:
-    """R for a sample of so many tokens."""
+def num_queries(settings: SeekrSettings, tokens: int, answer: int) -> int:
+    """R for a sample of so many tokens, whose answer is the last ``answer`` of them."""
     budget = settings.query_budget
     if settings.query_replacement and isinstance(budget, int):
         return budget
-    return resolve_budget("method.query_budget", budget, tokens, lambda _: None)
+    places = tokens
+    if settings.query_positions == "answer":
+        places = min(answer, tokens - 1) or tokens
+    return resolve_budget("method.query_budget", budget, places, lambda _: None)
 
 
 def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answer: int) -> SampleCost:
@@ -135,7 +138,7 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
         logits = answer * (_size(pack([one])) - ids)
         step += answer * (1 + _LOGIT_TENSORS) * 4 * shape.vocabulary
     if isinstance(settings, SeekrSettings):
-        chosen, rows = choose_heads(shape, settings), num_queries(settings, tokens)
+        chosen, rows = choose_heads(shape, settings), num_queries(settings, tokens, answer)
         if chosen.heads:
             positions = rows * torch.tensor([], dtype=torch.int32).element_size()
             attention = positions
@@ -203,12 +206,12 @@ def _teacher_size(settings: SeekrSettings, dtype: str, chosen: Chosen, rows: int
     return round(places + chosen.heads * (rows * both.q_PRD.nbytes + of_head) + chosen.groups * both.k_GLD.nbytes)
 
 
-def tiles_size(shape: ModelShape, settings: Any, batch: int, tokens: int) -> int:
+def tiles_size(shape: ModelShape, settings: Any, batch: int, tokens: int, answer: int) -> int:
     """Bytes of the divergence's tiles in one layer, as PyTorch computes them; the Triton kernels need less."""
     if not isinstance(settings, SeekrSettings):
         return 0
     chosen = choose_heads(shape, settings)
-    pair = (num_queries(settings, tokens) + chosen.size) * tokens
+    pair = (num_queries(settings, tokens, answer) + chosen.size) * tokens
     return round(_TILE_TENSORS * 4 * min(batch * chosen.widest * pair, max(TILE_ELEMENTS, pair)))
 
 

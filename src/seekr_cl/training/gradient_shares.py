@@ -16,6 +16,8 @@ from seekr_cl.methods import LossTerm
 
 MEMORY = 0.7
 """How much of the former estimate a new measurement leaves: single batches are noisy."""
+ADDED_BYTES = 1 << 30
+"""Trained weights of at most this size have their measured gradients added up, which takes one more copy of them."""
 NOISE = 1e-5
 """A gradient this small beside the others' is rounding: replayed first in a task, the student is the teacher still."""
 
@@ -75,6 +77,45 @@ class GradientShares:
         for parameter, grad in zip(trained, kept):
             parameter.grad = grad
 
+    def measure_and_add(
+        self,
+        terms: dict[str, LossTerm],
+        trained: Sequence[nn.Parameter],
+        factor: float,
+        steer: Callable[[dict[str, LossTerm]], None],
+    ) -> None:
+        """``measure`` that also is the step's own backward pass: the weighted gradients add up in ``.grad``.
+
+        The loss terms become leaves with the same values, whose backward pass does nothing more. Room is needed for
+        one more copy of the gradients, and for one of each term whose weight follows from its norm, but for the last.
+
+        Args:
+            terms: of one batch, in one process.
+            trained: the parameters that are trained.
+            factor: of the step's own loss.
+            steer: sets the weights of the terms that ask for a share, once all of them are measured.
+        """
+        total = [parameter.grad for parameter in trained]
+        steered: dict[str, list[Tensor | None]] = {}
+        *_, last = terms
+        for name, term in terms.items():
+            for parameter in trained:
+                parameter.grad = None
+            _only(name, terms).backward(retain_graph=name != last)
+            self.note_gradient(name, term.weight, 1.0, trained)
+            own = [parameter.grad for parameter in trained]
+            if term.grad_norm_share is None:
+                total = _added(total, own, term.weight * factor)
+            else:
+                steered[name] = own
+        steer(terms)
+        for name, own in steered.items():
+            total = _added(total, own, terms[name].weight * factor)
+        for parameter, grad in zip(trained, total):
+            parameter.grad = grad
+        for term in terms.values():
+            term.value = term.value.detach().requires_grad_()
+
     def measure_apart(self, take: Callable[[], dict[str, LossTerm]], trained: Sequence[nn.Parameter]) -> None:
         """``measure`` that does not touch ``.grad``, which another engine may watch; needs room for all gradients.
 
@@ -127,6 +168,14 @@ class GradientShares:
         own = self._unweighted.get(name, 0.0)
         rest = self._rest(name)
         return share / (1 - share) * rest / own if own > NOISE * rest > 0 else None
+
+
+def _added(total: Sequence[Tensor | None], own: Sequence[Tensor | None], factor: float) -> list[Tensor | None]:
+    """Gradients with others times a factor, in the place of either."""
+    return [
+        one if other is None else other.mul_(factor) if one is None else one.add_(other, alpha=factor)
+        for one, other in zip(total, own)
+    ]
 
 
 def _leaves(value: Tensor) -> list[Tensor]:

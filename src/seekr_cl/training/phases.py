@@ -18,6 +18,7 @@ from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_sharded, reshard, whole
 from seekr_cl.distributed.engines import keeps_shards, plain
 from seekr_cl.errors import OutputError
+from seekr_cl.evaluation.evaluation_config import EvaluationConfig
 from seekr_cl.memory import MemoryTask, MethodState, ReplaySample, accepted_hashes, model_hash
 from seekr_cl.methods import Context, Layout
 from seekr_cl.methods.answers import AnswerHead
@@ -135,7 +136,7 @@ def probe(state: Learning) -> None:
     # None where former versions began it, or with another number of samples.
     known = [found for found, one in zip(saved, state.probes) if len(found["exact"]) == len(one.probes)]
     if not len(saved) == len(known) == len(state.probes):
-        known = measure_all(state.context.model, state.probes)
+        known = _asked(state, state.context.model)
     for one, found in zip(state.probes, known, strict=True):
         one.before = found
 
@@ -215,7 +216,7 @@ def write(state: Learning) -> LearnResult:
     model_sha = model_hash(network, whole)
     sharded = any(map(is_sharded, network.parameters()))
     tensors = plain(written_state(network)) if sharded else None
-    found = summary(state.probes, measure_all(network, state.probes), ready.log) if state.probes else {}
+    found = summary(state.probes, _asked(state, network), ready.log) if state.probes else {}
     keep, new_tasks = within_budget(state.config, state.store, state.progress.new_tasks, state.context)
 
     training: Any = new_tasks[-1].info.get("training", {})
@@ -268,6 +269,17 @@ def _is_sharded_early(config: SeekrConfig) -> bool:
 def _padding_side(network: Any, config: SeekrConfig) -> str:
     """PEFT counts padding on the left as distance between its prompt and the text, so a prompt has none there."""
     return "right" if is_prompt_learning(network) else config.padding_side or "right"
+
+
+def _asked(state: Learning, model: Any) -> list[dict[str, Any]]:
+    """What a model knows of all probes, in the precision of training."""
+    if not state.probes:
+        return []
+    during = state.tracker.state.phase
+    state.tracker.probing(state.name, sum(len(one.probes) for one in state.probes))
+    found = measure_all(model, state.probes, EvaluationConfig().precision(state.config), state.tracker.progress)
+    state.tracker.phase(during, state.name)
+    return found
 
 
 def _choose(state: Learning, meanwhile: str | None = None) -> list[ReplaySample]:

@@ -26,15 +26,18 @@ def refuse_overlap(memory: Path, output: Path, checkpoints: Path) -> None:
         ConfigError: naming both.
     """
     given = {"--memory": memory, "--output": output, "the checkpoints' folder": checkpoints}
+    # Once each: this is asked of every folder above them.
+    real = {name: place.resolve() for name, place in given.items()}
     named = list(given)
     for number, one in enumerate(named):
         for other in named[number + 1 :]:
-            left, right = given[one], given[other]
-            if _same(left, right):
-                raise ConfigError(f"{one} and {other}: both are {left}; the model needs a folder of its own")
-            for (inner, inside), (outer, around) in (((one, left), (other, right)), ((other, right), (one, left))):
-                if any(_same(above, around) for above in inside.resolve().parents):
-                    raise ConfigError(f"{inner}: {inside} lies in {outer} ({around}); choose a folder outside it")
+            if _same(real[one], real[other]):
+                raise ConfigError(f"{one} and {other}: both are {given[one]}; the model needs a folder of its own")
+            for inner, outer in ((one, other), (other, one)):
+                if any(_same(above, real[outer]) for above in real[inner].parents):
+                    raise ConfigError(
+                        f"{inner}: {given[inner]} lies in {outer} ({given[outer]}); choose a folder outside it"
+                    )
 
 
 def places_of(memory: Path, output: Path, checkpoints: Path) -> dict[str, Any]:
@@ -67,8 +70,8 @@ def check_places(saved: dict[str, Any] | None, now: dict[str, Any], checkpoints:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one folder, however it is spelled; they need not exist."""
-    if one.resolve() == other.resolve():
+    """Whether two resolved paths are one folder, as of a bind mount; they need not exist."""
+    if one == other:
         return True
     try:
         return os.path.samefile(one, other)

@@ -1,25 +1,30 @@
-"""Probes of what a model knows of stored answers: one forward pass a sample, without generating anything.
+"""Probes of what a model knows of stored answers: a forward pass over each, without generating anything.
 
 How probable each answer is, whether greedy decoding would write it exactly (every token is the most probable one given
 those before it, so the answer it writes is this one), and how far the model has moved from the signals stored with it.
 
-Shapes: L tokens of a sample, N positions from the first that any answer token is predicted from, V vocabulary.
+Shapes: B batch, L tokens of a sample (padded in a batch), N positions from the first that any answer token is predicted
+from, in a batch those that are asked about, C of them in one chunk, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
 from seekr_cl.memory import LogitSignal, ReplayMemory
-from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.answers import label_losses, predicting
+from seekr_cl.methods.base import Batch, ask
+from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_sum
+from seekr_cl.methods.common.sample_passes import run_unmasked, sample_batch, similar_batches
 from seekr_cl.tasks import Encoded, Encoder, Task
-from seekr_cl.tasks.collate import Spans
+from seekr_cl.tasks.collate import IGNORE, Spans
 
 RETENTION = "retention.json"
 """What the probes of a learning found, beside its model."""
@@ -78,24 +83,39 @@ def probe_sets(store: ReplayMemory, tasks: Sequence[Task], encoder: Encoder | No
     return [one for one in found if one.probes]
 
 
-def measure(model: Any, probes: Sequence[Probe], with_signals: bool = True) -> dict[str, list[Any]]:
-    """Asks a model about stored answers.
+def measure(
+    model: Any,
+    probes: Sequence[Probe],
+    with_signals: bool = True,
+    dtype: torch.dtype | None = None,
+    advance: Callable[[int], None] = lambda _done: None,
+) -> dict[str, list[Any]]:
+    """Asks a model about stored answers, several of similar length at a time, each as if it were asked alone.
 
     Args:
         model: in evaluation mode, nothing attached to it acting; of several processes all ask together.
         probes: the samples.
         with_signals: also compare with what is stored of their teacher.
+        dtype: half precision to compute in, as mixed training does; ``None`` is as the weights are.
+        advance: told after each batch how many samples all processes together have asked about.
 
     Returns:
         a list each, in the probes' order: ``log_likelihood``, the mean of an answer's tokens in nats; ``exact``;
         ``kl``, of the stored distributions to the model's in nats a token, None where none is stored. None too where a
         number is not finite, as after an overflow: JSON has no such numbers.
     """
-    parts = {}
-    for place, counts in collectives.shard_indices(len(probes)):
-        numbers = _ask(model, probes[place], with_signals)
+    parts, done = dict[int, dict[str, Tensor]](), 0
+    half = dtype if dtype in (torch.bfloat16, torch.float16) else None
+    batches = similar_batches([len(one.ids_L) for one in probes], model)
+    for number, counts in collectives.shard_indices(len(batches)):
+        places = batches[number]
+        with torch.autocast(model.device.type, half, enabled=half is not None):
+            numbers = _ask(model, [probes[place] for place in places], with_signals)
         if counts:
-            parts[place] = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
+            parts |= {place: {"numbers": one} for place, one in zip(places, numbers)}
+        share = min(len(probes) - done, len(places) * collectives.world_size())
+        done += share
+        advance(share)
     rows = [one["numbers"].tolist() for one in collectives.gather_sharded(parts, len(probes))]
     return {
         "log_likelihood": [_finite(row[0]) for row in rows],
@@ -138,16 +158,35 @@ def answer_distributions(model: Any, probe: Probe) -> tuple[Tensor, Tensor, Tens
 
 
 @torch.no_grad()
-def _ask(model: Any, probe: Probe, with_signals: bool) -> tuple[float, float, float]:
-    logits_AV, token_A, logits_NV = answer_distributions(model, probe)
-    likelihood = logits_AV.log_softmax(-1).gather(-1, token_A[:, None]).mean()
-    exact = (logits_AV.argmax(-1) == token_A).all()
-    moved = math.nan
-    if with_signals and probe.logits is not None and len(probe.logits.position_A):
-        signals = LogitSignal.collate([probe.logits], [-max(0, probe.spans[0][0] - 1)])
-        on_device = {key: part if part is None else part.to(logits_NV.device) for key, part in signals.items()}
-        moved = float(distil_logits(logits_NV[None], on_device, LogitSettings()))
-    return float(likelihood), float(exact), moved
+def _ask(model: Any, probes: Sequence[Probe], with_signals: bool) -> Tensor:
+    """For each probe [B, 3]: mean log-likelihood, whether greedy decoding gives the answer, KL from its teacher."""
+    batch = sample_batch(model, [one.ids_L for one in probes], [one.spans for one in probes])
+    labels_BL = batch["labels"]
+    signals: dict[int, Batch] = {}
+    for row, one in enumerate(probes):
+        if with_signals and one.logits is not None and len(one.logits.position_A):
+            found = LogitSignal.collate([one.logits], [row * labels_BL.shape[1]])
+            signals[row] = {name: part if part is None else part.to(labels_BL.device) for name, part in found.items()}
+    # The first token of all is predicted from nothing.
+    keep_BL = predicting(labels_BL)
+    for signal in signals.values():
+        keep_BL.view(-1)[signal["position"][signal["real"]]] = True
+    moved_B = torch.full((len(probes),), math.nan, dtype=torch.float64)
+    for row in signals:
+        moved_B[row] = 0.0
+
+    def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+        for row, signal in signals.items():
+            moved_B[row] += float(distil_sum(logits_CV, place_C, signal, LogitSettings())) / int(signal["real"].sum())
+        next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
+        same_C = (logits_CV.argmax(-1) == next_C) | (next_C == IGNORE)
+        return [label_losses(logits_CV, place_C, labels_BL), same_C.float()]
+
+    loss_N, same_N = (value_N.double().cpu() for value_N in ask(model, batch, keep_BL, values, run_unmasked))
+    row_N = keep_BL.nonzero()[:, 0].cpu()
+    loss_B = torch.zeros_like(moved_B).index_add_(0, row_N, loss_N)
+    wrong_B = torch.zeros_like(moved_B).index_add_(0, row_N, 1 - same_N)
+    return torch.stack([-loss_B / predicting(labels_BL).sum(1).cpu(), wrong_B == 0, moved_B], dim=1)
 
 
 def _fitting(examples: Sequence[Any], encoder: Encoder, count: int) -> list[Encoded]:

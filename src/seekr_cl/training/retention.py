@@ -1,7 +1,7 @@
 """What is watched of old tasks while a new one is learned, and what a drop leads to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from seekr_cl.config.retention import RetentionConfig
 from seekr_cl.errors import TrainingError
 from seekr_cl.evaluation.change import score_change
 from seekr_cl.memory import TaskSamples
+from seekr_cl.methods.answers import AnswerHead
 from seekr_cl.replay.forgetting_curve import replay_now
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.training.probing import ProbeSet, measure, probability
@@ -166,11 +167,30 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def measure_all(model: Any, sets: Sequence[ProbeSet]) -> list[dict[str, Any]]:
-    """What a model knows of every task; of several processes all ask together."""
-    training = model.training
+def measure_all(
+    model: Any,
+    sets: Sequence[ProbeSet],
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[dict[str, Any]]:
+    """What a model knows of every task, outside of a training; of several processes all ask together.
+
+    Args:
+        model: of transformers or PEFT.
+        sets: the tasks' probes.
+        dtype: half precision to compute in; ``None`` is as the weights are.
+        progress: told how many of all the samples have been asked about.
+    """
+    training, done, total = model.training, 0, sum(len(one.probes) for one in sets)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
     model.eval()
     try:
-        return [measure(model, one.probes) for one in sets]
+        return [measure(model, one.probes, dtype=dtype, advance=advance) for one in sets]
     finally:
         model.train(training)
+        AnswerHead.take_off(model)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import TrainerCallback
 
 from seekr_cl.config.seekr_config import SeekrConfig
@@ -14,12 +13,10 @@ from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import reshard
 from seekr_cl.errors import ConfigError
 from seekr_cl.methods import Context
-from seekr_cl.methods.base import forward
-from seekr_cl.methods.common.gradients import example_batch
-from seekr_cl.methods.task_loss import TaskLoss, TaskLossSettings
+from seekr_cl.methods.common.sample_passes import losses_of, similar_batches
+from seekr_cl.methods.task_loss import BeforeWeights, TaskLoss, TaskLossSettings
 from seekr_cl.replay.schedule import MicroBatch
 from seekr_cl.tasks import Encoded
-from seekr_cl.tasks.collate import IGNORE
 from seekr_cl.training.progress import console, counting
 
 
@@ -34,7 +31,7 @@ def weigh(config: SeekrConfig, context: Context) -> TaskLoss | None:
     settings: TaskLossSettings | None = config.task_loss
     if settings is None:
         return None
-    if not settings.before:
+    if not isinstance(settings, BeforeWeights):
         return TaskLoss(settings)
     weights = settings.of_examples(_losses(context, config))
     if collectives.is_main() and config.progress != "none":
@@ -44,20 +41,19 @@ def weigh(config: SeekrConfig, context: Context) -> TaskLoss | None:
     return TaskLoss(settings, weights)
 
 
-@torch.no_grad()
 def _losses(context: Context, config: SeekrConfig) -> list[Tensor]:
-    """Each example's negative log-probabilities [A], asked alone, so that none depends on padding."""
+    """Each example's negative log-probabilities [A], which depend on no other example's."""
     examples: Sequence[Encoded] = context.examples
-    own = {}
+    own: dict[int, dict[str, Tensor]] = {}
+    batches = similar_batches([len(one.input_ids) for one in examples], context.model)
     with counting("task_loss", len(examples), config.progress) as advance:
-        for place, counts in collectives.shard_indices(len(examples)):
-            batch = example_batch(context, [examples[place]])
-            logits_LV, labels_L = forward(context.model, batch)[0, :-1], batch["labels"][0, 1:]
-            answer_L = labels_L != IGNORE
-            loss_A = functional.cross_entropy(logits_LV[answer_L].float(), labels_L[answer_L], reduction="none")
+        for number, counts in collectives.shard_indices(len(batches)):
+            batch = [examples[place] for place in batches[number]]
+            ids = [torch.tensor(one.input_ids) for one in batch]
+            found = losses_of(context.model, ids, [one.spans for one in batch])
             if counts:
-                own[place] = {"loss": loss_A.cpu()}
-            advance(1)
+                own |= {place: {"loss": loss_A} for place, loss_A in zip(batches[number], found)}
+            advance(len(batch))
     reshard(context.model)
     return [one["loss"] for one in collectives.gather_sharded(own, len(examples))]
 

@@ -76,6 +76,12 @@ class Tracker:
         if self._live is not None:
             self._live.refresh()
 
+    def probing(self, task: str, samples: int) -> None:
+        """Answers of old tasks and of the new one are asked about, which trains nothing."""
+        self.phase("probe", task, samples)
+        if self.mode != "none" and self._live is None and collectives.is_main():
+            console().print(f"{task}: probing {samples} answers (retention.samples)", soft_wrap=True, markup=False)
+
     def training(self, task: str, steps: int, done: int, replayed: Sequence[int], bin_steps: int) -> None:
         """The steps begin.
 

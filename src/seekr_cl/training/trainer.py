@@ -24,7 +24,7 @@ from seekr_cl.replay.batches import ScheduledBatches
 from seekr_cl.replay.forgetting_curve import Reviews
 from seekr_cl.training import deepspeed as zero
 from seekr_cl.training.checkpoint import Checkpoint
-from seekr_cl.training.gradient_shares import GradientShares
+from seekr_cl.training.gradient_shares import ADDED_BYTES, GradientShares
 from seekr_cl.training.optimizer_carryover import OptimizerCarryover
 from seekr_cl.training.saving import SaveWhenDue
 from seekr_cl.training.trainer_resume import ResumableTrainer, SaveState
@@ -246,10 +246,19 @@ class SeekrTrainer(ResumableTrainer):
         if self._leaves_gradient_alone(terms):
             self._measured_next = (terms, self.current_gradient_accumulation_steps)
             return terms
+        if self._may_add:
+            self.shares.measure_and_add(terms, self._trained, 1 / self.current_gradient_accumulation_steps, self._steer)
+            return terms
         self.shares.measure(terms, model, self._trained, take if self._serves_one_backward else None)
         terms = take() if self._serves_one_backward else terms
         self._steer(terms)
         return terms
+
+    @property
+    def _may_add(self) -> bool:
+        """Whether what is measured of the terms may be added up, so that the step needs no further backward pass."""
+        scaled, size = self.accelerator.scaler is not None, sum(one.nbytes for one in self._trained)
+        return not (scaled or collectives.world_size() > 1 or self._serves_one_backward) and size <= ADDED_BYTES
 
     @property
     def _serves_one_backward(self) -> bool:

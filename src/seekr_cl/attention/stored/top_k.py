@@ -98,7 +98,7 @@ class StoredTopK(Stored):
     offset_MR: Tensor | None = None
 
     @classmethod
-    def encode(cls, rows_MRL: Tensor, k: int, dtype: str, tail: str = "sampled") -> Self:
+    def encode(cls, rows_MRL: Tensor, k: int, dtype: str, tail: str = "sampled", first: int = 0) -> Self:
         """From whole rows in float32; a sample of fewer than ``k`` tokens keeps all of them.
 
         Args:
@@ -106,6 +106,7 @@ class StoredTopK(Stored):
             k: entries kept of each row.
             dtype: a key of ``DTYPES``.
             tail: ``sampled`` or ``bucket``.
+            first: the number of the first row, where the rows of one head are encoded in parts.
         """
         small = small_float(dtype)
         mass_MR = missing_mass(rows_MRL, dtype)
@@ -114,7 +115,7 @@ class StoredTopK(Stored):
             tail_MR = (rows_MRL.sum(-1) - prob_MRK.sum(-1)).clamp_min(0)
             code_MRK = encode_probabilities(prob_MRK, dtype)
             return cls(code_MRK, narrow_index(key_MRK, rows_MRL.shape[-1]), tail_MR.to(small), mass_MR)
-        prob_MRK, key_MRK, tail_MR, offset_MR = _draw_tail(rows_MRL, prob_MRK, key_MRK)
+        prob_MRK, key_MRK, tail_MR, offset_MR = _draw_tail(rows_MRL, prob_MRK, key_MRK, first)
         code_MRK = encode_probabilities(prob_MRK, dtype, keep_small=True)
         return cls(code_MRK, narrow_index(key_MRK, rows_MRL.shape[-1]), tail_MR.to(small), mass_MR, offset_MR.to(small))
 
@@ -168,13 +169,16 @@ class StoredTopK(Stored):
         return TopKRows(*(torch.cat(column) for column in columns))
 
 
-def _draw_tail(rows_MRL: Tensor, prob_MRK: Tensor, key_MRK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _draw_tail(
+    rows_MRL: Tensor, prob_MRK: Tensor, key_MRK: Tensor, first: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Threshold sampling: the first m of the K largest stay, K - m keys are drawn for all others.
 
     Args:
         rows_MRL: whole rows.
         prob_MRK: their K largest entries, in order.
         key_MRK: where these are.
+        first: the number of the first row.
 
     Returns:
         probabilities [M, R, K] with zeros for drawn keys, keys, the tail's mass [M, R], the offset [M, R].
@@ -192,7 +196,7 @@ def _draw_tail(rows_MRL: Tensor, prob_MRK: Tensor, key_MRK: Tensor) -> tuple[Ten
     tail_MR1 = cumulative_MRL[..., -1:]
     n_MR1 = count - m_MR1
     # One start a row, spread evenly over rows by the golden ratio: no random numbers, no two rows alike.
-    row_MR = torch.arange(rows_MRL[..., 0].numel(), device=rows_MRL.device).view(rows_MRL.shape[:-1])
+    row_MR = torch.arange(rows_MRL[..., 0].numel(), device=rows_MRL.device).view(rows_MRL.shape[:-1]) + first
     start_MR1 = ((row_MR + 1).double() * 0.6180339887498949).frac()[..., None].to(rows_MRL.dtype)
     wanted_MRK = (place_K - m_MR1 + start_MR1).clamp_min(0) * (tail_MR1 / n_MR1)
     found_MRK = torch.searchsorted(cumulative_MRL, wanted_MRK.contiguous(), right=True)

@@ -49,14 +49,28 @@ def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor]
 
     Many are made when they are asked for, so that they never exist at once.
     """
+    source_NX, read = kept_outputs(model, batch, keep_BL)
+    place_N = keep_BL.flatten().nonzero()[:, 0]
+    return lambda place_C: read(source_NX[torch.searchsorted(place_N, place_C)])
+
+
+def kept_outputs(
+    model: Any, batch: Batch, keep_BL: Tensor, call: Callable[[Any, Batch], Any] = run
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Runs a model that no engine has wrapped for its logits at some positions, and makes few of them at a time.
+
+    Returns:
+        the logits [N, V] and a function that does nothing; where they are too many, the hidden states [N, D] and a
+        function that makes logits [C, V] of some of them.
+    """
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
     head.asked, head.held = (place_N, keep_BL.shape[1], None), None
     try:
-        said, held = run(model, batch).logits, head.held
+        said, held = call(model, batch).logits, head.held
     finally:
         head.asked = head.held = None
     if said.dim() == 3:
-        return lambda place_C: said[0, torch.searchsorted(place_N, place_C)]
+        return said[0], lambda logits_CV: logits_CV
     assert held is not None
     hidden_ND, precision = held
-    return lambda place_C: head.logits(hidden_ND[torch.searchsorted(place_N, place_C)], precision)
+    return hidden_ND, lambda hidden_CD: head.logits(hidden_CD, precision)

@@ -3,20 +3,23 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from seekr_cl.distributed import collectives
 from seekr_cl.distributed.dtensor import is_like, is_sharded, like, local, reshard
 from seekr_cl.errors import MemoryFormatError
-from seekr_cl.methods.base import Batch, Context, forward, label_term, task_generator
-from seekr_cl.methods.losses import causal_lm_loss
+from seekr_cl.methods.answers import label_sum, predicting
+from seekr_cl.methods.base import Batch, Context, ask, label_term, task_generator
 from seekr_cl.tasks import Encoded, collate
 from seekr_cl.tasks.collate import IGNORE
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of logits [B, L, V] and labels [B, L]."""
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits [C, V], their places [C] in the flattened batch and labels [B, L]: a sum over the labelled tokens that are
+predicted there."""
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -88,19 +91,26 @@ def drawn(context: Context, count: int) -> list[Encoded]:
 
 
 def example_gradients(
-    context: Context, examples: Sequence[Encoded], loss: Loss = causal_lm_loss
+    context: Context, examples: Sequence[Encoded], make_loss: Callable[[], Loss] = lambda: label_sum
 ) -> Iterator[dict[str, Tensor]]:
-    """The gradient of each example's loss alone, by weight; ``parameter.grad`` is left as it is.
+    """The gradient of each example's mean loss alone, by weight; ``parameter.grad`` is left as it is.
 
     The model is in evaluation mode meanwhile, so that dropout does not disturb it.
+
+    Args:
+        context: model and padding.
+        examples: one forward and backward pass each.
+        make_loss: gives the loss of an example; what draws there must draw the same where it is computed again.
     """
     weights = trained(context.model)
     with _evaluating(context.model):
         for example in examples:
-            batch = example_batch(context, [example])
+            batch, loss = example_batch(context, [example]), make_loss()
+            keep_BL = predicting(batch["labels"])
+            sums = partial(_alone, loss, batch["labels"])
             with torch.enable_grad():
-                value = loss(forward(context.model, batch), batch["labels"])
-            yield _gradients(value, weights)
+                (total,) = ask(context.model, batch, keep_BL, sums)
+            yield _gradients(total / keep_BL.sum().clamp(min=1), weights)
 
 
 def mean_gradient(context: Context, examples: Sequence[Encoded], size: int) -> dict[str, Tensor]:
@@ -186,17 +196,23 @@ def _left_by_backward(value: Tensor, weights: Sequence[nn.Parameter]) -> list[Te
     return found
 
 
+def _alone(loss: Loss, labels_BL: Tensor, logits_CV: Tensor, place_C: Tensor) -> tuple[Tensor]:
+    return (loss(logits_CV, place_C, labels_BL),)
+
+
 def sampled_loss(generator: torch.Generator) -> Loss:
-    """The loss with each label replaced by a draw from the model's own distribution.
+    """The loss with each label replaced by a draw from the model's own distribution, of one example.
 
     The mean of its squared gradient is the Fisher information; with the data's labels it is the empirical one.
     """
+    drawn: dict[int, Tensor] = {}
 
-    def loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-        prob_BLV = logits_BLV.detach()[:, :-1].float().softmax(-1).cpu()
-        token_N = torch.multinomial(prob_BLV.flatten(0, 1), 1, generator=generator)[:, 0].to(labels_BL.device)
-        drawn_BL = labels_BL.clone()
-        drawn_BL[:, 1:] = torch.where(labels_BL[:, 1:] == IGNORE, IGNORE, token_N.view_as(labels_BL[:, 1:]))
-        return causal_lm_loss(logits_BLV, drawn_BL)
+    def loss(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
+        # A chunk is computed again for its gradient.
+        first = int(place_C[0]) if len(place_C) else 0
+        if first not in drawn:
+            prob_CV = logits_CV.detach().float().softmax(-1).cpu()
+            drawn[first] = torch.multinomial(prob_CV, 1, generator=generator)[:, 0].to(labels_BL.device)
+        return F.cross_entropy(logits_CV.float(), drawn[first], reduction="sum")
 
     return loss

@@ -8,7 +8,7 @@ N positions in all.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,10 +18,13 @@ from transformers import PreTrainedModel
 
 from seekr_cl.errors import ConfigError
 from seekr_cl.memory import LogitSignal, MemoryTask, ReplaySample
+from seekr_cl.methods import answers
 from seekr_cl.methods.answers import label_losses, predicting
 from seekr_cl.methods.base import Batch, Layout, LossTerm, ask
 from seekr_cl.settings import Ge, Hint, Le, Settings, setting
 
+Said = Callable[[Tensor], Tensor]
+"""Of positions [C] in a sample: the logits [C, V] there."""
 _NO_LOGITS = (
     "memory: some samples have no teacher logits (they were kept by another method); "
     "use that method again or begin a new memory"
@@ -76,26 +79,40 @@ def first_position(sample: ReplaySample) -> int:
     return max(0, sample.spans[0][0] - 1)
 
 
-def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
-    """The positions [A] of a sample whose output is distilled."""
-    labelled_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
-    position_A = labelled_A if settings.logit_alignment == "label" else labelled_A - 1
+def predicting_positions(sample: ReplaySample) -> Tensor:
+    """The positions [A] of a sample that predict the tokens it teaches."""
+    position_A = torch.cat([torch.arange(begin, end) for begin, end in sample.spans]) - 1
     # An answer without a prompt has no position before its first token.
     return position_A[position_A >= 0]
 
 
-def take_logits(logits_NV: Tensor, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
+def chunks(position_A: Tensor, vocabulary: int) -> Sequence[Tensor]:
+    """Positions in parts of which the float32 logits are no larger than a set size; at least one part."""
+    return position_A.split(max(1, answers.CHUNK_BYTES // (4 * vocabulary)))
+
+
+def logit_positions(sample: ReplaySample, settings: LogitSettings) -> Tensor:
+    """The positions [A] of a sample whose output is distilled."""
+    if settings.logit_alignment == "label":
+        return torch.cat([torch.arange(begin, end) for begin, end in sample.spans])
+    return predicting_positions(sample)
+
+
+def take_logits(said: Said, sample: ReplaySample, settings: LogitSettings, dtype: str) -> LogitSignal:
     """The distributions of one sample's answer positions.
 
     Args:
-        logits_NV: logits of the sample's positions from ``first_position`` on.
+        said: gives logits of the sample.
         sample: the sample.
         settings: which positions and how many tokens.
         dtype: precision of what is kept, a key of ``quantise.DTYPES``.
     """
-    position_A = logit_positions(sample, settings)
-    logits_AV = logits_NV[position_A - first_position(sample)].cpu()
-    return LogitSignal.encode(position_A, logits_AV, settings.logits_top_k, dtype, settings.logits_tail)
+    position_A, parts, done = logit_positions(sample, settings), [], 0
+    for part_C in chunks(position_A, said(position_A[:1]).shape[-1]):
+        given = (part_C, said(part_C).cpu(), settings.logits_top_k, dtype, settings.logits_tail, done)
+        parts.append(LogitSignal.encode(*given))
+        done += len(part_C)
+    return LogitSignal.joined(parts)
 
 
 def require_all_logits(tasks: Sequence[MemoryTask]) -> None:

@@ -1,21 +1,24 @@
 """What on-policy distillation shares: the model's own answers, and a teacher's divergence from it on them.
 
-Shapes: B batch, L padded length, N answer positions of a batch, V vocabulary, K likeliest tokens of the teacher.
+Shapes: B batch, L padded length, N answer positions of a batch, C of them in one chunk, V vocabulary, K likeliest
+tokens of the teacher.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from seekr_cl.evaluation.generate import stop_ids
-from seekr_cl.methods.base import Context, forward
+from seekr_cl.methods.answers import predicting
+from seekr_cl.methods.base import Batch, Context, ask
+from seekr_cl.methods.common.former_model import later_logits
 from seekr_cl.methods.common.generation import write
 from seekr_cl.methods.common.gradients import example_batch
 from seekr_cl.methods.common.precision import training_precision
 from seekr_cl.tasks import Encoded
-from seekr_cl.tasks.collate import IGNORE
 
 Direction = Literal["forward", "reverse"]
 
@@ -41,7 +44,7 @@ def answers(
 def distil(
     context: Context,
     model: Any,
-    ask: Callable[[dict[str, Tensor]], Tensor],
+    teaching: Callable[[], AbstractContextManager[Any]],
     student: Sequence[Encoded],
     teacher: Sequence[Encoded],
     direction: Direction,
@@ -53,27 +56,42 @@ def distil(
     Args:
         context: padding and device.
         model: the student, possibly wrapped.
-        ask: gives the teacher's logits [B, L, V] of a batch, without gradient.
+        teaching: gives the teacher for the length of a ``with`` block; asked for once or more, before the backward
+            pass and in it.
         student: each prompt with its answer.
         teacher: the same answers, after what the teacher is shown.
         direction: ``forward`` is KL(teacher, student), ``reverse`` KL(student, teacher).
         top_k: of the teacher's likeliest tokens each by itself, all others as one; default all tokens.
         skip: tokens at the beginning of each answer that are left out.
     """
-    student_NV = _at_answers(example_batch(context, student), lambda batch: forward(model, batch), skip)
-    with torch.no_grad(), training_precision(context.model.device):
-        teacher_NV = _at_answers(example_batch(context, teacher), ask, skip)
-    each_N = divergence(teacher_NV, student_NV, direction, top_k)
+    batch, shown = example_batch(context, student), example_batch(context, teacher)
+    keep_BL, theirs_BL = _at_answers(batch["labels"], skip), _at_answers(shown["labels"], skip)
+    place_N, their_N = (one_BL.flatten().nonzero()[:, 0] for one_BL in (keep_BL, theirs_BL))
+    with torch.no_grad(), training_precision(context.model.device), teaching() as asked:
+        said = later_logits(asked, shown, theirs_BL)
+
+    def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+        # Row by row the same answers, whatever stands before them.
+        with torch.no_grad(), teaching():
+            teacher_CV = said(their_N[torch.searchsorted(place_N, place_C)]).float()
+        return [divergence(teacher_CV, logits_CV.float(), direction, top_k)]
+
+    (each_N,) = ask(model, batch, keep_BL, values)
     # Without a position the sum has a gradient of zero, which processes that wait for one get.
     return each_N.sum() / max(1, len(each_N)), torch.tensor(len(each_N))
 
 
-def _at_answers(batch: dict[str, Tensor], ask: Callable[[dict[str, Tensor]], Tensor], skip: int) -> Tensor:
-    """Logits [N, V] from which the answers' tokens are drawn, row by row."""
-    answer_BL = batch["labels"][:, 1:] != IGNORE
-    if skip:
-        answer_BL &= answer_BL.cumsum(1) > skip
-    return ask(batch)[:, :-1][answer_BL].float()
+def nothing(model: Any, batch: Batch) -> Tensor:
+    """Zero, with a gradient of zero for all that the model computes with, without logits."""
+    none_BL = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    (zero,) = ask(model, batch, none_BL, lambda logits_CV, _place_C: (logits_CV.sum() * 0.0,))
+    return zero
+
+
+def _at_answers(labels_BL: Tensor, skip: int) -> Tensor:
+    """The positions [B, L] from which the answers' tokens are drawn, but for each answer's first."""
+    answer_BL = predicting(labels_BL)
+    return answer_BL & (answer_BL.cumsum(1) > skip)
 
 
 def divergence(teacher_NV: Tensor, student_NV: Tensor, direction: Direction, top_k: int | None = None) -> Tensor:

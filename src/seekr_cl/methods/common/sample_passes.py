@@ -3,17 +3,22 @@
 Padding stands on the right and no mask is given: causal layers of all kinds see it after every token of a sample, so
 that a sample's numbers differ from those of a pass of its own by rounding alone.
 
-Shapes: B batch, L padded length, V vocabulary.
+Shapes: B batch, L padded length, V vocabulary, N positions in use, C of them in one chunk, A tokens of an answer.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.evaluation.batches import token_batches
-from seekr_cl.methods.common.logit_distillation import can_keep
+from seekr_cl.methods.answers import label_losses, predicting
+from seekr_cl.methods.base import Batch, ask
+from seekr_cl.methods.common.former_model import kept_outputs
+from seekr_cl.methods.common.logit_distillation import Said, chunks
+from seekr_cl.tasks.collate import IGNORE, Spans
 
 PASS_TOKENS = 2048
 """Tokens of a batch with its padding; a longer sample goes alone."""
@@ -45,21 +50,100 @@ def padded(ids: Sequence[Tensor], pad_id: int = 0) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=pad_id)
 
 
-def logits_from(model: Any, ids: Sequence[Tensor], firsts: Sequence[int], **more: Any) -> list[Tensor]:
-    """The logits [L - first, V] of each sample's positions from its ``first`` on.
-
-    Models that can leave out the vocabulary product for what all prompts have in common are told to.
+class SamplePass:
+    """Runs samples of similar length together, for the logits of each one's positions from some first one on.
 
     Args:
         model: a causal language model.
         ids: each sample's tokens.
         firsts: the first position of each that is wanted.
-        more: for the model.
+        laid_out: the tokens [1, L] of the only sample with padding of another kind, their mask, and where it begins.
     """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Sequence[Tensor],
+        firsts: Sequence[int],
+        laid_out: tuple[Tensor, Tensor, int] | None = None,
+    ) -> None:
+        start, batch = 0, Batch()
+        if laid_out is None:
+            batch["input_ids"] = padded(ids).to(model.device)
+        else:
+            batch["input_ids"], batch["attention_mask"], start = laid_out
+        keep_BL = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        for row, (one, first) in enumerate(zip(ids, firsts)):
+            keep_BL[row, start + first : start + len(one)] = True
+        self._source_NX, self._read = kept_outputs(model, batch, keep_BL, run_unmasked)
+        self._ids, self._firsts = list(ids), list(firsts)
+        self._sizes = [len(one) - first for one, first in zip(ids, firsts)]
+
+    def said(self, row: int) -> Said:
+        """What gives the logits [C, V] at some positions of a sample, without gradient."""
+        own_NX, first = self._source_NX.detach().split(self._sizes)[row], self._firsts[row]
+
+        @torch.no_grad()
+        def said(position_C: Tensor) -> Tensor:
+            return self._read(own_NX[position_C.to(own_NX.device) - first])
+
+        return said
+
+    def backward(self, spans: Sequence[Spans]) -> None:
+        """The backward pass of the sum over samples of the mean cross entropy of the tokens in their ``spans``."""
+        device = self._source_NX.device
+        parts = zip(self._source_NX.detach().split(self._sizes), self._firsts, spans, self._ids)
+        grads = []
+        for whole_NX, first, learnt, ids_L in parts:
+            own_NX = whole_NX.detach().requires_grad_()
+            place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in learnt])
+            for part_C in chunks(place_A, self._read(whole_NX[:1]).shape[-1]):
+                logits_CV = self._read(own_NX[(part_C - 1 - first).to(device)])
+                loss = F.cross_entropy(logits_CV.float(), ids_L[part_C].to(device), reduction="sum")
+                (loss / max(1, len(place_A))).backward()
+            grads.append(torch.zeros_like(own_NX) if own_NX.grad is None else own_NX.grad)
+        self._source_NX.backward(torch.cat(grads))
+
+
+def sample_batch(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> Batch:
+    """Samples that go together, with the tokens in ``spans`` as labels; for ``run_unmasked``."""
     ids_BL = padded(ids).to(model.device)
-    length = ids_BL.shape[1]
-    keep = {"logits_to_keep": length - min(firsts)} if can_keep(model) else {}
-    logits_BNV = model(input_ids=ids_BL, use_cache=False, **keep, **more).logits
-    # Virtual tokens of a prompt stand before the first one, and some models give fewer positions than they were asked.
-    before = length - logits_BNV.shape[1]
-    return [row_NV[first - before : len(one) - before] for row_NV, one, first in zip(logits_BNV, ids, firsts)]
+    labels_BL = torch.full_like(ids_BL, IGNORE)
+    for row, own in enumerate(spans):
+        for begin, end in own:
+            labels_BL[row, begin:end] = ids_BL[row, begin:end]
+    return {"input_ids": ids_BL, "labels": labels_BL}
+
+
+def run_unmasked(model: Any, batch: Batch) -> Any:
+    """A model's output for a batch whose padding stands on the right, or that brings a mask."""
+    more = {}
+    if getattr(model, "query_conditioned", False) and "labels" in batch:
+        more["query_mask"] = (batch["labels"] != IGNORE).cumsum(1) == 0
+    if "attention_mask" in batch:
+        more["attention_mask"] = batch["attention_mask"]
+    return model(input_ids=batch["input_ids"], use_cache=False, **more)
+
+
+@torch.no_grad()
+def losses_of(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> list[Tensor]:
+    """The negative log-probability of each token in a sample's ``spans``, [A] on the CPU, of samples that go together.
+
+    A first token of all, which nothing stands before, has none.
+    """
+    batch = sample_batch(model, ids, spans)
+    keep_BL, labels_BL = predicting(batch["labels"]), batch["labels"]
+
+    def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+        return [label_losses(logits_CV, place_C, labels_BL)]
+
+    (loss_N,) = ask(model, batch, keep_BL, values, run_unmasked)
+    return list(loss_N.cpu().split(keep_BL.sum(1).tolist()))
+
+
+def answer_losses(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> list[Tensor]:
+    """``losses_of`` any number of samples, those of similar length together."""
+    found: dict[int, Tensor] = {}
+    for places in similar_batches([len(one) for one in ids], model):
+        found |= zip(places, losses_of(model, [ids[place] for place in places], [spans[place] for place in places]))
+    return [found[place] for place in range(len(ids))]

@@ -42,7 +42,12 @@ from seekr_cl.memory.signals import ROWS, Signal
 from seekr_cl.methods.base import Batch, Context, LossTerm, Method, Paper, TaskResult, task_generator
 from seekr_cl.methods.common.adapter_teacher import kept_adapter, make_teacher, require_adapter
 from seekr_cl.methods.common.gathering import collect_samples
-from seekr_cl.methods.common.logit_distillation import label_and_logit_terms, require_all_logits, take_logits
+from seekr_cl.methods.common.logit_distillation import (
+    label_and_logit_terms,
+    predicting_positions,
+    require_all_logits,
+    take_logits,
+)
 from seekr_cl.methods.common.teachers import StoredTeacher
 from seekr_cl.methods.seekr.projections import Projections
 from seekr_cl.methods.seekr.scoring import Encode, Scored, Scorer, mean_scores, measures_of_all
@@ -168,7 +173,9 @@ class Seekr(Method):
 
     def before_task(self, samples: list[ReplaySample]) -> None:
         """Draws each kept sample's queries and records the attention there, where heads are scored."""
-        self._queries = self._draw_queries([len(sample.ids_L) for sample in samples])
+        allowed = [self._query_places(sample) for sample in samples]
+        drawn = self._draw_queries([len(place_A) for place_A in allowed])
+        self._queries = [place_A[draw_R] for place_A, draw_R in zip(allowed, drawn)]
         scorer = self._scorer(samples)
         self._before, self._batches = {}, scorer.batches if self.settings.scores_heads else []
         for number, counts in collectives.shard_indices(len(self._batches)):
@@ -202,11 +209,12 @@ class Seekr(Method):
                 found = scorer.after(batch, measured, former, encodes, counts and self.settings.gradient_leak)
             else:
                 found = scorer.kept(batch, measured, encodes)
-            for place, (one, logits_NV) in zip(places, found if counts else ()):
+            for place, (one, said) in zip(places, found if counts else ()):
                 scored[place] = one
                 if teacher is None:
-                    logits[place] = take_logits(logits_NV, samples[place], self.settings, self.context.signal_dtype)
-            # Their logits are not held while the next ones are made.
+                    logits[place] = take_logits(said, samples[place], self.settings, self.context.signal_dtype)
+                del said
+            # What their logits are made of is not held while the next ones are made.
             del found
         if self.settings.scores_heads:
             self._importance = self._importance.add(*mean_scores(measures_of_all(scored, len(samples))))
@@ -301,6 +309,12 @@ class Seekr(Method):
         if self.settings.attention_signal == "dense":
             return StoredDense.encode(rows_HRL, dtype).to("cpu")
         return StoredTopK.encode(rows_HRL, self.settings.attention_top_k, dtype, tail).to("cpu")
+
+    def _query_places(self, sample: ReplaySample) -> Tensor:
+        """The positions [A] among which a sample's queries are drawn."""
+        place_A = predicting_positions(sample) if self.settings.query_positions == "answer" else torch.empty(0)
+        # An answer of one token without a prompt is predicted by nothing.
+        return place_A if len(place_A) else torch.arange(len(sample.ids_L))
 
     def _draw_queries(self, lengths: list[int]) -> list[Tensor]:
         generator = task_generator(self.context.seed)

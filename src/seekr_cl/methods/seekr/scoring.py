@@ -24,10 +24,8 @@ from seekr_cl.distributed import collectives
 from seekr_cl.heads import normalise_within_layers
 from seekr_cl.memory import ReplaySample
 from seekr_cl.methods.base import Layout
-from seekr_cl.methods.common.logit_distillation import first_position
-from seekr_cl.methods.common.sample_passes import PASS_TOKENS, logits_from, padded, similar_batches
-from seekr_cl.methods.losses import causal_lm_loss
-from seekr_cl.tasks.collate import labels_of
+from seekr_cl.methods.common.logit_distillation import Said, first_position
+from seekr_cl.methods.common.sample_passes import PASS_TOKENS, SamplePass, padded, similar_batches
 
 MEASURES = ("valid", "frobenius", "padded")
 
@@ -99,12 +97,12 @@ class Scorer:
         """
         record = self._record(samples, queries, [encode] * len(samples))
         with self.tap.use(record), torch.no_grad():
-            self._logits(samples, [len(sample.ids_L) - 1 for sample in samples])
+            self._pass(samples, [len(sample.ids_L) - 1 for sample in samples])
         return record.rows
 
     def kept(
         self, samples: Sequence[ReplaySample], queries: Sequence[Tensor], encodes: Sequence[Encode] | None
-    ) -> list[tuple[Scored, Tensor]]:
+    ) -> list[tuple[Scored, Said]]:
         """What ``after`` gives where nothing is measured: at most one forward pass, S and F are zero.
 
         Args:
@@ -113,12 +111,13 @@ class Scorer:
             encodes: as there; ``None`` keeps neither rows nor logits.
         """
         rows: list[dict[int, StoredSignal]] = [{} for _ in samples]
-        logits = [torch.empty(0) for _ in samples]
+        said: list[Said] = [lambda _position_C: torch.empty(0)] * len(samples)
         if encodes is not None:
             record = self._record(samples, queries, encodes)
             with self.tap.use(record), torch.no_grad():
-                rows, logits = record.rows, self._logits(samples, [first_position(sample) for sample in samples])
-        return [(Scored(one, self._table(), self._table()), logits_NV) for one, logits_NV in zip(rows, logits)]
+                passed = self._pass(samples, list(map(first_position, samples)))
+            rows, said = record.rows, [passed.said(row) for row in range(len(samples))]
+        return [(Scored(one, self._table(), self._table()), own) for one, own in zip(rows, said)]
 
     def after(
         self,
@@ -127,7 +126,7 @@ class Scorer:
         former: Sequence[dict[int, StoredRows]] | None,
         encodes: Sequence[Encode] | None,
         keep_gradients: bool = False,
-    ) -> list[tuple[Scored, Tensor]]:
+    ) -> list[tuple[Scored, Said]]:
         """One forward and backward pass at the model right after a task.
 
         Args:
@@ -140,8 +139,8 @@ class Scorer:
                 otherwise they are not even computed.
 
         Returns:
-            for each sample what was measured, and the logits [N, V] of its positions from ``first_position`` on, which
-            are too large to be held for many samples.
+            for each sample what was measured, and what gives the logits of its positions from ``first_position`` on,
+            which may be too large to be held for many samples.
         """
         moved = [self._table() for _ in samples]
         nothing: list[None] = [None] * len(samples)
@@ -154,18 +153,17 @@ class Scorer:
         frozen = [] if keep_gradients else [p for p in self.model.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        firsts = [first_position(sample) for sample in samples]
         try:
             with self.tap.use(InTurn(record, sensitivity)), torch.enable_grad():
-                logits = self._logits(samples, firsts)
+                passed = self._pass(samples, list(map(first_position, samples)))
                 # Samples do not see each other, so that the sum's gradient at one of them is that of its own loss.
-                torch.stack([_loss(*one) for one in zip(logits, samples, firsts)]).sum().backward()
+                passed.backward([sample.spans for sample in samples])
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         sensitivities = self._sensitivity(sensitivity, len(samples))
         scored = map(Scored, record.rows, sensitivities, moved)
-        return [(one, logits_NV.detach()) for one, logits_NV in zip(scored, logits)]
+        return [(one, passed.said(row)) for row, one in enumerate(scored)]
 
     def _compare(
         self,
@@ -215,19 +213,19 @@ class Scorer:
         lengths = [self.padded if self.measure == "padded" else len(sample.ids_L) for sample in samples]
         return RecordEach(self.tap.heads, queries, lengths, keep)
 
-    def _logits(self, samples: Sequence[ReplaySample], firsts: Sequence[int]) -> list[Tensor]:
-        """Logits of each sample's own positions from its ``first`` on, [L - first, V]."""
+    def _pass(self, samples: Sequence[ReplaySample], firsts: Sequence[int]) -> SamplePass:
+        """A forward pass for the logits of each sample's own positions from its ``first`` on."""
+        ids = [sample.ids_L for sample in samples]
         if self.measure != "padded":
-            return logits_from(self.model, [sample.ids_L for sample in samples], firsts)
-        (sample,), (first,) = samples, firsts
-        device, length, start = self.model.device, len(sample.ids_L), self.offset(sample)
+            return SamplePass(self.model, ids, firsts)
+        (sample,), device = samples, self.model.device
+        length, start = len(sample.ids_L), self.offset(sample)
         ids_1L = torch.full((1, self.padded), self.layout.pad_id)
         ids_1L[0, start : start + length] = sample.ids_L
         real_L = torch.zeros(self.padded, dtype=torch.bool)
         real_L[start : start + length] = True
         mask = _official_mask(real_L, self.model.dtype).to(device)
-        logits_1LV = self.model(input_ids=ids_1L.to(device), attention_mask=mask, use_cache=False).logits
-        return [logits_1LV[0, start + first : start + length]]
+        return SamplePass(self.model, ids, firsts, (ids_1L.to(device), mask, start))
 
     def offset(self, sample: ReplaySample) -> int:
         """Where the sample's first token stands in the pass."""
@@ -252,12 +250,6 @@ def mean_scores(measures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """
     sensitivity_NH, forgettability_NH = (torch.stack(one).mean(0) for one in zip(*measures))
     return normalise_within_layers(sensitivity_NH), forgettability_NH
-
-
-def _loss(logits_NV: Tensor, sample: ReplaySample, first: int) -> Tensor:
-    """The mean cross entropy of a sample's learned tokens, from its logits from ``first`` on."""
-    labels_N = torch.tensor(labels_of(sample.ids_L.tolist(), sample.spans)[first:])
-    return causal_lm_loss(logits_NV[None], labels_N[None].to(logits_NV.device))
 
 
 def _official_mask(real_L: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,6 +35,8 @@ class SeekrSettings(LogitSettings):
         layer_budget: B_L.
         head_budget: B_H, over all layers together.
         query_budget: B_T for each sample.
+        query_positions: where queries are drawn: at ``all`` tokens, or at those that predict the ``answer``, of which
+            the budget is then a count or fraction.
         importance_rule: ``product_of_sums`` (eq. 8 to 10) or ``sum_of_products`` (official code).
         measure: what S and F average over: ``valid``, ``frobenius`` (eq. 7 and 9) or ``padded`` (official code).
         attention_reduction: ``sample_mean`` averages over a sample's heads, queries and layers, then over samples;
@@ -59,6 +61,9 @@ class SeekrSettings(LogitSettings):
     layer_budget: int | float | None = 0.75
     head_budget: int | float | None = 0.5
     query_budget: int | float | None = 100
+    query_positions: Literal["all", "answer"] = setting(
+        "all", needs={"measure": ("valid", "frobenius")}, why="the official code's measure draws from the padding too"
+    )
     importance_rule: Annotated[str, OneOf(RULES)] = "product_of_sums"
     measure: Annotated[str, OneOf(MEASURES)] = "valid"
     attention_reduction: Annotated[str, OneOf(REDUCTIONS)] = "sample_mean"

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from seekr_cl.methods.common.sample_passes import PASS_TOKENS, logits_from, padded, similar_batches
+from seekr_cl.methods.common.sample_passes import PASS_TOKENS, SamplePass, losses_of, padded, similar_batches
 from seekr_cl.tasks import Encoded
-from seekr_cl.tasks.collate import labels_of
 
 Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display from a label and a total; what it yields is told of every few that are done."""
@@ -69,7 +68,7 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
             if hasattr(model, "ask"):
                 # Adapters that are weighted by the query have to be told which tokens it is.
                 model.ask(padded(batch).to(model.device), None, None)  # type: ignore[operator]
-            logits_from(bare, batch, [max(map(len, batch)) - 1] * len(batch))
+            SamplePass(bare, batch, [len(one) - 1 for one in batch])
             for place, row_LD in zip(places, hidden.pop()):
                 # Virtual tokens of a prompt, if there are any, count as the example's own.
                 own = len(row_LD) - max(map(len, batch)) + len(ids[place])
@@ -80,19 +79,13 @@ def mean_hidden(model: PreTrainedModel, ids: Sequence[Sequence[int]], advance: C
     return torch.stack([features[place] for place in range(len(ids))])
 
 
-@torch.no_grad()
 def answer_loss(model: PreTrainedModel, encoded: Sequence[Encoded], advance: Callable[[int], None]) -> Tensor:
     """Each example's mean cross entropy over its completion's tokens: float32 [N] on the CPU."""
     losses: dict[int, Tensor] = {}
     for places in similar_batches([len(one.input_ids) for one in encoded], model, PASS_TOKENS):
         batch = [encoded[place] for place in places]
-        firsts = [max(1, one.spans[0][0]) for one in batch]  # nothing stands before a first token to predict it from
         ids = [torch.tensor(one.input_ids) for one in batch]
-        each = zip(places, batch, firsts, logits_from(model, ids, [first - 1 for first in firsts]))
-        for place, one, first, logits_AV in each:
-            labels = labels_of(one.input_ids, one.spans)[first:]
-            labels_A = torch.tensor(labels, dtype=torch.long, device=model.device)
-            loss = torch.nn.functional.cross_entropy(logits_AV[:-1].float(), labels_A)
-            losses[place] = loss.nan_to_num(0.0).cpu()
+        for place, loss_A in zip(places, losses_of(model, ids, [one.spans for one in batch])):
+            losses[place] = loss_A.mean().nan_to_num(0.0)
         advance(len(places))
     return torch.stack([losses[place] for place in range(len(encoded))])
