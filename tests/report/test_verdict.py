@@ -156,6 +156,11 @@ def test_a_learning_is_judged_on_the_memory_and_says_so(tmp_path):
     verdict = of_learning(tmp_path, {}, 0)
     assert [(line.task, line.examples) for line in verdict.lines] == [("old", 39)]
     assert "task 'new': 40 probes gave no finite number and are left out" in verdict.notes
+    content["tasks"][1]["after"]["log_likelihood"] = [None] * 40
+    write_json(tmp_path / "retention.json", content)
+    verdict = of_learning(tmp_path, {}, 0)
+    assert [(line.task, line.outcome) for line in verdict.lines] == [("old", "unsure")]
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
     for broken in ({"tasks": [{}]}, [], {"tasks": [probed(tmp_path, count=0)], "actions": []}):
         write_json(tmp_path / "retention.json", broken)
         with pytest.raises(DataError, match=r"retention\.json: not the probes"):

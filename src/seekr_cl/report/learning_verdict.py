@@ -58,10 +58,9 @@ def _lines(tasks: list[dict[str, Any]], max_drop: float) -> tuple[list[Line], li
         if missing:
             left_out.append(f"task '{one['task']}': {missing} probes gave no finite number and are left out")
             if not one["before"]["exact"]:
-                # Nothing says what was lost of it; a new one has learned nothing that is known.
-                outcome = "not learned" if one["kind"] == "new" else "unsure"
-                kinds = one["task"], one["kind"], MEASURE
-                lines.append(Line(*kinds, None, outcome=outcome, max_drop=max_drop, more={"source": one["source"]}))
+                if one["kind"] != "new":
+                    # Nothing says what was lost of it, which is not to be taken for nothing lost.
+                    lines.append(Line(one["task"], one["kind"], MEASURE, None, outcome="unsure", max_drop=max_drop))
                 continue
         both = [_probability(one[side]) for side in ("before", "after")]
         change = score_change(*both, level=CONFIDENCE)
