@@ -196,7 +196,7 @@ def _found(plan: Plan, row: str, runs: Path) -> float | None:
 def _settings(stage: Stage, plan: Plan, runs: Path, whole: int) -> list[str]:
     lines = [
         f"{whole} of {len(stage.runs())} runs are made. OP, BWT: mean (least to most) over seeds. Differences are",
-        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds are of training, on the clock.",
+        "paired over seeds and examples, with a 95% bootstrap interval over both. Seconds: of training.",
         "",
         "```bash",
         f"python benchmarks/study.py run {plan.path} --stage {stage.name}",

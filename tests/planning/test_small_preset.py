@@ -14,6 +14,7 @@ from seekr_cl.memory import ReplayMemory
 from seekr_cl.memory.sample_codec import pack
 from seekr_cl.planning import Workload, make_plan, read_shape
 from seekr_cl.planning.show import show_plan
+from seekr_cl.system.sizes import size
 from seekr_cl.training import config_from
 
 LETTERS = 20
@@ -37,6 +38,19 @@ def test_a_sample_of_1024_tokens_takes_less_than_100_kb_on_smollm2(tmp_path: Pat
     console = Console(record=True, width=200)
     show_plan(default, console)
     assert "preset: small, 12 queries and fewer entries a row: a sample 95.6 kB" in console.export_text()
+
+
+def test_an_adapter_is_told_what_was_measured_of_derpp(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2.to_dict()))
+    shape, adapted = read_shape(tmp_path), {"use_cpu": True, "peft": "lora"}
+    plans = {
+        method: make_plan(shape, config_from(adapted | {"method": method}, "unused"), WORK, adapter=10_000_000)
+        for method in ("seekr", "derpp")
+    }
+    (note,) = plans["seekr"].notes
+    assert f"method=derpp kept as much, a sample {size(plans['derpp'].chosen.sample.stored)} (" in note
+    assert plans["derpp"].notes == ()
+    assert make_plan(shape, config_from({"use_cpu": True}, "unused"), WORK).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from seekr_cl.planning.passes import asks_adapters, looking_passes, sample_passe
 from seekr_cl.planning.shape import ModelShape
 from seekr_cl.planning.signal_costs import SampleCost, choose_heads, keeps_outputs, num_queries, sample_cost, tiles_size
 from seekr_cl.planning.workload import Steps, Workload, count_steps, steps_of_tasks
+from seekr_cl.system.sizes import size
 
 FORMS = ("top_k", "factors", "dense")
 PRECISIONS = ("int8", "float16")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 """Bytes of a weight by ``dtype``."""
 UNKNOWN = "what {name} itself takes is not known and counts as nothing; put it into seekr_cl.planning.overheads.COSTS"
+AS_GOOD = "measured with a LoRA and one-label answers: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
+"""Two seeds of SmolLM2-135M, benchmarks/results/study/forgetting_lora.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Plan:
         overhead: what the method needs beside model, optimizer and samples.
         teachers: bytes of all that the memory holds under each ``method.teacher``, where adapters are trained.
         small: under ``preset: small``, where that takes less.
-        notes: what the plan does not know.
+        notes: what the plan does not know, and what was measured of settings like these.
     """
 
     shape: ModelShape
@@ -174,6 +177,8 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
     notes = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
+    if adapter is not None and chosen.sample.attention:
+        notes += (AS_GOOD.format(size=size(chosen.sample.ids + chosen.sample.logits)),)
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, small, notes)
 
 
