@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,12 @@ def smollm2() -> Path:
     if not (folder / "config.json").is_file():
         pytest.skip(f"{folder} is absent; make it with recipes/smollm2.py, or set SEEKR_SMOLLM2 to a folder with it")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_precision_left_behind() -> Iterator[None]:
+    """What a training in half precision leaves in accelerate's state: methods asked without a Trainer compute in it."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state()

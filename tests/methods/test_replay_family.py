@@ -252,7 +252,7 @@ def test_lfpt5_learns_whole_texts_beside_answers(base: Path) -> None:
     assert float(terms["task"].value.detach()) == pytest.approx(sum(answers) / len(answers), rel=1e-5)
     assert float(terms["lm"].value.detach()) == pytest.approx(written("rev"), rel=1e-5)
     # Replayed under the old task's name; the earlier model is this one, so that its outputs agree.
-    taught = [method._with_outputs(sample) for sample in (one, two)]
+    taught = method._with_outputs([one, two])
     extras = method.collate_replay(
         [(MemoryTask("old", taught), sample) for sample in taught], batch_of(*taught)["input_ids"].shape[1]
     )
@@ -270,7 +270,7 @@ def test_lfpt5s_consistency_is_a_sum_over_positions(base: Path) -> None:
     method = get_method("lfpt5")(get_method("lfpt5").Settings(), context)
     assert method.settings.top_k == 64
     samples = [sample_of(context, "ab=", "ba"), sample_of(context, "cdef=", "fedcba"), sample_of(context, "q=", "c")]
-    taught = [method._with_outputs(sample) for sample in samples]
+    taught = method._with_outputs(samples)
     before: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
     with torch.no_grad():
         context.model.lm_head.weight.mul_(1.3)

@@ -23,7 +23,7 @@ from seekr_cl.training.tracker import Tracker
 @pytest.fixture(scope="module")
 def learned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("record")
-    config = config_for("seekr", folder, report_to="tensorboard", measure_every=1)
+    config = config_for("seekr", folder, report_to="tensorboard", measure_every=1, retention={})
     run(base, [reverse_task(), constant_task("no", "no")], folder / "run", config)
     return folder / "run"
 

@@ -203,7 +203,7 @@ def test_probes_compute_as_training_does_and_say_that_they_run(
         lambda module, args, output: noted(module, args, output) if isinstance(module, torch.nn.Linear) else None
     )
     try:
-        config = config_for("derpp", tmp_path, replay={"samples": 2}, bf16=True, progress="lines")
+        config = config_for("derpp", tmp_path, replay={"samples": 2}, bf16=True, progress="lines", retention={})
         learn(learned / "m1", constant_task("no", "no"), tmp_path / "memory", tmp_path / "m2", config)
     finally:
         hook.remove()

@@ -130,10 +130,14 @@ class AnswerHead:
         with precision:
             return finish(self._head.forward(hidden_CD[None]))[0]
 
+    def is_sharded(self) -> bool:
+        """Whether the head's weights are whole only within a pass of the model."""
+        return any(is_sharded(weight) or hasattr(weight, "ds_id") for weight in self._head.parameters())
+
     def _found(self, hidden_1D: Tensor, precision: torch.autocast, own_1V: Tensor) -> Finish | None:
         """What the model does to its head's output, found out at one position; ``None`` if it is nothing known."""
-        if any(is_sharded(weight) or hasattr(weight, "ds_id") for weight in self._head.parameters()):
-            # An engine has let go of them already.
+        if self.is_sharded():
+            # An engine has let go of its weights already.
             return None
 
         def off(finish: Finish) -> float:

@@ -3,6 +3,7 @@
 Shapes: B batch, L padded length, V vocabulary, N positions in use, C of them in one chunk.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,9 @@ def later_logits(model: Any, batch: Batch, keep_BL: Tensor) -> Callable[[Tensor]
 def kept_outputs(
     model: Any, batch: Batch, keep_BL: Tensor, call: Callable[[Any, Batch], Any] = run
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Runs a model that no engine has wrapped for its logits at some positions, and makes few of them at a time.
+    """Runs a model for its logits at some positions, and makes few of them at a time.
+
+    Of a model that an engine has sharded all are made at once: after the pass its head is not whole.
 
     Returns:
         the logits [N, V] and a function that does nothing; where they are too many, the hidden states [N, D] and a
@@ -65,10 +68,15 @@ def kept_outputs(
     """
     head, place_N = AnswerHead.of(model), keep_BL.flatten().nonzero()[:, 0]
     head.asked, head.held = (place_N, keep_BL.shape[1], None), None
+    most, sharded = head.most, head.is_sharded()
+    if sharded:
+        head.most = math.inf
     try:
         said, held = call(model, batch).logits, head.held
     finally:
         head.asked = head.held = None
+        if sharded:
+            head.most = most
     if said.dim() == 3:
         return said[0], lambda logits_CV: logits_CV
     assert held is not None
