@@ -88,7 +88,7 @@ class Zip:
         try:
             with self.archive.open(name) as file:
                 content = file.read(claimed + 1)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise DataError(f"{self.label}: {name}: damaged ({error}); download the archive again") from None
         return _whole(self.label, name, content, claimed)
 
