@@ -176,7 +176,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         # The clock compares the weights with a copy from before the step.
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
-    notes = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
+    notes: tuple[str, ...] = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
     if adapter is not None and chosen.sample.attention:
         notes += (AS_GOOD.format(size=size(chosen.sample.ids + chosen.sample.logits)),)
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, small, notes)
