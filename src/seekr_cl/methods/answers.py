@@ -188,5 +188,9 @@ def label_sum(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
 
 def label_losses(logits_CV: Tensor, place_C: Tensor, labels_BL: Tensor) -> Tensor:
     """The cross entropy [C] of the tokens that are predicted from these places, 0 of those that have no label."""
-    next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
-    return F.cross_entropy(logits_CV.float(), next_C, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits_CV.float(), next_labels(labels_BL, place_C), ignore_index=IGNORE, reduction="none")
+
+
+def next_labels(labels_BL: Tensor, place_C: Tensor) -> Tensor:
+    """The labels [C] of the tokens that are predicted from these places."""
+    return F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]

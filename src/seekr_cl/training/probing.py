@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from seekr_cl.distributed import collectives
 from seekr_cl.errors import DataError
 from seekr_cl.memory import LogitSignal, ReplayMemory
-from seekr_cl.methods.answers import label_losses, predicting
+from seekr_cl.methods.answers import label_losses, next_labels, predicting
 from seekr_cl.methods.base import Batch, ask
 from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_sum
 from seekr_cl.methods.common.sample_passes import run_unmasked, sample_batch, similar_batches
@@ -178,7 +177,7 @@ def _ask(model: Any, probes: Sequence[Probe], with_signals: bool) -> Tensor:
     def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
         for row, signal in signals.items():
             moved_B[row] += float(distil_sum(logits_CV, place_C, signal, LogitSettings())) / int(signal["real"].sum())
-        next_C = F.pad(labels_BL[:, 1:], (0, 1), value=IGNORE).flatten()[place_C]
+        next_C = next_labels(labels_BL, place_C)
         same_C = (logits_CV.argmax(-1) == next_C) | (next_C == IGNORE)
         return [label_losses(logits_CV, place_C, labels_BL), same_C.float()]
 

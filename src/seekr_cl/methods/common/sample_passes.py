@@ -18,7 +18,7 @@ from seekr_cl.methods.answers import label_losses, predicting
 from seekr_cl.methods.base import Batch, ask
 from seekr_cl.methods.common.former_model import kept_outputs
 from seekr_cl.methods.common.logit_distillation import Said, chunks
-from seekr_cl.tasks.collate import IGNORE, Spans
+from seekr_cl.tasks.collate import IGNORE, Spans, labels_of
 
 PASS_TOKENS = 2048
 """Tokens of a batch with its padding; a longer sample goes alone."""
@@ -91,13 +91,13 @@ class SamplePass:
 
     def backward(self, spans: Sequence[Spans]) -> None:
         """The backward pass of the sum over samples of the mean cross entropy of the tokens in their ``spans``."""
-        device = self._source_NX.device
+        device, vocabulary = self._source_NX.device, self._read(self._source_NX.detach()[:1]).shape[-1]
         parts = zip(self._source_NX.detach().split(self._sizes), self._firsts, spans, self._ids)
         grads = []
         for whole_NX, first, learnt, ids_L in parts:
             own_NX = whole_NX.detach().requires_grad_()
             place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in learnt])
-            for part_C in chunks(place_A, self._read(whole_NX[:1]).shape[-1]):
+            for part_C in chunks(place_A, vocabulary):
                 logits_CV = self._read(own_NX[(part_C - 1 - first).to(device)])
                 loss = F.cross_entropy(logits_CV.float(), ids_L[part_C].to(device), reduction="sum")
                 (loss / max(1, len(place_A))).backward()
@@ -107,12 +107,8 @@ class SamplePass:
 
 def sample_batch(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> Batch:
     """Samples that go together, with the tokens in ``spans`` as labels; for ``run_unmasked``."""
-    ids_BL = padded(ids).to(model.device)
-    labels_BL = torch.full_like(ids_BL, IGNORE)
-    for row, own in enumerate(spans):
-        for begin, end in own:
-            labels_BL[row, begin:end] = ids_BL[row, begin:end]
-    return {"input_ids": ids_BL, "labels": labels_BL}
+    labels = [torch.tensor(labels_of(one.tolist(), own)) for one, own in zip(ids, spans)]
+    return {"input_ids": padded(ids).to(model.device), "labels": padded(labels, IGNORE).to(model.device)}
 
 
 def run_unmasked(model: Any, batch: Batch) -> Any:
