@@ -54,6 +54,18 @@ def test_init_writes_what_validate_takes_and_run_runs(world, seekr, tmp_path, ca
     assert done.code == 0, done.err
 
 
+def test_validate_says_the_tasks_own_epochs(world, tmp_path, capsys):
+    file = written(world, tmp_path)
+    content = yaml.safe_load(file.read_text())
+    content["tasks"][0]["epochs"] = 7
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    capsys.readouterr()
+    assert main(["validate", str(file), "--output", str(tmp_path / "run"), "--json"]) == 0
+    names = [one["name"] for one in content["tasks"]]
+    epochs = json.loads(capsys.readouterr().out)["settings"]["epochs"]
+    assert epochs == f"7 of {names[0]}, {content['num_train_epochs']} of {names[1]}"
+
+
 def test_init_without_tests_is_for_learn(world, tmp_path, capsys):
     data = write(tmp_path / "one's own.jsonl", '{"prompt": "a=", "completion": "aa"}\n' * 8)
     file = tmp_path / "settings.yaml"

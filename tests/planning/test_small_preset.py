@@ -76,6 +76,13 @@ def test_a_real_sample_takes_what_the_plan_says(base: Path, tmp_path: Path, more
         assert first <= int(queries.min()) <= int(queries.max()) <= last
 
 
+@pytest.mark.parametrize("more", [{"preset": "small"}, {"method": {"name": "seekr", "teacher": "adapter"}}], ids=str)
+def test_the_plan_of_an_adapter_compares_ways_that_take_no_number_of_entries(tmp_path: Path, more: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2.to_dict()))
+    plan = make_plan(read_shape(tmp_path), config_from({"use_cpu": True, "peft": "lora"} | more, "x"), WORK, 1_000_000)
+    assert plan.teachers["adapter" if "method" in more else "stored"] == plan.chosen.total
+
+
 def test_small_is_no_published_preset(tmp_path: Path) -> None:
     """It says nothing of the rate, which follows from the model's size as by default."""
     rates = {

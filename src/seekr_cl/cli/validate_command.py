@@ -104,7 +104,8 @@ def _settings(made: Validation, asked: Asked) -> dict[str, str]:
     reasons = {one.key: one.reason for one in asked.choices}
     rate, source = whole_rate_of(config, made.parameters)
     half = "bf16" if config.bf16 else "fp16" if config.fp16 else None
-    adapter = ", the adapter's in float32" if made.trained < made.parameters and config.dtype != "float32" else ""
+    adapts = config.method.kind.adapters or made.trained < made.parameters
+    adapter = ", the adapter's in float32" if adapts and config.dtype != "float32" else ""
     computed = (f"computed in {half}, weights in {config.dtype}" if half else f"all in {config.dtype}") + adapter
     batch, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     found = {
@@ -112,7 +113,7 @@ def _settings(made: Validation, asked: Asked) -> dict[str, str]:
         "precision": computed + (f" ({reasons['bf16']})" if "bf16" in reasons else ""),
         "batch": f"{batch} examples, {batch * steps} in an optimizer step"
         + (f" ({reasons['per_device_train_batch_size']})" if "per_device_train_batch_size" in reasons else ""),
-        "epochs": f"{config.num_train_epochs:g}",
+        "epochs": _epochs(made, config),
     }
     if config.method.kind.keeps:
         kept = {name: config.replay.count(one.examples) for name, one in made.lengths.items()}
@@ -120,6 +121,14 @@ def _settings(made: Validation, asked: Asked) -> dict[str, str]:
         found["kept"] = ", ".join(f"{count} of {visible(name)}" for name, count in kept.items()) or "-"
         found["kept"] += f" (few: replay.samples={FEW} keeps more)" if few else ""
     return found
+
+
+def _epochs(made: Validation, config: SeekrConfig) -> str:
+    """One number where all tasks have the same."""
+    different = set(made.epochs.values())
+    if len(different) > 1:
+        return ", ".join(f"{count:g} of {visible(name)}" for name, count in made.epochs.items())
+    return f"{next(iter(different), config.num_train_epochs):g}"
 
 
 def _check_room(made: Validation, asked: Asked) -> None:
@@ -132,7 +141,7 @@ def _check_room(made: Validation, asked: Asked) -> None:
     tokens = max(one.longest for one in made.lengths.values())
     learned = max(1, round(max(one.learned for one in made.lengths.values())))
     examples = [one.examples for one in made.lengths.values()]
-    epochs = [float(config.num_train_epochs)] * len(examples)
+    epochs = [made.epochs[name] for name in made.lengths]
     work = Workload(examples, epochs, min(max(tokens, 2), DEFAULT_LENGTH * 64), min(learned, max(tokens, 2) - 1))
     plan = make_plan(shape, config, work, adapter)
     machine = this_machine(config.use_cpu)

@@ -147,9 +147,9 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         ways = [(settings.replaced(attention_signal=form), number) for form in forms for number in PRECISIONS]
         if settings.teacher == "adapter":
             # Nothing is stored in any form.
-            ways = [(replace(settings, teacher="stored"), dtype)]
+            ways = [(settings.replaced(teacher="stored"), dtype)]
         budgets: list[dict[str, Any]] = [{"query_budget": 32}, {"query_budget": None}, {"head_budget": 0.125}]
-        ways += [(replace(settings, **change), dtype) for change in [*budgets, {"heads": "all"}]]
+        ways += [(settings.replaced(**change), dtype) for change in [*budgets, {"heads": "all"}]]
         others = [made for made in (option(*way) for way in ways) if made != chosen]
         if settings.attention_signal == "top_k" and settings.teacher == "stored":
             found = option(settings.replaced(**PRESETS["small"]["seekr"]), dtype)

@@ -3,7 +3,7 @@
 Shapes: M heads of the chosen layers, R queries, L tokens, A answer positions, D head size, V vocabulary.
 """
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from math import comb
 from typing import Any
 
@@ -146,7 +146,7 @@ def sample_cost(shape: ModelShape, settings: Any, dtype: str, tokens: int, answe
                 attention += rows_size(settings, dtype, chosen, chosen.heads, chosen.groups, rows, tokens)
                 step += _teacher_size(settings, dtype, chosen, rows, tokens)
             else:
-                step += _teacher_size(replace(settings, attention_signal="dense"), "float32", chosen, rows, tokens)
+                step += _teacher_size(settings.replaced(attention_signal="dense"), "float32", chosen, rows, tokens)
         measured = tokens if settings.measure == "padded" and settings.query_budget is None else rows
         if settings.scores_heads:
             held = rows_size(settings, dtype, chosen, *chosen.of_all, measured, tokens, former=True)

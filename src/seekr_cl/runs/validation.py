@@ -51,12 +51,14 @@ class Validation:
         parameters: weights of the model, if it could be loaded.
         trained: those of them, or of its adapter, that are trained.
         lengths: of the tasks' examples.
+        epochs: of each task, its own or the settings'.
     """
 
     checks: list[Check] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
     lengths: dict[str, Lengths] = field(default_factory=dict)
+    epochs: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -123,6 +125,7 @@ def validate(wanted: Wanted) -> Validation:
     """
     made = Validation()
     tasks, probes = _read(made, wanted.tasks, "task"), _read(made, wanted.probes, "probe")
+    made.epochs = {task.name: float(task.epochs or wanted.config.num_train_epochs) for task in tasks}
     data = [check.name for check in made.checks]
     if wanted.is_run and made.can("names and metrics", data):
         with made.check("names and metrics"):
