@@ -68,11 +68,27 @@ os.fsync = lambda file: None
 def pytest_collection_finish() -> None:
     """Takes everything imported so far out of the collector's sight.
 
-    transformers' Trainer collects garbage at the end of each training; over half a million objects of torch and
-    transformers that took three quarters of a tiny training's time.
+    transformers' Trainer collects garbage twice in each training; over half a million objects of torch and transformers
+    that took three quarters of a tiny training's time.
     """
     gc.collect()
     gc.freeze()
+
+
+_files: list[Path] = [Path()]
+"""That of the last test."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """The same with what the last file's tests have imported; their fixtures are gone by now.
+
+    A hundred thousand objects of compilers and plots took a third of each of the next files' trainings.
+    """
+    if item.path != _files[0]:
+        _files[0] = item.path
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
