@@ -75,20 +75,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_files: list[Path] = [Path()]
-"""That of the last test."""
+_run: list[Path] = []
+"""The files of the last tests."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """The same with what the last file's tests have imported; their fixtures are gone by now.
+    """The same with what tests have imported since, between two files, and in a long one now and then.
 
     A hundred thousand objects of compilers and plots took a third of each of the next files' trainings.
     """
-    if item.path != _files[0]:
-        _files[0] = item.path
+    if _run[-1:] != [item.path] or len(_run) == 25:
+        _run.clear()
         gc.collect()
         gc.freeze()
+    _run.append(item.path)
 
 
 @pytest.fixture(scope="session")
