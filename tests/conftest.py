@@ -71,6 +71,9 @@ def pytest_collection_finish() -> None:
     transformers' Trainer collects garbage twice in each training; over half a million objects of torch and transformers
     that took three quarters of a tiny training's time.
     """
+    from repeated import remember
+
+    remember()
     gc.collect()
     gc.freeze()
 

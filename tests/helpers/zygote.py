@@ -304,6 +304,7 @@ def serve(place: str, owner: int) -> None:
         import_module(name)
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         import_module("deepspeed.ops")
+    import_module("repeated").remember()
     # What the first model to be loaded would build: a tenth of a second for each child.
     import_module("transformers.models.llama.modeling_llama")
     import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
