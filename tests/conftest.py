@@ -68,11 +68,31 @@ os.fsync = lambda file: None
 def pytest_collection_finish() -> None:
     """Takes everything imported so far out of the collector's sight.
 
-    transformers' Trainer collects garbage at the end of each training; over half a million objects of torch and
-    transformers that took three quarters of a tiny training's time.
+    transformers' Trainer collects garbage twice in each training; over half a million objects of torch and transformers
+    that took three quarters of a tiny training's time.
     """
+    from repeated import remember
+
+    remember()
     gc.collect()
     gc.freeze()
+
+
+_run: list[Path] = []
+"""The files of the last tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """The same with what tests have imported since, between two files, and in a long one now and then.
+
+    A hundred thousand objects of compilers and plots took a third of each of the next files' trainings.
+    """
+    if _run[-1:] != [item.path] or len(_run) == 25:
+        _run.clear()
+        gc.collect()
+        gc.freeze()
+    _run.append(item.path)
 
 
 @pytest.fixture(scope="session")

@@ -304,6 +304,10 @@ def serve(place: str, owner: int) -> None:
         import_module(name)
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         import_module("deepspeed.ops")
+    import_module("repeated").remember()
+    # What the first model to be loaded would build: a tenth of a second for each child.
+    import_module("transformers.models.llama.modeling_llama")
+    import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     # Nothing that is tested sees a power cut, which is all that it is for; what counts the calls counts its own.
     if "LD_PRELOAD" not in os.environ:
         os.fsync = lambda file: None

@@ -17,7 +17,7 @@ from seekr_cl.methods import METHODS, get_method
 from seekr_cl.training import SeekrConfig, learn, phases
 
 LEARNING: dict[str, Any] = {"learning_rate": 0.01, "num_train_epochs": 6, "measure_every": 4, "checkpoint_every": 0}
-SHORT = LEARNING | {"num_train_epochs": 2}
+SHORT = LEARNING | {"num_train_epochs": 1}
 SINGLE = [name for name, method in METHODS.items() if not method.multi_task]
 CHANGES = [(name, key, change) for name, row in ROWS.items() for key, change in row.changes.items()]
 ELSEWHERE = ("seekr", "derpp", "replay")

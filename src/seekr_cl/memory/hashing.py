@@ -72,14 +72,22 @@ def _behaviour(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         {str(token) for token in tokenizer.all_special_tokens} | {*[*tokenizer.get_added_vocab()][:_WORDS]}
     )
     texts = [*_PROBE, "a", "A", " a ", "\na", *(f"x{token} y {token}\n{token}Z" for token in special), *some]
-    found: list[Any] = [_ids(tokenizer, text, with_special) for text in texts for with_special in (False, True)]
+    both = zip(*(_ids_of_all(tokenizer, texts, with_special) for with_special in (False, True)))
+    found: list[Any] = [ids for of_text in both for ids in of_text]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
         parts = [content.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor")]
         literals = sorted(set(_literals(parts)))
-        found += [literals, *(_ids(tokenizer, f"a {text} b{text}c", False) for text in literals)]
+        found += [literals, *_ids_of_all(tokenizer, [f"a {text} b{text}c" for text in literals], False)]
     return found
+
+
+def _ids_of_all(tokenizer: PreTrainedTokenizerBase, texts: list[str], with_special: bool) -> list[list[int] | None]:
+    try:  # at once, which takes a fifth of the time
+        return [list(ids) for ids in tokenizer(texts, add_special_tokens=with_special, verbose=False)["input_ids"]]
+    except Exception:  # no texts, or one of them is refused
+        return [_ids(tokenizer, text, with_special) for text in texts]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, with_special: bool) -> list[int] | None:
