@@ -54,6 +54,11 @@ SETTINGS: dict[str, Any] = {
 REPLAY: dict[str, Any] = {"ratio": 0.03, "every": 3}
 PROMPTS = "PROMPTS"
 """In a row: a file with 32 prompts of the base skills, four of each, none of which is asked in a test."""
+LORA = (
+    "seqft peft.peft_type=LORA peft.r=8 peft.lora_alpha=32 peft.target_modules=all-linear peft.lora_dropout=0.1 "
+    "learning_rate=2e-3"
+)
+"""One adapter that is trained on and on, of the size of ``inflora``'s and ``slao``'s."""
 ROWS: dict[str, tuple[str, ...]] = {
     "seqft": (
         "seqft",
@@ -66,14 +71,18 @@ ROWS: dict[str, tuple[str, ...]] = {
         "seqft optim=muon",
         "seqft optim=muon learning_rate=1e-3",
         "seqft optim=muon learning_rate=2e-3",
-        "slao",
-        "slao learning_rate=2e-3",
-        "inflora",
-        "inflora learning_rate=2e-3",
         "sdft",
+    ),
+    LORA: (
+        LORA,
+        "slao learning_rate=2e-3",
+        "slao method.targets=all-linear learning_rate=2e-3",
+        "inflora learning_rate=2e-3",
+        "inflora method.targets=all-linear learning_rate=2e-3",
     ),
     "replay": (
         "replay",
+        "inflora method.targets=all-linear learning_rate=2e-3",
         "replay task_loss=dft",
         "replay task_loss=eaft",
         "replay task_loss=talr",
@@ -86,7 +95,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "derpp": (
         "derpp",
         "derpp general=self",
-        f"derpp general={{source:self,prompts:{PROMPTS}}}",
+        f"derpp general.source=self general.prompts={PROMPTS}",
     ),
 }
 """What is compared, by the row that it is compared with in pairs."""
