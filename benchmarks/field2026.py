@@ -225,8 +225,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     RESULTS.mkdir(exist_ok=True)
-    for row in given.rows:
-        for seed in given.seeds:
+    # Seed by seed, so that what is interrupted has whole seeds.
+    for seed in given.seeds:
+        for row in given.rows:
             path = place(row, seed)
             if not path.exists():
                 made = make(row, seed)
