@@ -25,10 +25,10 @@ from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn
 
 FIRST, SECOND = "ScienceQA", "20Minuten"
-TRAIN, KEPT, DRIFT = 8, 3, 24
+TRAIN, KEPT, DRIFT = 6, 3, 12
 SETTINGS: dict[str, Any] = {
     "use_cpu": True, "progress": "none", "dtype": "float32", "num_train_epochs": 1, "per_device_train_batch_size": 2,
-    "learning_rate": 5e-5, "max_length": 256, "long_completions": "skip", "measure_every": 0,
+    "learning_rate": 5e-5, "max_length": 224, "long_completions": "skip",
     "lr_scheduler_type": "constant",
 }  # fmt: skip
 WHOLE = {"query_budget": None, "attention_signal": "dense", "logits_top_k": None}
@@ -50,10 +50,10 @@ def measure(model: str, seed: int, work: Path) -> dict[str, dict[str, float]]:
     learn(work / "whole-model", replace(second, train=second.train[:DRIFT]), work / "none", work / "drifted", config)
     student, _ = load_model(work / "drifted")
     pair, found, base = Pair("", None, student.eval(), []), dict[str, dict[str, float]](), None
-    heads, texts = [], []
+    heads, texts = list[set[tuple[int, int]]](), list[list[list[int]]]()
     for form in FORMS:
         kept = ReplayMemory.open(work / form).tasks[0]
-        heads.append(kept.heads)
+        heads.append({(layer, head) for layer, chosen in kept.heads.items() for head in chosen})
         texts.append([sample.ids_L.tolist() for sample in kept.samples])
         attention, logits, *gradients = losses_and_gradient(pair, kept)
         base = base or (attention, logits, gradients)
@@ -63,10 +63,11 @@ def measure(model: str, seed: int, work: Path) -> dict[str, dict[str, float]]:
             found[form][f"{name}_change"] = (attention, logits)[place] / base[place] - 1
             found[form][f"{name}_cosine"] = float(torch.cosine_similarity(gradients[place], whole, 0))
             found[form][f"{name}_error"] = float((gradients[place] - whole).norm() / whole.norm())
+        # The few queries of a small sample may choose other heads than all of them.
+        found[form]["same_heads"] = len(heads[0] & heads[-1]) / len(heads[0])
     # Otherwise it would not be the forms that differ.
     assert texts[0] == texts[1] == texts[2]
-    assert heads[0] == heads[1] == heads[2]
-    found["about"] = {"heads": float(sum(map(len, heads[0].values()))), "tokens": float(sum(map(len, texts[0])) / KEPT)}
+    found["about"] = {"heads": float(len(heads[0])), "tokens": sum(map(len, texts[0])) / KEPT}
     return found
 
 
