@@ -52,6 +52,8 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 0,
 }
 REPLAY: dict[str, Any] = {"ratio": 0.03, "every": 3}
+CLAIM = 3
+"""Seeds that a claim needs."""
 PROMPTS = "PROMPTS"
 """In a row: a file with 32 prompts of the base skills, four of each, none of which is asked in a test."""
 LORA = (
@@ -174,7 +176,8 @@ def _spread(values: list[float]) -> str:
 
 
 def _against(key: str, runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
-    """The paired difference from a base row, with its interval over seeds and answers; bold where that excludes 0."""
+    """The paired difference from a base row, with its interval over seeds and answers; bold where that excludes 0
+    and rests on three seeds, the least for a claim."""
     shared = sorted(runs.keys() & base.keys())
     pairs = [(_tallies(runs[seed][key]), _tallies(base[seed][key])) for seed in shared]
     if not pairs:
@@ -182,7 +185,7 @@ def _against(key: str, runs: dict[int, dict[str, Any]], base: dict[int, dict[str
     low, high = interval(pairs)
     value = mean(mean(a.score - b.score for a, b in zip(*pair)) for pair in pairs)
     said = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{said}**" if low > 0 or high < 0 else said
+    return f"**{said}**" if (low > 0 or high < 0) and len(pairs) >= CLAIM else said
 
 
 def table(base: str, rows: tuple[str, ...]) -> list[str]:
@@ -196,7 +199,11 @@ def table(base: str, rows: tuple[str, ...]) -> list[str]:
         after = zip(*([tally.score for tally in _tallies(one["learnt"])] for one in each))
         bwt = [_matrix(one).bwt for one in each]
         change = aggregate_intervals([Answered(_tallies(one["last"]), _tallies(one["learnt"])) for one in each])["bwt"]
-        cells = [f"`{row}`", ", ".join(map(str, runs)), " ".join(f"{mean(scores):.0f}" for scores in after)]
+        cells = [
+            f"`{row}`" if row != LORA else "plain LoRA",
+            ", ".join(map(str, runs)),
+            " ".join(f"{mean(scores):.0f}" for scores in after),
+        ]
         cells += [_spread([_mean_of("last")(one) for one in each])]
         cells += [f"{mean(value for value in bwt if value is not None):.1f}"]
         cells[-1] += f" [{change.low:.1f}, {change.high:.1f}]" if change else ""
@@ -220,7 +227,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "table":
         for base, rows in ROWS.items():
-            print("\n".join([f"Less `{base}`:", "", *table(base, rows), ""]))
+            print("\n".join(["Less plain LoRA:" if base == LORA else f"Less `{base}`:", "", *table(base, rows), ""]))
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
