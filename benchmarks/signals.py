@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from seekr_cl.methods.common.attention_targets import row_targets
 from timing import machine
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from seekr_cl.memory import AttentionSignal, LogitSignal, MemoryTask, ReplaySamp
 from seekr_cl.memory import sample_codec as records
 from seekr_cl.methods import Layout
 from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_logits, pad_logits, take_logits
+from seekr_cl.methods.common.teachers import row_targets
 from seekr_cl.models.loading import load_model
 from seekr_cl.tasks import Task
 from seekr_cl.training import config_from, learn

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,17 +31,17 @@ def finished(folder: Path) -> bool:
 
 def paired(one: list[RunRecord], other: list[RunRecord]) -> tuple[float, float, float]:
     """The second's OP less the first's, in pairs of one seed, with a 95% interval over seeds and examples."""
-    low, high = _interval([(_answers(b).last, _answers(a).last) for a, b in zip(one, other, strict=True)])
+    low, high = interval([(_answers(b).last, _answers(a).last) for a, b in zip(one, other, strict=True)])
     return mean(b.matrix.op - a.matrix.op for a, b in zip(one, other)), low, high
 
 
 def mean_op(runs: list[RunRecord]) -> tuple[float, float, float]:
     """The mean OP, with a 95% interval over seeds and examples."""
-    return mean(run.matrix.op for run in runs), *_interval([(_answers(run).last,) for run in runs])
+    return mean(run.matrix.op for run in runs), *interval([(_answers(run).last,) for run in runs])
 
 
-def _interval(pairs: list[tuple[list[Tally], ...]]) -> tuple[float, float]:
-    """Of the mean over seeds of what the first has, less the second where there is one.
+def interval(pairs: Sequence[tuple[Sequence[Tally], ...]]) -> tuple[float, float]:
+    """Of the mean over seeds of what the first has, less the second where there is one, at 95%.
 
     A replicate draws examples within each task, the same for all runs, and then seeds, both with replacement; with few
     seeds that is the best that can be had and still too narrow.

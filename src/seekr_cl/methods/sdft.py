@@ -64,7 +64,8 @@ class SDFT(Method):
 
     Labels are only what the teacher is shown. The authors' results are with this forward KL (the paper's text has the
     reverse); the teacher's default is the frozen model, which published reproductions found as good and steadier.
-    A model that does not use what it is shown learns nothing this way, small ones among them; docs/sdft.md.
+    A model that does not use what it is shown learns nothing this way, small ones among them
+    (docs/self_distillation.md).
     """
 
     name = "sdft"
