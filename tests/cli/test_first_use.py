@@ -40,6 +40,7 @@ def test_init_writes_what_validate_takes_and_run_runs(world, seekr, tmp_path, ca
     file = written(world, tmp_path)
     assert "next: seekr validate" in capsys.readouterr().out
     settings = yaml.safe_load(file.read_text())
+    assert "derpp" not in file.read_text(), "measured with adapters only"
     assert settings["learning_rate"] == 5e-5
     assert [one["max_new_tokens"] for one in settings["tasks"]] == [16, 16]
     before = fingerprint(tmp_path)
@@ -60,6 +61,7 @@ def test_init_without_tests_is_for_learn(world, tmp_path, capsys):
     assert main([str(word) for word in words]) == 0
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("next: "))
     assert yaml.safe_load(file.read_text())["peft"] == "lora"
+    assert "'derpp' kept as much" in file.read_text().replace("\n# ", " ")
     assert main(shlex.split(line)[2:]) == 0
     assert "kept: 2 of" in capsys.readouterr().out
 

@@ -153,6 +153,19 @@ def test_another_precision_for_a_while(make_model) -> None:
         assert torch.equal(weight, value)
 
 
+def test_an_adapter_answers_in_the_precision_of_its_base(make_model) -> None:
+    model, _ = make_model("llama")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(model.bfloat16(), lora)
+    wide = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+    assert wide
+    with computing_in(model, None):
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {name for name, weight in model.named_parameters() if weight.dtype == torch.float32} == wide
+    with computing_in(model, torch.float32):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 def test_a_file_of_scores_says_how_fast_and_in_what(base: Path, tmp_path: Path) -> None:
     task = constant_task("a", "yes")
     made = evaluate(base, task, tmp_path / "s", max_length=32, evaluation={"dtype": "bfloat16", "batch_tokens": 16})

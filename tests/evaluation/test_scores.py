@@ -59,7 +59,7 @@ def test_all_tasks_at_once():
 
 
 def test_what_is_left_of_the_base_model():
-    kept = matrix(extra={"sums": [90.0, 50.0, 40.0, 30.0], "dates": [80.0, 10.0, 20.0, 10.0], "later": []})
+    kept = matrix(extra={"sums": [90.0, 50.0, 40.0, 30.0], "dates": [80.0, 10.0, 20.0, 10.0], "no": [], "cut": [9.0]})
     assert kept.base_kept == pytest.approx((30 + 10) / 2)
 
 

@@ -23,6 +23,7 @@ from seekr_cl.report.html.training_logs import recorded_logs, recorded_phases
 from seekr_cl.runs.stream_run import run
 from seekr_cl.system.run_record import RECORD
 from seekr_cl.tasks import Example, Task
+from seekr_cl.training import learn
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +258,15 @@ def test_an_evaluation_and_a_learning(learned: Path, tmp_path: Path) -> None:
     assert gather([folder])[0].notes
     (folder / "scores.json").write_text('{"tasks": {"a": {}}}')
     assert main(["report", str(folder), "--output", str(tmp_path / "x.html")]) == 2
+
+
+def test_an_earlier_model_is_told_apart_from_the_memory_as_it_is_now(base: Path, tmp_path: Path) -> None:
+    for model, name in ((base, "first"), (tmp_path / "first", "second")):
+        task = constant_task(name, "no")
+        learn(model, task, tmp_path / "memory", tmp_path / name, config_for("replay", tmp_path, retention={}))
+    earlier, latest = gather([tmp_path / "first", tmp_path / "second"])
+    assert [note for note in earlier.notes if "shown as it is now, 0002; this model was written at 0001" in note]
+    assert not [note for note in latest.notes if "memory" in note]
 
 
 def test_several_runs(tmp_path: Path) -> None:

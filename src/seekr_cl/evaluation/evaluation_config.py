@@ -15,7 +15,7 @@ class EvaluationConfig(Settings):
 
     Attributes:
         dtype: what a model computes answers in: ``bfloat16``, ``float32``, or ``auto``: what training computes in
-            (``bf16``, ``fp16``), and without that the weights' own precision.
+            (``bf16``, ``fp16``), and without that the weights' own precision (an adapter's that of its base model).
         batch_tokens: the most tokens of a batch, prompts with their padding and new ones together.
     """
 

@@ -84,8 +84,9 @@ class ScoreMatrix:
 
     @property
     def base_kept(self) -> float | None:
-        """Mean of the probes in the last row: what is left of what the base model could do."""
-        return _mean([scores[-1] for scores in self.extra.values() if scores])
+        """Mean of the probes in the last row, of those that have it: what is left of what the base model could do."""
+        stages = max(map(len, self.extra.values()), default=0)
+        return _mean([scores[-1] for scores in self.extra.values() if scores and len(scores) == stages])
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``scores.json``."""

@@ -25,7 +25,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 """Bytes of a weight by ``dtype``."""
 UNKNOWN = "what {name} itself takes is not known and counts as nothing; put it into seekr_cl.planning.overheads.COSTS"
 AS_GOOD = "measured with a LoRA and one-label answers: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
-"""Two seeds of SmolLM2-135M, benchmarks/results/study/forgetting_lora.md."""
+"""Three seeds of SmolLM2-135M, benchmarks/results/study/forgetting_lora.md."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,9 @@ def _learning(folder: Path) -> RunData:
         own = [one for one in data.memory.lineage if _is(one["model_folder"], folder)] if data.memory else []
         if data.memory and not own and data.done:
             data.notes.append("memory: has gone on, or was rolled back, since this model was written")
+        elif data.memory and own and own[-1] is not data.memory.lineage[-1]:
+            later = data.memory.lineage[-1]["label"]
+            data.notes.append(f"memory: shown as it is now, {later}; this model was written at {own[-1]['label']}")
         _describe_learning(data, own[-1] if own else None)
     elif data.done:
         data.notes.append("memory: not where it was when the task was learned, so its bytes and heads are not shown")
