@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from seekr_cl.attention import AttentionCall, AttentionTap, RecordRows, RowIndex
 from seekr_cl.memory import MemoryTask, ReplaySample
 from seekr_cl.methods import Context, Layout, Method
-from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_logits
+from seekr_cl.methods.common.logit_distillation import LogitSettings, distil_logits
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.methods.losses import causal_lm_loss
 from seekr_cl.methods.seekr.method import Seekr
@@ -156,10 +156,12 @@ def bare_scoring(model: PreTrainedModel, sample: ReplaySample) -> Callable[[], N
 
     def run() -> None:
         with torch.no_grad():
-            answer_logits(model, ids_1L, len(sample.ids_L) - 1)
+            model(ids_1L, use_cache=False, logits_to_keep=1)
         model.requires_grad_(False)
         with AttentionTap(model) as tap, tap.use(begin):
-            causal_lm_loss(answer_logits(model, ids_1L, first)[None], labels).backward()
+            causal_lm_loss(
+                model(ids_1L, use_cache=False, logits_to_keep=len(ids_1L[0]) - first).logits, labels
+            ).backward()
         model.requires_grad_(True)
 
     return run

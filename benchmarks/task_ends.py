@@ -81,12 +81,14 @@ def task_ends(model: Any, samples: list[ReplaySample]) -> Callable[[], None]:
     return run
 
 
-def measure(folder: Path, count: int, rounds: int, rows: int, length: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(
+    folder: Path, count: int, rounds: int, rows: int, length: int, shapes: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Ratios by shape, each as soon as it is measured."""
     model, tokenizer = load_model(folder)
     model.eval()
-    for name, path in SHAPES.items():
-        samples = samples_of(path, length, count, tokenizer)
+    for name in shapes:
+        samples = samples_of(SHAPES[name], length, count, tokenizer)
         # What is set up once is set up on one sample: a round of all would take as long as one that counts.
         task_ends(model, samples[:1])()
         plain(model, samples[:1], 1)()
@@ -121,12 +123,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=4, help="rows of a plain batch")
     parser.add_argument("--length", type=int, default=512, help="the most tokens of a sample")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="only these")
     parser.add_argument("--quick", action="store_true", help="3 samples of 128 tokens, 2 rounds: two minutes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     count, rounds, length = (3, 2, 128) if options.quick else (options.samples, options.rounds, options.length)
-    found = measure(Path(options.model), count, rounds, options.rows, length)
+    found = measure(Path(options.model), count, rounds, options.rows, length, options.shapes)
     if options.json:
         print(json.dumps(dict(found)))
         return

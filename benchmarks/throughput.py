@@ -4,6 +4,7 @@
     python benchmarks/throughput.py --quick --json        # one line of ratios; five minutes on two quiet cores
     python benchmarks/throughput.py --markdown benchmarks/results/throughput.md       # every shape and set of rows
     python benchmarks/throughput.py --record-before --source EARLIER_CHECKOUT/src     # what run_vs_before stands on
+    python benchmarks/throughput.py --against EARLIER_CHECKOUT/src --clock cpu        # the whole run alone, in turn
 
 Every training runs in a process of its own, the variants of a case in turn; ratios are medians over the rounds of each
 round's own ratio. Rows per second are of the training loop alone, ``seekr_vs_seqft`` of all that ``seekr learn`` does.
@@ -51,6 +52,9 @@ def main() -> None:
             timed = [(bench.whole_run(), bench.yardstick()) for _ in range(given.rounds)]
             record(given.source, [run for run, _ in timed], [yardstick for _, yardstick in timed], bench.run_case())
             return
+        if given.against:
+            print(json.dumps(against(bench, given)))
+            return
         found = bench.measure()
         run = None if given.no_run else bench.whole_run()
     ratios = summary(found, given.clock)
@@ -60,6 +64,17 @@ def main() -> None:
     if given.markdown:
         given.markdown.write_text(markdown(given, ratios, found, run), encoding="utf-8")
     print(json.dumps(ratios) if given.json else markdown(given, ratios, found, run))
+
+
+def against(bench: "Bench", given: argparse.Namespace) -> dict[str, Any]:
+    """The whole run with another checkout's code and with this one's, in turn: no yardstick is needed."""
+    rounds = []
+    for number in range(given.rounds):
+        sources = [given.against, given.source]
+        one = {source: bench.whole_run(source) for source in (sources if number % 2 == 0 else sources[::-1])}
+        rounds.append([one[source][given.clock] for source in sources])
+    ratios = [sum(then.values()) / sum(now.values()) for then, now in rounds]
+    return {"run_vs_before": ratios, "case": bench.run_case(), "clock": given.clock, "before_and_now": rounds}
 
 
 def _parse() -> argparse.Namespace:
@@ -76,11 +91,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="with short answers (default 64, with --quick 24); of long ones half")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512, help="tokens of the longest row")
-    parser.add_argument("--run-rows", type=int, default=12, help="training rows of each of the run's five tasks")
-    parser.add_argument("--run-tests", type=int, default=2, help="test rows of each")
+    parser.add_argument("--run-rows", type=int, default=8, help="training rows of each of the run's five tasks")
+    parser.add_argument("--run-tests", type=int, default=4, help="test rows of each")
     parser.add_argument("--no-run", action="store_true", help="leave out the whole seekr run")
     parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help="of this library's side")
     parser.add_argument("--source", type=Path, help="src folder of another checkout to measure in place of this one")
+    parser.add_argument("--against", type=Path, help="src folder of another checkout; only the whole run, of both")
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="what the ratios are of")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default: all cores)")
     parser.add_argument("--record-before", action="store_true", help=f"write {BEFORE.name}; of an unchanged commit")
@@ -88,7 +104,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file for every measurement")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     given = parser.parse_args()
-    quick = given.quick or given.record_before
+    quick = given.quick or given.record_before or given.against is not None
     given.rounds = given.rounds or (1 if quick else 3)
     cases = (quick_cases if quick else whole_cases)(given.rows or (24 if quick else 64))
     given.cases = chosen(cases, given.shapes, given.sets, given.weights, given.variants)
@@ -133,8 +149,8 @@ class Bench:
         """TRL on short answers: how fast the machine is at the moment."""
         return self._train(self._yard(), "trl", self._rows(self._yard()), Path(), None, 0)
 
-    def whole_run(self) -> dict[str, Any]:
-        """``seekr run`` of five tasks, training and evaluation, with LoRA."""
+    def whole_run(self, source: Path | None = None) -> dict[str, Any]:
+        """``seekr run`` of five tasks, training and evaluation, with LoRA; ``source`` as the option."""
         given, model = self.given, model_folder(self._run_shape, self.work)
         stream = write_stream(model, given.run_rows, given.run_tests, given.length, self.work)
         words = [
@@ -145,7 +161,7 @@ class Bench:
             *self._settings("seekr", "lora"),
             *given.settings,
         ]
-        return self._measured("run", {"command": words})
+        return self._measured("run", {"command": words}, source)
 
     def _yard(self) -> Case:
         return next((case for case in self.given.cases if "trl" in case.variants), self.given.cases[0])
@@ -220,10 +236,10 @@ class Bench:
         self._number += 1
         return self.work / f"{name}-{self._number}"
 
-    def _measured(self, title: str, job: dict[str, Any]) -> dict[str, Any]:
+    def _measured(self, title: str, job: dict[str, Any], source: Path | None = None) -> dict[str, Any]:
         file = self._new("job").with_suffix(".json")
         file.write_text(json.dumps(job), encoding="utf-8")
-        source = self.given.source or Path(__file__).resolve().parents[1] / "src"
+        source = source or self.given.source or Path(__file__).resolve().parents[1] / "src"
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self.given.threads), "MKL_NUM_THREADS": str(self.given.threads),
             "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(source.resolve()),

@@ -196,3 +196,40 @@ def test_a_run_is_evaluated_in_what_it_was_trained_in(
         content = json.loads((tmp_path / "run" / "evaluations" / stage / "scores.json").read_text())
         assert content["evaluation"]["dtype"] == dtype
         assert content["timing"]["new_tokens"] > 0
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_another_precision_takes_an_adapter_into_the_weights(make_model, dora: bool) -> None:
+    """One rounding of W + BA in place of three products a layer; afterwards every tensor is what it was."""
+    base, _ = make_model("llama")
+    targets = ["q_proj", "down_proj"]
+    model: Any = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=targets, use_dora=dora)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+    ids_1L = torch.arange(5, 15)[None]
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    whole = (layer.base_layer.weight + layer.get_delta_weight("default")).detach()
+    ran: list[int] = []
+    layer.lora_A["default"].register_forward_hook(lambda *_: ran.append(1))
+    with torch.no_grad():
+        wide = model(ids_1L).logits
+        ran.clear()
+        with computing_in(model, torch.bfloat16):
+            assert float((model(ids_1L).logits.float() - wide).norm() / wide.norm()) < 0.03
+            assert bool(ran) == dora
+            if not dora:
+                torch.testing.assert_close(layer.base_layer.weight.data, whole.bfloat16(), atol=0, rtol=0)
+        assert not layer.merged
+        torch.testing.assert_close(model(ids_1L).logits, wide, atol=0, rtol=0)
+    for name, weight in model.state_dict().items():
+        assert weight.equal(before[name]), name
+
+
+def test_a_pass_of_its_own_must_save_more_than_it_costs() -> None:
+    start = list(range(SHARED + 8))
+    assert common_prefix([[*start, 100], [*start, 101]]) == ([], set())
+    assert common_prefix([[*start, 100 + place] for place in range(10)]) == (start, set(range(10)))

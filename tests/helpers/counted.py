@@ -73,3 +73,15 @@ def counted_positions() -> Iterator[Positions]:
         yield found
     finally:
         handle.remove()
+
+
+def watch_positions(model: Any, sizes: list[int]) -> None:
+    """Notes how many positions a model's head makes logits of, each time, also outside of the model's own pass."""
+    head = model.get_output_embeddings()
+    forward = head.forward
+
+    def watched(hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(hidden.shape[:-1].numel())
+        return forward(hidden)
+
+    head.forward = watched

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from counted import watch_positions
 from one_step import RATE, Twin, assert_near, plain_steps, token_loss, words_of
 from tinylm import char_tokenizer, config_for, reverse_task, teach, weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from seekr_cl.errors import ConfigError
-from seekr_cl.memory import MemoryTask, ReplayMemory
+from seekr_cl.memory import MemoryTask, ReplayMemory, ReplaySample
 from seekr_cl.methods import Context, Layout, get_method
 from seekr_cl.training import learn
 
@@ -80,6 +81,25 @@ def test_a_joint_step_is_the_papers(base: Path, tmp_path: Path, settings: dict[s
 
     found = (twin.vector() - twin.flat(weights(tmp_path / "m2"))) / RATE
     assert_near(found, twin.gradient(loss))
+
+
+def test_what_no_step_saw_is_asked_for_a_few_positions_at_a_time(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of several lengths together: as each alone, without logits of the prompt or of many tokens."""
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    method = get_method("derpp_mse")(
+        get_method("derpp_mse").Settings(), Context(model, Layout(0), None, 3, print, "float32", char_tokenizer())
+    )
+    ids = [torch.randint(4, 20, (length,), generator=torch.Generator().manual_seed(length)) for length in (14, 9, 13)]
+    samples = [ReplaySample("", "", ids_L, len(ids_L) - 4) for ids_L in ids]
+    sizes: list[int] = []
+    watch_positions(model, sizes)
+    monkeypatch.setattr("seekr_cl.methods.answers.CHUNK_BYTES", 8 * model.config.vocab_size)
+    found = method.after_task("general", samples).task.samples
+    assert max(sizes) == 2
+    for one, ids_L in zip(found, ids, strict=True):
+        with torch.no_grad():
+            alone_AV = model(ids_L[None]).logits[0, -5:-1]
+        torch.testing.assert_close(one.logits.logits_AV, alone_AV, atol=1e-5, rtol=1e-5)
 
 
 def test_the_second_draw_is_another_one_and_leaves_none_out(base: Path, tmp_path: Path) -> None:

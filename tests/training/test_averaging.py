@@ -84,7 +84,6 @@ def test_it_goes_on_where_it_stopped(base: Path, made: Any, tmp_path: Path, kind
 def test_the_averaged_model_is_the_teacher(base: Path, tmp_path: Path) -> None:
     """Signals are of the model that is written, or the memory would not belong to it."""
     from seekr_cl.memory import ReplayMemory
-    from seekr_cl.methods.common.logit_distillation import answer_logits
     from seekr_cl.models.loading import load_model
 
     config = config_for("derpp", tmp_path, **LEARNING, average="wise_ft")
@@ -92,7 +91,7 @@ def test_the_averaged_model_is_the_teacher(base: Path, tmp_path: Path) -> None:
     model, _ = load_model(str(tmp_path / "m1"), "float32", False, None)
     for sample in ReplayMemory.open(tmp_path / "memory").tasks[0].samples:
         prob_AV = sample.logits.decode()[0]
-        now_AV = answer_logits(model, sample.ids_L[None], int(sample.logits.position_A[0]))[: len(prob_AV)]
+        now_AV = model(sample.ids_L[None]).logits[0, sample.logits.position_A]
         torch.testing.assert_close(now_AV.softmax(-1), prob_AV, atol=1e-4, rtol=0)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from counted import watch_positions
 from tinylm import config_for, constant_task, save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -82,6 +83,28 @@ def test_loss_on_plain_text(learned: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="--text"):
             read_text(tmp_path / name, tokenizer, 64)
+
+
+def test_logits_are_made_of_few_positions_at_a_time(learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, window = prompt_groups(ReplayMemory.open(learned / "memory"), 2), torch.arange(4, 16)
+    sizes: list[int] = []
+
+    def measured() -> tuple[list[float], float]:
+        base, _, model = models(learned)
+        for one in (base, model):
+            watch_positions(one, sizes)
+        return [one["kl"] for one in drift(model, [Reference("base", base)], groups)], text_losses(model, [window])[
+            0, 0
+        ]
+
+    whole = measured()
+    assert max(sizes) == len(window) - 1
+    sizes.clear()
+    monkeypatch.setattr("seekr_cl.methods.answers.CHUNK_BYTES", 4 * models(learned)[0].config.vocab_size)
+    found = measured()
+    assert max(sizes) == 1
+    assert found[0] == pytest.approx(whole[0], abs=1e-6)
+    assert found[1] == pytest.approx(whole[1])
 
 
 def test_the_command(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ SHARED = 32
 """Fewer common tokens are not worth a pass of their own."""
 _PAYS = 0.1
 """Share of all prompts' tokens that must be saved."""
+_PASS = 256
+"""Tokens that must be saved: a pass of its own costs as much as so many, whatever it is about."""
 
 
 def token_batches(
@@ -86,7 +88,7 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[list[int], set[int]
     low, high = (extreme(prompts[place] for place in members) for extreme in (_least, _greatest))
     length = next((at for at, (one, other) in enumerate(zip(low, high)) if one != other), min(len(low), len(high)))
     length = min(length, min(len(prompts[place]) for place in members) - 1)
-    if length * (count - 1) < _PAYS * sum(map(len, prompts)):
+    if length * (count - 1) < max(_PASS, _PAYS * sum(map(len, prompts))):
         return [], set()
     return list(low[:length]), members
 

@@ -110,7 +110,8 @@ def generate_answers(
                 on_batch(len(indices))
     finally:
         model.generation_config = own
-        model.train(training)
+        if training:
+            model.train()
     return answers
 
 

@@ -28,12 +28,8 @@ from seekr_cl.methods.base import (
     weighted_term,
 )
 from seekr_cl.methods.common.gathering import collect_samples
-from seekr_cl.methods.common.logit_distillation import (
-    LogitSettings,
-    answer_logits,
-    first_position,
-    logit_positions,
-)
+from seekr_cl.methods.common.logit_distillation import LogitSettings, chunks, first_position, logit_positions
+from seekr_cl.methods.common.sample_passes import SamplePass, similar_batches
 from seekr_cl.methods.derpp import DERpp
 from seekr_cl.settings import Ge, Hint, Settings
 from seekr_cl.tasks.collate import collate
@@ -197,21 +193,34 @@ class DERppMSE(Method):
     def after_task(self, name: str, samples: list[ReplaySample]) -> TaskResult:
         """Puts the logits that were drawn beside the samples; those that no step saw are asked for now."""
         drawn = self._all_drawn() if name == self.context.task else {}
-        context, kept = self.context, dict[int, ReplaySample]()
-        for place, counts in collectives.shard_indices(len(samples)):
-            sample = samples[place]
-            first, position_A = first_position(sample), logit_positions(sample, _POSITIONS)
-            # Which are missing is the same in all processes, but not at the same turn: a sharded model's passes are.
-            if len(drawn) < len(samples):
-                with torch.no_grad():
-                    ids_1L = sample.ids_L[None].to(context.model.device)
-                    logits_AV = answer_logits(context.model, ids_1L, first)[position_A - first].cpu()
-            if place in drawn:
-                logits_AV = drawn[place][1]
-            if counts:
-                signal = LogitSignal.of_logits(position_A, logits_AV, context.signal_dtype)
-                kept[place] = replace(sample, signals={"logits": signal})
+        said = {place: logits_AV for place, (_, logits_AV) in drawn.items()}
+        # The same in all processes, as the passes of a sharded model have to be.
+        missing = [place for place in range(len(samples)) if place not in said]
+        batches = similar_batches([len(samples[place].ids_L) for place in missing], self.context.model)
+        turns = list(collectives.shard_indices(len(batches)))
+        for number, counts in turns:
+            places = [missing[at] for at in batches[number]]
+            asked = self._asked([samples[place] for place in places])
+            said |= zip(places, asked) if counts else ()
+        own = {missing[at] for number, counts in turns if counts for at in batches[number]}
+        own |= {at for at, counts in collectives.shard_indices(len(samples)) if counts and at in drawn}
+        kept: dict[int, ReplaySample] = {}
+        for place in sorted(own):
+            position_A = logit_positions(samples[place], _POSITIONS)
+            signal = LogitSignal.of_logits(position_A, said[place], self.context.signal_dtype)
+            kept[place] = replace(samples[place], signals={"logits": signal})
         return TaskResult(MemoryTask(name, collect_samples(kept, len(samples))))
+
+    @torch.no_grad()
+    def _asked(self, samples: Sequence[ReplaySample]) -> list[Tensor]:
+        """The logits [A, V] of samples that go together, made of few positions at a time and kept on the CPU."""
+        asked = SamplePass(self.context.model, [one.ids_L for one in samples], list(map(first_position, samples)))
+        found = []
+        for row, sample in enumerate(samples):
+            said, position_A = asked.said(row), logit_positions(sample, _POSITIONS)
+            parts = chunks(position_A, said(position_A[:1]).shape[-1])
+            found.append(torch.cat([said(part_C).cpu() for part_C in parts]))
+        return found
 
     def _all_drawn(self) -> dict[int, tuple[float, Tensor]]:
         """By place what has the highest number in any process, the same in all of them."""

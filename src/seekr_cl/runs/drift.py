@@ -4,12 +4,13 @@ KL(reference || model) in nats a token, at the stored answers of old tasks, of g
 forgetting goes with how far a model has moved, and on the new task's prompts it is said to predict it (arXiv
 2509.04259). The loss on plain text is the cheapest sign of lost general ability, and needs no question.
 
-Shapes: A answer tokens, L tokens of a window, V vocabulary.
+Shapes: A answer tokens, L tokens of a window, N of them that are predicted, C tokens of one chunk, V vocabulary.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from torch import Tensor
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.statistics import Array, Tally, bootstrap, paired_interval
 from seekr_cl.memory import ReplayMemory
+from seekr_cl.methods.answers import label_losses, predicting
+from seekr_cl.methods.base import Batch, ask
 from seekr_cl.models.context import context_length
 from seekr_cl.system import reading
-from seekr_cl.training.probing import Probe, ProbeSet, answer_distributions, probe_sets
+from seekr_cl.tasks.collate import IGNORE
+from seekr_cl.training.probing import Part, Probe, ProbeSet, answer_parts, parts_of, probe_sets
 
 DRIFT = "drift.json"
 _WINDOW = 512
@@ -88,14 +92,12 @@ def that_fit(groups: Sequence[ProbeSet], models: Mapping[str, Any]) -> tuple[lis
     return kept, said
 
 
-@torch.no_grad()
 def divergence(reference: Any, model: Any, probe: Probe) -> float:
     """Mean over a stored answer's tokens of KL(reference || model), over the whole vocabulary, in nats.
 
     Not finite where a model's logits are not.
     """
-    first_AV, second_AV = (answer_distributions(one, probe)[0] for one in (reference, model))
-    return _divergence(first_AV, second_AV)
+    return _divergence(answer_parts(reference, probe), answer_parts(model, probe))
 
 
 @torch.no_grad()
@@ -104,26 +106,34 @@ def noise(model: Any, probe: Probe) -> float | None:
 
     None where its context has no room for padding.
     """
-    alone_AV, _, _ = answer_distributions(model, probe)
-    length, device = len(probe.ids_L), model.device
-    padded = min(length + max(1, length // 2), context_length(model) or 2 * length)
-    if padded <= length:
+    length = len(probe.ids_L)
+    size = min(length + max(1, length // 2), context_length(model) or 2 * length)
+    if size <= length:
         return None
-    ids_2L = probe.ids_L.repeat(2, 2)[:, :padded].to(device)
+    ids_2L = probe.ids_L.repeat(2, 2)[:, :size].to(model.device)
     mask_2L = torch.ones_like(ids_2L)
     mask_2L[0, length:] = 0
-    logits_LV = model(input_ids=ids_2L, attention_mask=mask_2L, use_cache=False).logits[0, -ids_2L.shape[1] :]
-    place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(device)
-    return _divergence(alone_AV, logits_LV[place_A - 1].float())
+    labels_2L = torch.full_like(ids_2L, IGNORE)
+    for begin, end in probe.spans:
+        labels_2L[0, begin:end] = ids_2L[0, begin:end]
+    batch = {"input_ids": ids_2L, "attention_mask": mask_2L, "labels": labels_2L}
+    return _divergence(answer_parts(model, probe), parts_of(model, batch))
 
 
-def _divergence(first_AV: Tensor, second_AV: Tensor) -> float:
-    """Of logits; rounding may leave a little less than nothing, which is none, and what is no number stays none."""
-    first_AV, second_AV = first_AV.log_softmax(-1), second_AV.to(first_AV.device).log_softmax(-1)
-    # Of a token that the first rules out nothing is counted, whatever the second says of it.
-    gap_AV = (first_AV - second_AV).masked_fill(first_AV == -math.inf, 0.0)
-    value = float((first_AV.exp() * gap_AV).sum(-1).mean())
+@torch.no_grad()
+def _divergence(first: Sequence[Part], second: Sequence[Part]) -> float:
+    """Of the same tokens' logits, part by part; what is no number stays none."""
+    total_A = torch.cat([_divergences(one(), other()) for one, other in zip(first, second, strict=True)])
+    value = float(total_A.mean())
+    # Rounding may leave a little less than nothing, which is none.
     return max(0.0, value) if math.isfinite(value) else value
+
+
+def _divergences(first_CV: Tensor, second_CV: Tensor) -> Tensor:
+    first_CV, second_CV = first_CV.log_softmax(-1), second_CV.to(first_CV.device).log_softmax(-1)
+    # Of a token that the first rules out nothing is counted, whatever the second says of it.
+    gap_CV = (first_CV - second_CV).masked_fill(first_CV == -math.inf, 0.0)
+    return (first_CV.exp() * gap_CV).sum(-1)
 
 
 def drift(model: Any, references: Sequence[Reference], groups: Sequence[ProbeSet]) -> list[dict[str, Any]]:
@@ -160,7 +170,7 @@ def _not_finite(models: Sequence[tuple[str, Any]], group: ProbeSet) -> DataError
     bad = [
         name
         for name, one in models
-        if not all(answer_distributions(one, probe)[0].isfinite().all() for probe in group.probes)
+        if not all(part().isfinite().all() for probe in group.probes for part in answer_parts(one, probe))
     ]
     named = " and ".join(bad or [name for name, _ in models])
     return DataError(f"drift: task '{group.task}': the KL is not finite, by the logits of {named}; try --dtype float32")
@@ -218,15 +228,23 @@ def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
     rows: list[list[float]] = []
     for window_L in windows:
         ids_1L = window_L[None].to(model.device)
-        logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float()
-        chances = logits_LV[:-1].log_softmax(-1).gather(-1, ids_1L[0, 1:, None])
-        loss = -float(chances.sum())
+        (loss_N,) = ask(model, {"input_ids": ids_1L}, predicting(ids_1L), partial(_losses, ids_1L), _run_bare)
+        loss = float(loss_N.sum())
         if not math.isfinite(loss):
             raise DataError(
                 f"the loss on window {len(rows) + 1} of the text is not finite; try --dtype float32, or another model"
             )
         rows.append([loss, len(window_L) - 1])
     return np.array(rows)
+
+
+def _losses(labels_1L: Tensor, logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
+    return [label_losses(logits_CV, place_C, labels_1L)]
+
+
+def _run_bare(model: Any, batch: Batch) -> Any:
+    # A model that looks at a question first takes plain text for one.
+    return model(input_ids=batch["input_ids"], use_cache=False)
 
 
 def compare_text(losses: dict[str, Array]) -> dict[str, Any]:

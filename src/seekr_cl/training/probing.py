@@ -3,13 +3,14 @@
 How probable each answer is, whether greedy decoding would write it exactly (every token is the most probable one given
 those before it, so the answer it writes is this one), and how far the model has moved from the signals stored with it.
 
-Shapes: B batch, L tokens of a sample (padded in a batch), N positions from the first that any answer token is predicted
-from, in a batch those that are asked about, C of them in one chunk, V vocabulary.
+Shapes: B batch, L tokens of a sample (padded in a batch), A tokens of an answer, N positions that are asked about, C of
+them in one chunk, V vocabulary.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,18 @@ from seekr_cl.errors import DataError
 from seekr_cl.memory import LogitSignal, ReplayMemory
 from seekr_cl.methods.answers import label_losses, next_labels, predicting
 from seekr_cl.methods.base import Batch, ask
-from seekr_cl.methods.common.logit_distillation import LogitSettings, answer_logits, distil_sum
+from seekr_cl.methods.common.former_model import kept_outputs
+from seekr_cl.methods.common.logit_distillation import LogitSettings, chunks, distil_sum
 from seekr_cl.methods.common.sample_passes import run_unmasked, sample_batch, similar_batches
 from seekr_cl.tasks import Encoded, Encoder, Task
 from seekr_cl.tasks.collate import IGNORE, Spans
 
 RETENTION = "retention.json"
 """What the probes of a learning found, beside its model."""
+
+
+Part = Callable[[], Tensor]
+"""Makes float32 logits [C, V]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,28 +138,35 @@ def probability(found: Mapping[str, Sequence[Any]]) -> list[float]:
     return [math.nan if value is None else 100 * math.exp(value) for value in found["log_likelihood"]]
 
 
-@torch.no_grad()
-def answer_distributions(model: Any, probe: Probe) -> tuple[Tensor, Tensor, Tensor]:
-    """What a model predicts where a stored answer stands.
+def answer_parts(model: Any, probe: Probe) -> list[Part]:
+    """What a model predicts where a stored answer stands, after one pass; as ``parts_of``.
 
     Args:
         model: in evaluation mode.
         probe: the answer.
+    """
+    return parts_of(model, sample_batch(model, [probe.ids_L], [probe.spans]))
+
+
+@torch.no_grad()
+def parts_of(model: Any, batch: Batch) -> list[Part]:
+    """What a model predicts where the labelled tokens [A] of a batch stand; a first token is predicted from nothing.
+
+    Args:
+        model: in evaluation mode.
+        batch: for ``run_unmasked``, with ``labels``.
 
     Returns:
-        float32 logits [A, V] of A answer tokens, these tokens [A], and the logits [N, V] of all positions from the
-        first that predicts one.
+        what makes the float32 logits [C, V] of some of the tokens, so that many never exist at once; together all of
+        them in order, and the same ones each for every model of one vocabulary.
     """
-    ids_1L = probe.ids_L[None].to(model.device)
-    first = max(0, probe.spans[0][0] - 1)
-    if getattr(model, "query_conditioned", False):
-        query_1L = torch.arange(ids_1L.shape[1], device=ids_1L.device)[None] < probe.spans[0][0]
-        logits_NV = model(input_ids=ids_1L, use_cache=False, query_mask=query_1L).logits[0, first - ids_1L.shape[1] :]
-    else:
-        logits_NV = answer_logits(model, ids_1L, first)
-    # The first token of all is predicted from nothing.
-    place_A = torch.cat([torch.arange(max(1, begin), end) for begin, end in probe.spans]).to(ids_1L.device)
-    return logits_NV[place_A - 1 - first].float(), ids_1L[0, place_A], logits_NV
+    source_AX, read = kept_outputs(model, batch, predicting(batch["labels"]), run_unmasked)
+    return [partial(_made, read, part_CX) for part_CX in chunks(source_AX, read(source_AX[:1]).shape[-1])]
+
+
+@torch.no_grad()
+def _made(read: Callable[[Tensor], Tensor], part_CX: Tensor) -> Tensor:
+    return read(part_CX).float()
 
 
 @torch.no_grad()

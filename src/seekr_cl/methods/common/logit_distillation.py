@@ -58,16 +58,6 @@ class LogitSettings(Settings):
     teacher: Literal["stored", "adapter"] = "stored"
 
 
-def answer_logits(model: PreTrainedModel, ids_1L: Tensor, first: int) -> Tensor:
-    """The logits [L - first, V] of a sample's positions from ``first`` on.
-
-    Models that can leave out the vocabulary product for the prompt are told to.
-    """
-    keep = {"logits_to_keep": ids_1L.shape[1] - first} if can_keep(model) else {}
-    logits_1NV = model(input_ids=ids_1L, use_cache=False, **keep).logits
-    return logits_1NV[0, logits_1NV.shape[1] - (ids_1L.shape[1] - first) :]
-
-
 def can_keep(model: PreTrainedModel) -> bool:
     """Whether the model can be told how many positions' logits are wanted, the last ones."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
