@@ -40,7 +40,6 @@ def test_init_writes_what_validate_takes_and_run_runs(world, seekr, tmp_path, ca
     file = written(world, tmp_path)
     assert "next: seekr validate" in capsys.readouterr().out
     settings = yaml.safe_load(file.read_text())
-    assert "derpp" not in file.read_text(), "measured with adapters only"
     assert settings["learning_rate"] == 5e-5
     assert [one["max_new_tokens"] for one in settings["tasks"]] == [16, 16]
     before = fingerprint(tmp_path)

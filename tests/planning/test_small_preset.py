@@ -40,7 +40,7 @@ def test_a_sample_of_1024_tokens_takes_less_than_100_kb_on_smollm2(tmp_path: Pat
     assert "preset: small, 12 queries and fewer entries a row: a sample 95.6 kB" in console.export_text()
 
 
-def test_an_adapter_is_told_what_was_measured_of_derpp(tmp_path: Path) -> None:
+def test_who_keeps_attention_is_told_what_was_measured_of_derpp(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMOLLM2.to_dict()))
     shape, adapted = read_shape(tmp_path), {"use_cpu": True, "peft": "lora"}
     plans = {
@@ -50,7 +50,8 @@ def test_an_adapter_is_told_what_was_measured_of_derpp(tmp_path: Path) -> None:
     (note,) = plans["seekr"].notes
     assert f"method=derpp kept as much, a sample {size(plans['derpp'].chosen.sample.stored)} (" in note
     assert plans["derpp"].notes == ()
-    assert make_plan(shape, config_from({"use_cpu": True}, "unused"), WORK).notes == ()
+    (whole,) = make_plan(shape, config_from({"use_cpu": True}, "unused"), WORK).notes
+    assert "all weights: method=derpp kept as much" in whole
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,7 @@ EPOCHS, FEWEST_STEPS = (3, 10), 60
 """Fewest and most passes over the data, and how many optimizer steps a task should have if these allow."""
 _SHORT, _LONG, _STEP = 3, 12, 16
 _METHOD = "How forgetting is held off; 'seekr methods' lists all."
-_AS_GOOD = (
-    " With a LoRA and answers of one label 'derpp' kept as much in a hundredth of the bytes (docs/what_helps.md)."
-)
+_AS_GOOD = " With answers of one label 'derpp' kept as much in a hundredth of the bytes (docs/what_helps.md)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ def propose(
         made.add("model", _from(folder, answers.model), "The model to begin with: a folder, or a name on the Hub.")
     kind = base.method.kind
     adapter, why = (False, "") if kind.adapters else _adapter(answers, shape, machine, base)
-    made.add("method", answers.method, _METHOD + (_AS_GOOD if adapter and kind.name == "seekr" else ""))
+    made.add("method", answers.method, _METHOD + (_AS_GOOD if kind.name == "seekr" else ""))
     if kind.adapters:
         made.lines += [f"# {answers.method} trains adapters or prompts of its own; the model's weights stay.", ""]
     elif adapter:

@@ -24,8 +24,8 @@ PRECISIONS = ("int8", "float16")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 """Bytes of a weight by ``dtype``."""
 UNKNOWN = "what {name} itself takes is not known and counts as nothing; put it into seekr_cl.planning.overheads.COSTS"
-AS_GOOD = "measured with a LoRA and one-label answers: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
-"""Three seeds of SmolLM2-135M, benchmarks/results/study/forgetting_lora.md."""
+AS_GOOD = "measured with one-label answers, LoRA or all weights: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
+"""Three seeds of SmolLM2-135M each, benchmarks/results/study/forgetting_lora.md and forgetting_full.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def make_plan(shape: ModelShape, config: SeekrConfig, work: Workload, adapter: i
         trained = shape.parameters * WIDTHS[config.dtype] if adapter is None else adapter
         overhead = replace(overhead, device=overhead.device + trained)
     notes: tuple[str, ...] = () if costs_of(config.method.kind) else (UNKNOWN.format(name=name),)
-    if adapter is not None and chosen.sample.attention:
+    if chosen.sample.attention:
         notes += (AS_GOOD.format(size=size(chosen.sample.ids + chosen.sample.logits)),)
     return Plan(shape, name, work, kept, limit, fit, chosen, others, steps, official, overhead, teachers, small, notes)
 
