@@ -24,7 +24,7 @@ PRECISIONS = ("int8", "float16")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 """Bytes of a weight by ``dtype``."""
 UNKNOWN = "what {name} itself takes is not known and counts as nothing; put it into seekr_cl.planning.overheads.COSTS"
-AS_GOOD = "measured with one-label answers, LoRA or all weights: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
+AS_GOOD = "measured with one-label answers: method=derpp kept as much, a sample {size} (docs/what_helps.md)"
 """Three seeds of SmolLM2-135M each, benchmarks/results/study/forgetting_lora.md and forgetting_full.md."""
 
 
