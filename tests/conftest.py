@@ -22,13 +22,13 @@ SLOW = {
         "test_foreign_files",
         "test_evaluate_together",
     },
-    "training": {"test_interrupted", "test_kill"},
+    "training": {"test_interrupted", "test_kill", "test_no_dead_options"},
     "evaluation": {"test_general", "test_together"},
     "demo": {"test_demo"},
     "memory": {"test_damage", "test_upkeep", "test_fuzz", "test_failed_write"},
     "tasks": {"test_fuzzed_files"},
     "attention": {"test_architectures", "test_compile", "test_kernels", "test_liger_terms"},
-    "methods": {"test_matrix"},
+    "methods": {"test_matrix", "test_learning"},
     "docs": {"test_readme", "test_blocks", "test_site"},
 }
 """Files of tests that start processes, kill them, compile, go through all methods or families, or run what is real."""
