@@ -10,7 +10,6 @@ Shapes: A answer tokens, L tokens of a window, N of them that are predicted, C t
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from torch import Tensor
 from seekr_cl.errors import DataError
 from seekr_cl.evaluation.statistics import Array, Tally, bootstrap, paired_interval
 from seekr_cl.memory import ReplayMemory
-from seekr_cl.methods.answers import label_losses, predicting
-from seekr_cl.methods.base import Batch, ask
+from seekr_cl.methods.base import Batch
+from seekr_cl.methods.common.sample_passes import losses_of
 from seekr_cl.models.context import context_length
 from seekr_cl.system import reading
 from seekr_cl.tasks.collate import IGNORE
@@ -218,7 +217,6 @@ def read_text(path: Path, tokenizer: Any, context: int | None, limit: int | None
     return windows
 
 
-@torch.no_grad()
 def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
     """Of each window its tokens' summed loss in nats, and their number.
 
@@ -227,8 +225,7 @@ def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
     """
     rows: list[list[float]] = []
     for window_L in windows:
-        ids_1L = window_L[None].to(model.device)
-        (loss_N,) = ask(model, {"input_ids": ids_1L}, predicting(ids_1L), partial(_losses, ids_1L), _run_bare)
+        (loss_N,) = losses_of(model, [window_L], [((0, len(window_L)),)], _run_bare)
         loss = float(loss_N.sum())
         if not math.isfinite(loss):
             raise DataError(
@@ -236,10 +233,6 @@ def text_losses(model: Any, windows: Sequence[Tensor]) -> Array:
             )
         rows.append([loss, len(window_L) - 1])
     return np.array(rows)
-
-
-def _losses(labels_1L: Tensor, logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
-    return [label_losses(logits_CV, place_C, labels_1L)]
 
 
 def _run_bare(model: Any, batch: Batch) -> Any:

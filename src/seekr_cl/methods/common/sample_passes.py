@@ -6,7 +6,7 @@ that a sample's numbers differ from those of a pass of its own by rounding alone
 Shapes: B batch, L padded length, V vocabulary, N positions in use, C of them in one chunk, A tokens of an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -122,10 +122,12 @@ def run_unmasked(model: Any, batch: Batch) -> Any:
 
 
 @torch.no_grad()
-def losses_of(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> list[Tensor]:
+def losses_of(
+    model: Any, ids: Sequence[Tensor], spans: Sequence[Spans], run: Callable[[Any, Batch], Any] = run_unmasked
+) -> list[Tensor]:
     """The negative log-probability of each token in a sample's ``spans``, [A] on the CPU, of samples that go together.
 
-    A first token of all, which nothing stands before, has none.
+    A first token of all, which nothing stands before, has none. ``run`` makes the model's output for the batch.
     """
     batch = sample_batch(model, ids, spans)
     keep_BL, labels_BL = predicting(batch["labels"]), batch["labels"]
@@ -133,7 +135,7 @@ def losses_of(model: Any, ids: Sequence[Tensor], spans: Sequence[Spans]) -> list
     def values(logits_CV: Tensor, place_C: Tensor) -> list[Tensor]:
         return [label_losses(logits_CV, place_C, labels_BL)]
 
-    (loss_N,) = ask(model, batch, keep_BL, values, run_unmasked)
+    (loss_N,) = ask(model, batch, keep_BL, values, run)
     return list(loss_N.cpu().split(keep_BL.sum(1).tolist()))
 
 
