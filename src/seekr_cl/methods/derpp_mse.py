@@ -197,15 +197,15 @@ class DERppMSE(Method):
         # The same in all processes, as the passes of a sharded model have to be.
         missing = [place for place in range(len(samples)) if place not in said]
         batches = similar_batches([len(samples[place].ids_L) for place in missing], self.context.model)
-        turns = list(collectives.shard_indices(len(batches)))
-        for number, counts in turns:
+        own = [place for place, counts in collectives.shard_indices(len(samples)) if counts and place in said]
+        for number, counts in collectives.shard_indices(len(batches)):
             places = [missing[at] for at in batches[number]]
             asked = self._asked([samples[place] for place in places])
-            said |= zip(places, asked) if counts else ()
-        own = {missing[at] for number, counts in turns if counts for at in batches[number]}
-        own |= {at for at, counts in collectives.shard_indices(len(samples)) if counts and at in drawn}
+            if counts:
+                said |= zip(places, asked)
+                own += places
         kept: dict[int, ReplaySample] = {}
-        for place in sorted(own):
+        for place in own:
             position_A = logit_positions(samples[place], _POSITIONS)
             signal = LogitSignal.of_logits(position_A, said[place], self.context.signal_dtype)
             kept[place] = replace(samples[place], signals={"logits": signal})
