@@ -1,6 +1,7 @@
 """A model that computes in another precision for a while."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,10 +68,7 @@ def _mergeable(model: Any) -> dict[Tensor, Any]:
         if type(layer) is Linear and type(layer.base_layer) is nn.Linear and _adds_a_product(layer):
             found[layer.base_layer.weight] = layer
     # A head's may be the embeddings' too, which its adapter is no part of.
-    shared = [weight for _, weight in model.named_parameters(remove_duplicate=False)]
-    counts = dict[Tensor, int]()
-    for weight in shared:
-        counts[weight] = counts.get(weight, 0) + 1
+    counts = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
     return {weight: layer for weight, layer in found.items() if counts[weight] == 1}
 
 
