@@ -21,6 +21,22 @@ def test_settings_page_is_up_to_date():
     assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.page(), "run recipes/settings_page.py"
 
 
+def test_paths_that_are_named_are_there():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks" / "results").rglob("*.md")]
+    texts = [*pages, *SOURCES, *(ROOT / "tests").rglob("*.py")]
+    made = {"src/seekr_cl/methods/fading.py", "benchmarks/results/small_preset.json"}
+    named = {
+        (text.relative_to(ROOT).as_posix(), path)
+        for text in texts
+        for path in re.findall(
+            r"(?<![\w/.-])((?:src/seekr_cl|tests|docs|benchmarks|recipes|examples)/[\w/-]+(?:\.(?:py|md|sh|yaml|json|png))?)",
+            text.read_text(encoding="utf-8"),
+        )
+    }
+    assert len(named) > 50
+    assert {(text, path) for text, path in named if path not in made and not (ROOT / path).exists()} == set()
+
+
 def test_files_stay_small():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert not [path for path, length in lengths.items() if length > 500]

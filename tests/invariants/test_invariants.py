@@ -1,6 +1,6 @@
 """What must hold for every change: methods times invariants.
 
-A new method is one row in ``tests/methods/matrix.py``; it then has to pass every invariant whose terms it has. An
+A new method is one row in ``tests/helpers/matrix.py``; it then has to pass every invariant whose terms it has. An
 invariant is two sets of settings under which two tasks, one after the other, must give the same model and the same
 memory, bit for bit or, where the order of additions differs, within ``atol`` after plain gradient descent.
 """
