@@ -27,6 +27,7 @@ from study_report import interval
 
 from seekr_cl.config.overrides import apply_overrides
 from seekr_cl.demo.skills import BASE_SKILLS, STREAM_SKILLS, Skill, examples
+from seekr_cl.errors import ConfigError
 from seekr_cl.evaluation.evaluate import read_tally
 from seekr_cl.evaluation.predictions import read_answered
 from seekr_cl.evaluation.scores import ScoreMatrix
@@ -237,7 +238,12 @@ def main() -> None:
         for row in given.rows:
             path = place(row, seed)
             if not path.exists():
-                made = make(row, seed)
+                try:
+                    made = make(row, seed)
+                except ConfigError as error:
+                    # Some settings are refused for what a seed's model makes of the data.
+                    print(f"{row} {seed}: {error}", flush=True)
+                    continue
                 path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
                 print(f"{row} {seed}: {made['matrix']} kept {_mean_of('kept')(made):.1f}, {made['cpu']} s", flush=True)
 
